@@ -1,0 +1,7 @@
+"""Categories of images on disk: what is there, in which layout, in which order, and how it is read."""
+
+from edgead.data.category import Category, Sample
+from edgead.data.layouts import list_images, open_category
+from edgead.data.loading import load_images, load_mask, prefetch
+
+__all__ = ["Category", "Sample", "list_images", "load_images", "load_mask", "open_category", "prefetch"]

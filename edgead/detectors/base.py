@@ -1,0 +1,125 @@
+"""What a detector is, and how the closed-form ones are fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from edgead.coreset import Progress
+from edgead.features import FeatureExtractor
+from edgead.scoring import ScoringModule
+
+FOLDS = 5
+
+
+class Settings(BaseModel):
+    """Settings of a detector; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    smooth: bool = True
+
+
+class TrainingImages(Protocol):
+    """Normal images at network size, readable any number of times in the same order."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield ``(n, h, w, 3)`` uint8 RGB, n = size but for the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted scoring module and the scores ``(n,)`` of the normals, each scored by a model that never saw it."""
+
+    module: ScoringModule
+    normal_scores: NDArray[np.float64]
+
+
+class Collector(Protocol):
+    """Gathers what a closed-form head needs in one pass over the features, separately for each fold."""
+
+    def update(self, features: Tensor, folds: NDArray[np.int64]) -> None:
+        """Take ``features (n, C, gh, gw)`` float32 of n images and the fold ``(n,)`` each belongs to."""
+
+    def head(self, without: int | None, progress: Progress) -> nn.Module:
+        """Return the head fitted on every image, or on all but those of one fold."""
+
+
+class Detector(Protocol):
+    """One detection method with its settings."""
+
+    name: str
+    settings: Any
+
+    def extractor(self, extractor: FeatureExtractor, seed: int) -> FeatureExtractor:
+        """Adapt the plain extractor, e.g. to a selection of channels."""
+
+    def collector(self, images: int, extractor: FeatureExtractor, seed: int) -> Collector:
+        """Return an empty collector."""
+
+    def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
+        """Return a head with the shapes of saved ``tensors``, ready for `load_state_dict`."""
+
+
+def assign_folds(count: int, seed: int, folds: int = FOLDS) -> NDArray[np.int64]:
+    """Return the fold ``(count,)`` of each image: balanced, shuffled, at most one image a fold fewer than others."""
+    order = np.random.default_rng(seed).permutation(count)
+    result = np.empty(count, np.int64)
+    result[order] = np.arange(count) % min(folds, count)
+    return result
+
+
+@torch.inference_mode()
+def fit_closed_form(
+    detector: Detector,
+    images: TrainingImages,
+    extractor: FeatureExtractor,
+    *,
+    seed: int,
+    progress: Progress,
+    batch: int = 8,
+) -> Fit:
+    """Fit on all normals and score each of them out of fold (design section 7).
+
+    Features are computed twice, once to fit and once to score, so that memory does not grow with the image count.
+    """
+    count = len(images)
+    folds = assign_folds(count, seed)
+    extractor = detector.extractor(extractor, seed)
+    collector = detector.collector(count, extractor, seed)
+    for first, features in _features(images, extractor, batch, progress, "features"):
+        collector.update(features, folds[first : first + len(features)])
+
+    smooth = bool(detector.settings.smooth)
+    held_out = [
+        ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval() for fold in range(folds.max() + 1)
+    ]
+    scores = np.empty(count, np.float64)
+    for first, features in _features(images, extractor, batch, progress, "out-of-fold scores"):
+        members = folds[first : first + len(features)]
+        for fold in np.unique(members):
+            rows = np.flatnonzero(members == fold)
+            score, _ = held_out[fold].score_features(features[torch.from_numpy(rows)])
+            scores[first + rows] = score.double().numpy()
+    del held_out
+    module = ScoringModule(extractor, collector.head(None, progress), smooth=smooth).eval()
+    return Fit(module.requires_grad_(False), scores)
+
+
+def _features(
+    images: TrainingImages, extractor: FeatureExtractor, batch: int, progress: Progress, stage: str
+) -> Iterator[tuple[int, Tensor]]:
+    done = 0
+    for pixels in images.batches(batch):
+        yield done, extractor(torch.from_numpy(np.ascontiguousarray(pixels)))
+        done += len(pixels)
+        progress(stage, done, len(images))

@@ -1,0 +1,239 @@
+"""A trained model and its directory: ``model.json``, ``weights.safetensors`` and ``references/``. No pickle."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgead import __version__
+from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
+from edgead.detectors import create_detector
+from edgead.features import build_extractor
+from edgead.runtime.errors import BundleError, ConfigError, DataError
+from edgead.runtime.files import reason
+from edgead.runtime.preprocess import RESIZE_RULE
+from edgead.runtime.threshold import Threshold
+from edgead.scoring import ScoringModule
+
+FORMAT_VERSION = 1
+_JSON = "model.json"
+_WEIGHTS = "weights.safetensors"
+_REFERENCES = "references"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelCard(_Section):
+    """The content of ``model.json``.
+
+    Attributes:
+        detector, settings: registered name and all its settings.
+        backbone: name, weights and strides, enough to rebuild the architecture; the weights are in the directory.
+        backbone_info: where the weights came from, with their digest.
+        height, width: network size in pixels.
+        resize: the resize rule the model was trained with.
+        threshold: see `edgead.runtime.threshold.Threshold`.
+        normal_scores: score of each training image by a model that never saw it, in image order.
+        categories: category name -> number of training images.
+        fingerprint: category name -> digest of its training images.
+    """
+
+    format_version: int
+    edgead: str
+    detector: str
+    settings: dict[str, Any]
+    backbone: dict[str, Any]
+    backbone_info: dict[str, Any]
+    height: int
+    width: int
+    grid: tuple[int, int]
+    resize: str
+    seed: int
+    threshold: dict[str, Any]
+    normal_scores: list[float]
+    categories: dict[str, int]
+    fingerprint: dict[str, str]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A fitted detector with everything export and evaluation need.
+
+    Attributes:
+        card: what `ModelCard` says.
+        module: the scoring module, in eval mode.
+        references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
+    """
+
+    card: ModelCard
+    module: ScoringModule
+    references: tuple[tuple[str, bytes], ...]
+
+    @property
+    def threshold(self) -> Threshold:
+        return Threshold(**self.card.threshold)
+
+    def save(self, path: Path) -> None:
+        """Write the model directory, whole or not at all; a model that is there is replaced at the end.
+
+        Raises:
+            ConfigError: something that is no model is in the way.
+            BundleError: the disk is full or not writable; what was there stays.
+        """
+        from safetensors.torch import save_file
+
+        if path.exists() and not (path / _JSON).is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise ConfigError(f"{path} exists and is no model directory; choose another -o or remove it")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (temporary / _REFERENCES).mkdir(parents=True)
+            for name, data in self.references:
+                (temporary / _REFERENCES / name).write_bytes(data)
+            tensors = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
+            save_file(tensors, temporary / _WEIGHTS)
+            # Last, because its presence is what makes the folder a model.
+            (temporary / _JSON).write_text(json.dumps(self.card.model_dump(), indent=2, sort_keys=True) + "\n")
+            _swap(temporary, path)
+        except Exception as error:
+            if isinstance(error, OSError) or "safetensors" in type(error).__module__:
+                raise BundleError(f"cannot write {path}: {reason(error)}; nothing was changed") from error
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(path: Path) -> TrainedModel:
+    """Load a model directory.
+
+    Raises:
+        BundleError: no model there, one from another version, or a damaged one.
+    """
+    from safetensors.torch import load_file
+
+    card = read_card(path)
+    try:
+        tensors = load_file(path / _WEIGHTS)
+        references = tuple((p.name, p.read_bytes()) for p in sorted((path / _REFERENCES).glob("*.png")))
+    except Exception as error:
+        raise BundleError(f"{path} is damaged: {_WEIGHTS} cannot be read ({reason(error)}); fit again") from error
+    try:
+        module = _rebuild(card, tensors)
+    except (RuntimeError, KeyError, ConfigError, TypeError) as error:
+        raise BundleError(
+            f"{path} does not fit this version of edgead or timm ({str(error).splitlines()[0]}); fit again"
+        ) from error
+    return TrainedModel(card, module, references)
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read ``model.json``; raises `BundleError` where it is missing, damaged or from another format version."""
+    file = path / _JSON
+    if not file.is_file():
+        raise BundleError(f"{path} is no model directory (no {_JSON}); give what 'edgead fit -o' wrote")
+    try:
+        content = json.loads(file.read_text())
+        version = content["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file} is damaged; fit again") from error
+    if version != FORMAT_VERSION:
+        relation = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
+        raise BundleError(f"{path} was written by {relation} edgead (model format {version}); fit again or change edgead")
+    try:
+        card = ModelCard.model_validate(content)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BundleError(f"{file} is damaged (field '{field}'); fit again") from error
+    if card.resize != RESIZE_RULE:
+        raise BundleError(f"{path} was trained with the resize rule '{card.resize}', this is '{RESIZE_RULE}'; fit again")
+    return card
+
+
+def make_card(
+    *,
+    detector: str,
+    settings: BaseModel,
+    backbone: BackboneSpec,
+    backbone_info: BackboneInfo,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    seed: int,
+    threshold: Threshold,
+    normal_scores: Sequence[float],
+    categories: Mapping[str, int],
+    fingerprint: Mapping[str, str],
+) -> ModelCard:
+    """Fill in a `ModelCard` with the versions of what is installed."""
+    import timm
+
+    return ModelCard(
+        format_version=FORMAT_VERSION,
+        edgead=__version__,
+        detector=detector,
+        settings=settings.model_dump(),
+        backbone={"name": backbone.name, "weights": backbone_info.weights, "strides": list(backbone.strides)},
+        backbone_info=asdict(backbone_info),
+        height=size[0],
+        width=size[1],
+        grid=grid,
+        resize=RESIZE_RULE,
+        seed=seed,
+        threshold=threshold.to_dict(),
+        normal_scores=[float(score) for score in normal_scores],
+        categories=dict(categories),
+        fingerprint=dict(fingerprint),
+        versions={"edgead": __version__, "torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__},
+    )
+
+
+def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule:
+    detector = create_detector(card.detector, card.settings)
+    spec = BackboneSpec(card.backbone["name"], "random", tuple(card.backbone["strides"]))
+    size = (card.height, card.width)
+    extractor = build_extractor(build_backbone(spec, size, load_weights=False), size)
+    extractor = detector.extractor(extractor, card.seed)
+    head = detector.empty_head({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
+    module = ScoringModule(extractor, head, smooth=bool(detector.settings.smooth))
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put ``new`` in the place of ``path``; a folder cannot be replaced in one step, so the old one steps aside."""
+    old = path.with_name(f".{path.name}.{secrets.token_hex(6)}.old")
+    replaced = path.exists()
+    if replaced:
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if replaced:
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_size(height: int, width: int) -> tuple[int, int]:
+    """Return a usable network size; raises `ConfigError` unless both sides are multiples of 32 from 64 to 2048."""
+    for side in (height, width):
+        if side % 32 or not 64 <= side <= 2048:
+            raise ConfigError(f"--size must be a multiple of 32 from 64 to 2048, got {side}")
+    return height, width
+
+
+def require_images(count: int, where: str) -> None:
+    """Raise `DataError` where too few good images were found to fit and to calibrate."""
+    if count < 2:
+        raise DataError(f"{where} has {count} good image(s); at least 2 are needed, 100 or more are advised")

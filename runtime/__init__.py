@@ -1,0 +1,72 @@
+"""The light runtime: bundles, preprocessing, backends, sources, the inspection loop. Needs numpy and Pillow only.
+
+Vendor libraries are imported inside the backend or source that needs them, and the heavier names below on first use,
+so importing this package is cheap on a small board.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edgead.runtime.errors import (
+    BackendError,
+    BackendUnavailable,
+    BundleError,
+    ConfigError,
+    DataError,
+    EdgeadError,
+    SourceError,
+    SourceLost,
+)
+from edgead.runtime.frame import Decision, Frame, Result
+
+if TYPE_CHECKING:
+    from edgead.runtime.backends import Backend, BackendInfo, Inference
+    from edgead.runtime.bundle import Bundle
+    from edgead.runtime.inspector import Inspector
+    from edgead.runtime.sinks import open_sink
+    from edgead.runtime.sources import open_source
+    from edgead.runtime.stream import Stream
+    from edgead.runtime.threshold import Threshold
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendInfo",
+    "BackendUnavailable",
+    "Bundle",
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "Decision",
+    "EdgeadError",
+    "Frame",
+    "Inference",
+    "Inspector",
+    "Result",
+    "SourceError",
+    "SourceLost",
+    "Stream",
+    "Threshold",
+    "open_sink",
+    "open_source",
+]
+
+_LAZY = {
+    "Backend": "backends",
+    "BackendInfo": "backends",
+    "Bundle": "bundle",
+    "Inference": "backends",
+    "Inspector": "inspector",
+    "Stream": "stream",
+    "Threshold": "threshold",
+    "open_sink": "sinks",
+    "open_source": "sources",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'edgead.runtime' has no attribute '{name}'")
+    return getattr(import_module(f"edgead.runtime.{_LAZY[name]}"), name)

@@ -1,0 +1,114 @@
+"""Backends: the libraries that execute a bundle's graph, one file each, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra, suggest
+
+
+class Inference(NamedTuple):
+    """Raw output for a batch: ``score (N,)`` float32 and ``map (N, gh, gw)`` float32, higher is more anomalous."""
+
+    score: NDArray[np.float32]
+    map: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What really runs: names as the vendor library reports them after the model was loaded."""
+
+    name: str
+    provider: str
+    precision: str
+    device: str
+    threads: int
+    version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Backend(Protocol):
+    """Executes one scoring graph. Not thread-safe: one caller at a time."""
+
+    def run(self, images: NDArray[np.uint8]) -> Inference:
+        """Score ``images (N, h, w, 3)`` uint8 RGB at network size; raises `BackendError` where the library fails."""
+
+    def describe(self) -> BackendInfo:
+        """Return what really runs."""
+
+    def close(self) -> None:
+        """Release the model; calling it twice is allowed."""
+
+
+class BackendEntry(NamedTuple):
+    """One registry line: where the class lives, which package it needs, which extra brings it."""
+
+    module: str
+    factory: str
+    package: str
+    extra: str
+    precisions: tuple[str, ...]
+
+
+# One line a backend. Order is the order in which `auto` tries them.
+REGISTRY: dict[str, BackendEntry] = {
+    "onnxruntime": BackendEntry("onnxruntime_backend", "OnnxRuntimeBackend", "onnxruntime", "cpu", ("fp32",)),
+    "openvino": BackendEntry("openvino_backend", "OpenVinoBackend", "openvino", "openvino", ("fp32",)),
+    "openvino-bf16": BackendEntry("openvino_backend", "OpenVinoBf16Backend", "openvino", "openvino", ("fp32",)),
+}
+
+# Named by the design, built by the export issue; a clear refusal until then.
+_PLANNED = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+
+
+def available() -> list[str]:
+    """Return the registered backends whose library is installed, in the order `auto` tries them."""
+    return [name for name, entry in REGISTRY.items() if find_spec(entry.package) is not None]
+
+
+def choose(name: str = "auto") -> tuple[str, str]:
+    """Return ``(backend name, why)`` for a requested name; ``auto`` takes the first available one.
+
+    Raises:
+        ConfigError: the name is not registered.
+        BackendUnavailable: the named backend's library is missing, or `auto` found none.
+    """
+    if name == "auto":
+        # A reduced-precision variant is never chosen silently.
+        found = [candidate for candidate in available() if candidate != "openvino-bf16"]
+        if not found:
+            raise BackendUnavailable("no backend is installed; run: pip install 'edgead[cpu]'")
+        return found[0], f"auto: {found[0]} (installed: {', '.join(found)})"
+    if name in _PLANNED:
+        raise BackendUnavailable(f"backend '{name}' is not in this version of edgead; use one of {', '.join(REGISTRY)}")
+    if name not in REGISTRY:
+        raise ConfigError(f"unknown backend '{name}'.{suggest(name, [*REGISTRY, 'auto'])}")
+    entry = REGISTRY[name]
+    if find_spec(entry.package) is None:
+        raise BackendUnavailable(missing_extra(entry.package, entry.extra))
+    return name, f"asked for by name: {name}"
+
+
+def open_backend(name: str, model: Path, *, threads: int | None = None, batch: int = 1) -> Backend:
+    """Open the graph file ``model`` with a registered backend.
+
+    Args:
+        name: a registry name (resolve ``auto`` with `choose` first).
+        model: path of the ``.onnx`` file, its ``weights/`` folder beside it.
+        threads: number of CPU threads; None leaves the choice to the library.
+        batch: the batch size the backend is compiled for; 0 keeps the batch axis dynamic.
+    """
+    name, _ = choose(name)
+    entry = REGISTRY[name]
+    factory: Callable[..., Backend] = getattr(import_module(f"edgead.runtime.backends.{entry.module}"), entry.factory)
+    return factory(model, threads=threads, batch=batch)

@@ -1,0 +1,136 @@
+"""What every backend does alike: quiet imports, checks of what goes in and comes out, batches of another size."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.runtime.backends import Inference
+from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, missing_extra
+
+INPUT = "images"
+OUTPUTS = ("score", "map")
+
+
+def load_onnxruntime() -> Any:
+    """Import ONNX Runtime without its telemetry; raises `BackendUnavailable` where it is missing or broken.
+
+    Its newer Linux builds (seen in 1.31) write an identifier into the home folder and report to Microsoft from the
+    import on; a camera on a factory network must do neither. A value that the environment already holds is respected.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise _not_importable("onnxruntime", "cpu", error) from error
+    # Older versions read no variable; this also covers a process that had imported it before.
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO without its telemetry; raises `BackendUnavailable` where it is missing or broken.
+
+    Its ``__init__`` imports the model converter, which starts a thread, writes an identifier into the home folder and
+    reports the import to Google Analytics. Where the telemetry package is missing it uses a stub of its own, so the
+    package is hidden while OpenVINO is imported for the first time.
+    """
+    hidden = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if hidden:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise _not_importable("openvino", "openvino", error) from error
+    finally:
+        if hidden:
+            sys.modules.pop("openvino_telemetry", None)
+    return openvino
+
+
+def _not_importable(package: str, extra: str, error: ImportError) -> BackendUnavailable:
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return BackendUnavailable(missing_extra(package, extra))
+    mend = f"run: pip install --force-reinstall 'edgead[{extra}]'"
+    return BackendUnavailable(f"{package} is installed but cannot be loaded ({first_line(error)}); {mend}")
+
+
+def check_settings(threads: int | None, batch: int) -> None:
+    """Raise `ConfigError` for a number of threads below 1 or a negative batch size."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the library's own choice")
+    if batch < 0:
+        raise ConfigError(f"batch must be at least 1, or 0 for any size, got {batch}")
+
+
+def check_graph(model: str, inputs: Sequence[str], outputs: Sequence[str], shape: Sequence[int | None]) -> None:
+    """Raise `BackendError` unless the graph keeps the contract ``images (N, h, w, 3) -> score, map``.
+
+    Args:
+        model: file name, for messages.
+        inputs, outputs: names of the graph's inputs and outputs.
+        shape: shape of the first input, None where an axis is dynamic.
+    """
+    if list(inputs) != [INPUT] or not set(OUTPUTS) <= set(outputs):
+        raise BackendError(
+            f"{model} maps {', '.join(inputs)} to {', '.join(outputs)}; a scoring graph maps images to score and map"
+        )
+    if len(shape) != 4 or shape[3] != 3 or None in shape[1:3]:
+        shown = ", ".join("?" if size is None else str(size) for size in shape)
+        raise BackendError(f"{model} takes images of shape ({shown}); a scoring graph takes (N, h, w, 3)")
+
+
+def check_images(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return ``images`` C-contiguous; raises `BackendError` unless they are ``(N >= 1, height, width, 3)`` uint8."""
+    if not isinstance(images, np.ndarray):
+        raise BackendError(f"the network takes a numpy array, got {type(images).__name__}")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, 3) or not len(images):
+        raise BackendError(
+            f"the network takes (N, {height}, {width}, 3) uint8 with N >= 1, got {images.shape} {images.dtype}"
+        )
+    return np.ascontiguousarray(images)
+
+
+def run_batches(
+    images: NDArray[np.uint8], batch: int, run: Callable[[NDArray[np.uint8]], tuple[Any, Any]]
+) -> Inference:
+    """Score any number of images with a network compiled for ``batch`` (0: any size).
+
+    A last, smaller batch is filled up with copies of its last image, whose results are dropped: images are scored
+    independently of each other. Raises `BackendError` where the outputs break the contract.
+    """
+    step = batch or len(images)
+    parts = []
+    for start in range(0, len(images), step):
+        chunk = images[start : start + step]
+        count = len(chunk)
+        if count < step:
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], step - count, axis=0)])
+        score, grid = run(chunk)
+        if (
+            score.dtype != np.float32
+            or grid.dtype != np.float32
+            or grid.ndim != 3
+            or not (score.shape == (step,) and len(grid) == step)
+        ):
+            raise BackendError(
+                f"the network gave score {score.shape} {score.dtype} and map {grid.shape} {grid.dtype} for {step} "
+                "images; a scoring graph gives (N,) and (N, gh, gw) float32"
+            )
+        parts.append((score[:count], grid[:count]))
+    if len(parts) == 1:
+        return Inference(*parts[0])
+    return Inference(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of a library's message that says what happened, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO opens with the places in its source through which the error came.
+    telling = [line for line in lines if not line.startswith("Exception from ")] or lines
+    return telling[0][:300] if telling else type(error).__name__

@@ -1,0 +1,88 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends.common import (
+    INPUT,
+    OUTPUTS,
+    check_graph,
+    check_images,
+    check_settings,
+    first_line,
+    load_onnxruntime,
+    run_batches,
+)
+from edgead.runtime.errors import BackendError
+
+
+class OnnxRuntimeBackend:
+    """Runs the graph in FP32 on ONNX Runtime's CPU provider.
+
+    Args:
+        model: graph file, its ``weights/`` folder beside it.
+        threads: CPU threads; None leaves the choice to the library, and `describe` then reports 0.
+        batch: batch size to compile for; 0 keeps the batch axis dynamic. `run` takes any number of images either way.
+
+    Raises:
+        BackendUnavailable: the library is missing.
+        BackendError: it cannot load the graph, or the graph is no scoring graph.
+        ConfigError: ``threads`` or ``batch`` is out of range.
+    """
+
+    def __init__(self, model: Path, *, threads: int | None = None, batch: int = 1) -> None:
+        check_settings(threads, batch)
+        onnxruntime = load_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        if batch:
+            options.add_free_dimension_override_by_name("batch", batch)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise BackendError(f"onnxruntime cannot load {model.name}: {first_line(error)}") from error
+        inputs = self._session.get_inputs()
+        shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
+        outputs = [output.name for output in self._session.get_outputs()]
+        check_graph(model.name, [value.name for value in inputs], outputs, shape)
+        self._height, self._width = int(shape[1] or 0), int(shape[2] or 0)
+        # What the graph was really fixed to: a file exported with a static batch keeps its own.
+        self._batch = shape[0] or 0
+        self._info = BackendInfo(
+            name="onnxruntime",
+            provider=self._session.get_providers()[0],
+            precision="fp32",
+            device="cpu",
+            threads=threads or 0,
+            version=onnxruntime.__version__,
+        )
+
+    def run(self, images: NDArray[np.uint8]) -> Inference:
+        """Score ``images (N, h, w, 3)`` uint8, N >= 1; the arrays returned are the caller's to keep."""
+        if self._session is None:
+            raise BackendError("the backend is closed")
+        return run_batches(check_images(images, self._height, self._width), self._batch, self._run)
+
+    def describe(self) -> BackendInfo:
+        """Return what really runs."""
+        return self._info
+
+    def close(self) -> None:
+        """Release the session; calling it twice is allowed."""
+        self._session = None
+
+    def _run(self, images: NDArray[np.uint8]) -> tuple[Any, Any]:
+        try:
+            score, grid = self._session.run(OUTPUTS, {INPUT: images})
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed: {first_line(error)}") from error
+        return score, grid

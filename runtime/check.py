@@ -1,0 +1,316 @@
+"""``edgead check``: the proof, on the device itself, that a bundle decides there as it did where it was validated."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.runtime.backends import Backend, BackendInfo, choose, open_backend
+from edgead.runtime.bundle import Bundle
+from edgead.runtime.decode import IMAGE_SUFFIXES, decode_image, read_image
+from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError, suggest
+from edgead.runtime.frame import Decision, decide
+from edgead.runtime.preprocess import resize, self_check
+
+# How far a score may lie from the torch model's, as a share of the *margin*: threshold minus the median score of the
+# references that torch calls OK, which is the way a good part has to go to become a false alarm. A share of the score
+# would mean something else for each detector (distances, log-likelihoods, probabilities). FP32 libraries that add in
+# another order differ by about 1e-5 of the margin; what must be caught (bfloat16, TF32, another resize, swapped
+# channels) moves scores by 1e-2 and more. 1e-3 lies between, and is far below what calibration itself is sure of.
+FP32_TOLERANCE = 1e-3
+# Asked for by name, a reduced precision may differ as much as `edgead export` allows it by default (--max-drop).
+REDUCED_TOLERANCE = 0.05
+# Rounding grows with the number itself, so a score far above the threshold gets a share of its own size on top.
+ROUNDING = 1e-5
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCheck:
+    """One reference image: what torch gave, what this device gives, and how far they may differ (raw score units)."""
+
+    name: str
+    expected_score: float
+    score: float
+    tolerance: float
+    map_difference: float
+    expected_decision: Decision
+    decision: Decision
+
+    @property
+    def score_difference(self) -> float:
+        """Absolute difference, NaN where this device gave no finite score."""
+        return abs(self.score - self.expected_score)
+
+    @property
+    def excess(self) -> float:
+        """The difference in units of what is allowed; above 1 it is too far, infinite where it is not a number."""
+        return self.score_difference / self.tolerance if math.isfinite(self.score_difference) else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesCheck:
+    """The extra images: how many were judged how, which gave no finite score, which could not be read (and why)."""
+
+    decisions: dict[str, int]
+    not_finite: tuple[str, ...]
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The outcome of a check. ``problems`` holds one line each; without any, the check has passed."""
+
+    bundle: str
+    model_sha256: str
+    precision: str
+    backend: BackendInfo
+    why: str
+    threshold: float
+    references: tuple[ReferenceCheck, ...]
+    images: ImagesCheck | None
+    problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    @property
+    def worst(self) -> ReferenceCheck:
+        """The reference that uses most of what is allowed."""
+        return max(self.references, key=lambda reference: reference.excess)
+
+    @property
+    def max_score_difference(self) -> float:
+        return _largest([reference.score_difference for reference in self.references])
+
+    @property
+    def max_map_difference(self) -> float:
+        return _largest([reference.map_difference for reference in self.references])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema ``edgead.check/1``); a value that is not finite becomes null."""
+        worst = self.worst
+        changed = [r.name for r in self.references if r.decision is not r.expected_decision]
+        return {
+            "schema": "edgead.check/1",
+            "passed": self.passed,
+            "problems": list(self.problems),
+            "bundle": self.bundle,
+            "model_sha256": self.model_sha256,
+            "precision": self.precision,
+            "backend": {**self.backend.to_dict(), "why": self.why},
+            "threshold": self.threshold,
+            "references": {
+                "images": len(self.references),
+                "decision_changes": changed,
+                "max_score_difference": _number(self.max_score_difference),
+                "max_map_difference": _number(self.max_map_difference),
+                "worst": {
+                    "name": worst.name,
+                    "expected_score": worst.expected_score,
+                    "score": _number(worst.score),
+                    "score_difference": _number(worst.score_difference),
+                    "tolerance": worst.tolerance,
+                },
+            },
+            "images": None
+            if self.images is None
+            else {
+                "images": sum(self.images.decisions.values()),
+                "decisions": self.images.decisions,
+                "not_finite": list(self.images.not_finite),
+                "unreadable": self.images.unreadable,
+            },
+        }
+
+
+def check_bundle(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    images: Sequence[Path] = (),
+    precision: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Verify a bundle and replay its reference images on this device.
+
+    Passes iff the resize of this machine is exact, every score and map is finite, no reference is decided otherwise
+    than by the torch model, and no score differs by more than `FP32_TOLERANCE` (`REDUCED_TOLERANCE`) of the margin.
+
+    Args:
+        path: a ``.edgead`` file.
+        backend: registry name or ``auto``.
+        images: more images, or folders that are searched for them; they are judged and must give finite scores.
+            A file that is no readable image is reported, counts as `NOT_INSPECTED`, and does not fail the check.
+        precision: a key of the manifest's ``precisions``; None means ``fp32``.
+        threads: CPU threads; None leaves the choice to the backend.
+        progress: called with (done, total) after each image.
+
+    Raises:
+        BundleError: damaged, unsafe, or without references, so that nothing can be proved.
+        BackendUnavailable, BackendError: the backend is missing or cannot run the graph.
+        ConfigError: unknown backend or precision.
+        DataError: ``images`` names something that is not there, or holds no image.
+    """
+    chosen, why = choose(backend)
+    files = list(_find_images(images))
+    with Bundle.open(path) as bundle:
+        manifest, key = bundle.manifest, precision or "fp32"
+        if manifest.graph != "single":
+            raise BundleError(f"{path} is a routed bundle, which this version of edgead cannot replay; upgrade edgead")
+        if key not in manifest.precisions:
+            raise ConfigError(f"{path} has no precision '{key}'.{suggest(key, manifest.precisions)}")
+        references = _references(bundle)
+        limits = manifest.precisions[key].threshold or manifest.threshold
+        size = manifest.input.height, manifest.input.width
+        total = len(references) + len(files)
+        step = iter(range(1, total + 1))
+
+        def done() -> None:
+            if progress is not None:
+                progress(next(step), total)
+
+        with bundle.model_files(key) as model:
+            network = open_backend(chosen, model, threads=threads)
+            try:
+                info = network.describe()
+                reduced = key != "fp32" or info.precision != "fp32"
+                share = REDUCED_TOLERANCE if reduced else FP32_TOLERANCE
+                margin = share * _margin(references, manifest.threshold.value)
+                replayed = []
+                for reference in references:
+                    result = _replay(network, reference, size, margin, (manifest.threshold.value, limits.value))
+                    replayed.append(result)
+                    done()
+                judged = _judge(network, files, size, limits.value, done) if files else None
+            finally:
+                network.close()
+    return CheckReport(
+        bundle=str(path),
+        model_sha256=bundle.sha256,
+        precision=key,
+        backend=info,
+        why=why,
+        threshold=limits.value,
+        references=tuple(replayed),
+        images=judged,
+        problems=tuple(_problems(replayed, judged)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    name: str
+    png: bytes
+    score: float
+    map: NDArray[np.float32]
+
+
+def _references(bundle: Bundle) -> list[_Reference]:
+    images = dict(bundle.references())
+    if not images:
+        raise BundleError(f"{bundle.path} holds no reference images, so nothing can be proved; export it again")
+    expected = bundle.expected()
+    if sorted(expected["names"].tolist()) != sorted(images):
+        raise BundleError(f"{bundle.path}: reference images and expected results differ in name; export it again")
+    rows = zip(expected["names"].tolist(), expected["score"].tolist(), expected["map"], strict=True)
+    return sorted((_Reference(name, images[name], score, grid) for name, score, grid in rows), key=lambda r: r.name)
+
+
+def _margin(references: Sequence[_Reference], threshold: float) -> float:
+    scores = [reference.score for reference in references]
+    # Without a reference that torch calls OK, the distance of the median defect is the best scale there is.
+    good = [score for score in scores if score <= threshold] or scores
+    return abs(threshold - statistics.median(good))
+
+
+def _replay(
+    network: Backend, reference: _Reference, size: tuple[int, int], margin: float, thresholds: tuple[float, float]
+) -> ReferenceCheck:
+    score, grid = _score(network, decode_image(reference.png, reference.name), size)
+    if grid.shape != reference.map.shape:
+        raise BackendError(f"the network gives a map of {grid.shape} cells, expected are {reference.map.shape}")
+    return ReferenceCheck(
+        name=reference.name,
+        expected_score=reference.score,
+        score=score,
+        tolerance=margin + ROUNDING * abs(reference.score) + 1e-12,
+        map_difference=float(np.abs(grid.astype(np.float64) - reference.map).max()),
+        expected_decision=decide(reference.score, thresholds[0])[0],
+        decision=decide(score, thresholds[1])[0],
+    )
+
+
+def _score(network: Backend, image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[float, NDArray[np.float32]]:
+    score, grid = network.run(resize(image, *size)[None])
+    return float(score[0]), grid[0]
+
+
+def _judge(
+    network: Backend, files: Sequence[Path], size: tuple[int, int], threshold: float, done: Callable[[], None]
+) -> ImagesCheck:
+    decisions = dict.fromkeys((decision.value for decision in Decision), 0)
+    not_finite: list[str] = []
+    unreadable: dict[str, str] = {}
+    for file in files:
+        try:
+            score, grid = _score(network, read_image(file), size)
+        except DataError as error:
+            unreadable[str(file)] = str(error)
+            decisions[Decision.NOT_INSPECTED.value] += 1
+        else:
+            decisions[decide(score, threshold)[0].value] += 1
+            if not (math.isfinite(score) and np.isfinite(grid).all()):
+                not_finite.append(str(file))
+        done()
+    return ImagesCheck(decisions, tuple(not_finite), unreadable)
+
+
+def _problems(references: Sequence[ReferenceCheck], images: ImagesCheck | None) -> Iterator[str]:
+    try:
+        self_check()
+    except BackendError as error:
+        yield str(error)
+    for reference in references:
+        if not (math.isfinite(reference.score) and math.isfinite(reference.map_difference)):
+            yield f"{reference.name}: the score or map is not finite on this device"
+        elif reference.decision is not reference.expected_decision:
+            yield f"{reference.name}: {reference.expected_decision} became {reference.decision}"
+        elif reference.excess > 1:
+            yield (
+                f"{reference.name}: the score differs by {reference.score_difference:.3g}, "
+                f"allowed are {reference.tolerance:.3g}"
+            )
+    for name in images.not_finite if images else ():
+        yield f"{name}: the score or map is not finite on this device"
+
+
+def _find_images(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not found:
+                raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"{path} does not exist; check the path")
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max(value if math.isfinite(value) else math.inf for value in values)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,66 @@
+"""Every error a user can cause or meet.
+
+The command line prints the message of an ``EdgeadError`` as one line on stderr, so each message says
+what is wrong *and what to do about it*.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeadError(Exception):
+    """Base of all errors that edgead raises on purpose."""
+
+
+class ConfigError(EdgeadError, ValueError):
+    """A setting, name or argument that edgead does not accept."""
+
+
+class DataError(EdgeadError):
+    """Images, masks or folders that cannot be used as they are."""
+
+
+class BundleError(EdgeadError):
+    """A bundle or model directory that is damaged, unsafe or from another version; nothing of it was loaded."""
+
+
+class BackendError(EdgeadError):
+    """A backend that failed while it was opened or run."""
+
+
+class BackendUnavailable(BackendError):  # noqa: N818 - the name the design and the user's except clause read
+    """A backend whose library, driver or engine is missing; the message names the exact command that mends it."""
+
+
+class SourceError(EdgeadError):
+    """A camera, stream, video or folder that cannot be opened or read."""
+
+
+class SourceLost(SourceError):  # noqa: N818
+    """A source that delivered frames and then stopped delivering them."""
+
+
+class ExportError(EdgeadError):
+    """A model that could not be exported."""
+
+
+class ParityError(ExportError):
+    """An exported model that does not decide like the model it came from (exit code 3)."""
+
+
+class LintError(ExportError):
+    """A graph that breaks a rule of the runtimes it is meant for; the message names node and mend."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, else ``" Known: a, b, c."``."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names)}."
+
+
+def missing_extra(package: str, extra: str) -> str:
+    """Return the one line that names a missing package and the exact pip command that installs it."""
+    return f"{package} is not installed; run: pip install 'edgead[{extra}]'"

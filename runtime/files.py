@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from edgead.runtime.errors import EdgeadError
+
+
+@contextmanager
+def atomic_write(path: Path, error_type: type[EdgeadError], *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes the place of ``path`` when the block ends well.
+
+    It is written under a temporary name in the same folder; on any failure that file is removed and ``path`` stays as
+    it was. ``durable`` waits for the disk, so that a power cut leaves the old file or the new one.
+
+    Raises:
+        EdgeadError: of type ``error_type``, one line, for every `OSError` in the block (disk full, no right to write).
+    """
+    # Opened by name and not with mkstemp, whose mode 0600 would keep the service's user from reading the result.
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise error_type(f"cannot write {path}: {reason(error)}; nothing was changed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def reason(error: Exception) -> str:
+    """Return why an operation failed, on one line and without the path, which the caller names."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the rename itself last; not every system and file system can, and the data are safe by then.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

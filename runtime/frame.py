@@ -1,0 +1,116 @@
+"""What enters the runtime (`Frame`) and what leaves it (`Result`)."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Layout = Literal["rgb", "bgr", "gray"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image as the source delivered it.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8, C-contiguous, RGB by default; or ``(H, W)`` uint8 where ``layout`` is ``"gray"``.
+        index: position in the source, counted from 0.
+        timestamp_ns: monotonic clock, taken at capture.
+        source_id: name of the source, without secrets.
+        layout: channel order of ``image``. Cameras that deliver BGR or grey keep it, because the resize
+            to network size reorders channels for free while a full-size conversion costs a pass over the frame.
+    """
+
+    image: NDArray[np.uint8]
+    index: int
+    timestamp_ns: int
+    source_id: str
+    layout: Layout = "rgb"
+
+    def to_rgb(self) -> NDArray[np.uint8]:
+        """Return ``(H, W, 3)`` uint8 RGB; a copy unless the frame already is RGB."""
+        if self.layout == "rgb":
+            return self.image
+        if self.layout == "bgr":
+            return np.ascontiguousarray(self.image[:, :, ::-1])
+        return np.repeat(self.image[:, :, None], 3, axis=2)
+
+
+@dataclass(frozen=True, slots=True)
+class BadFrame:
+    """A frame that was captured but cannot be shown to a model, such as an unreadable image in a folder.
+
+    Attributes:
+        index, timestamp_ns, source_id: as in `Frame`; the index counts on, so its neighbours keep their numbers.
+        reason: one line on what is wrong with it.
+    """
+
+    index: int
+    timestamp_ns: int
+    source_id: str
+    reason: str
+
+
+class Decision(str, enum.Enum):
+    """What the line is told about one part. Only `OK` may pass it."""
+
+    OK = "OK"
+    ANOMALY = "ANOMALY"
+    NOT_INSPECTED = "NOT_INSPECTED"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The judgement of one frame.
+
+    Attributes:
+        score: raw image score, higher is more anomalous; NaN where nothing was computed.
+        threshold: the threshold the score was compared with (`ANOMALY` iff score > threshold).
+        decision: `Decision`; `NOT_INSPECTED` carries a ``reason``.
+        category: category of a routed model, else None.
+        map: ``(gh, gw)`` float32 anomaly map on the detector's own grid, None where nothing was computed.
+        frame_index, timestamp_ns, source_id: copied from the frame.
+        timings: milliseconds per stage, e.g. ``{"preprocess": 1.6, "network": 4.2, "decide": 0.02}``.
+        reason: why the frame was not inspected.
+    """
+
+    score: float
+    threshold: float
+    decision: Decision
+    frame_index: int
+    timestamp_ns: int
+    source_id: str = ""
+    category: str | None = None
+    map: NDArray[np.float32] | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema ``edgead.result/1``): no map, NaN as null."""
+        return {
+            "source_id": self.source_id,
+            "frame_index": self.frame_index,
+            "timestamp_ns": self.timestamp_ns,
+            "decision": self.decision.value,
+            "score": self.score if math.isfinite(self.score) else None,
+            "threshold": self.threshold,
+            "category": self.category,
+            "reason": self.reason,
+            "timings_ms": {name: round(value, 4) for name, value in self.timings.items()},
+        }
+
+
+def decide(score: float, threshold: float) -> tuple[Decision, str | None]:
+    """Return the decision for a raw score and, where the score is not finite, why it was not inspected."""
+    if not math.isfinite(score):
+        return Decision.NOT_INSPECTED, "non-finite score"
+    return (Decision.ANOMALY if score > threshold else Decision.OK), None

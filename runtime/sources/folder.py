@@ -1,0 +1,78 @@
+"""Images of a folder, or one image file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgead.runtime.decode import IMAGE_SUFFIXES, read_image
+from edgead.runtime.errors import DataError, SourceError
+from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.sources import Address, Clock, Source
+
+
+class FolderSource(Source):
+    """Reads the images of a folder and its subfolders, or a single image.
+
+    The order is that of the relative POSIX paths by code point, so it does not depend on the file system; hidden
+    files and folders are left out. An image that cannot be read is a `BadFrame`, and the next one follows. The
+    timestamp is taken before an image is read, so decoding counts as latency.
+
+    Attributes:
+        paths: all image files in order; ``paths[frame.index]`` is the file of a frame.
+    """
+
+    def __init__(self, address: Address, clock: Clock) -> None:
+        self.source_id = address.source_id
+        self.live = False
+        self.delivery = address.delivery
+        self.paths = list_images(Path(address.location))
+        self._clock = clock
+        self._closed = threading.Event()
+
+    def frames(self) -> Iterator[Frame | BadFrame]:
+        for index, path in enumerate(self.paths):
+            if self._closed.is_set():
+                return
+            timestamp_ns = self._clock()
+            try:
+                image = read_image(path)
+            except DataError as error:
+                yield BadFrame(index, timestamp_ns, self.source_id, str(error))
+            else:
+                yield Frame(image, index, timestamp_ns, self.source_id)
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def list_images(root: Path) -> list[Path]:
+    """Return the image files under ``root`` (or ``root`` itself, a file) in stream order.
+
+    Raises:
+        SourceError: ``root`` does not exist, cannot be listed or holds no image.
+    """
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise SourceError(f"no file or folder {root}; check the path")
+    found: list[Path] = []
+    try:
+        for folder, subfolders, names in os.walk(root, onerror=_raise):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            found += [
+                Path(folder, name)
+                for name in names
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+            ]
+    except OSError as error:
+        raise SourceError(f"cannot list {error.filename or root}: {error.strerror or error}") from error
+    if not found:
+        raise SourceError(f"no image in {root}; known file types: {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error

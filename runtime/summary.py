@@ -1,0 +1,70 @@
+"""What a run did: frames, decisions, latency, sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgead.runtime.ledger import Counts
+from edgead.runtime.sinks.worker import SinkReport
+from edgead.runtime.timings import Latency
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """What became of one source's frames; ``error`` says why it ended before it should, else None."""
+
+    frames: Counts
+    policy: str
+    live: bool
+    error: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.frames.to_dict(), "policy": self.policy, "live": self.live, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSummary:
+    """A run at one instant.
+
+    Attributes:
+        seconds: since the start, or the length of the run once it has ended.
+        frames: the total ledger; ``sources`` holds it by source.
+        decisions: number of Results by decision.
+        latency: capture to decision, of frames with a valid score; None before the first.
+        stages: the parts of it by name: ``wait`` (capture to its turn) and the stages of the inspector.
+        sinks: one report a sink.
+        backend: what really ran, None where the inspector does not say.
+    """
+
+    seconds: float
+    frames: Counts
+    sources: Mapping[str, SourceSummary]
+    decisions: Mapping[str, int]
+    latency: Latency | None
+    stages: Mapping[str, Latency]
+    sinks: tuple[SinkReport, ...]
+    backend: Mapping[str, Any] | None
+
+    @property
+    def errors(self) -> list[str]:
+        """One line for each source that was lost; empty after a run that ended as it should."""
+        return [source.error for source in self.sources.values() if source.error is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema ``edgead.run/1``); percentiles are null before the first decision."""
+        empty = dict.fromkeys(("p50", "p95", "p99", "max")) | {"count": 0}
+        return {
+            "schema": "edgead.run/1",
+            "seconds": round(self.seconds, 3),
+            "frames": self.frames.to_dict(),
+            "sources": {name: source.to_dict() for name, source in self.sources.items()},
+            "decisions": dict(self.decisions),
+            "latency_ms": {
+                **(self.latency.to_dict() if self.latency else empty),
+                "stages": {name: stage.to_dict() for name, stage in self.stages.items()},
+            },
+            "sinks": [sink.to_dict() for sink in self.sinks],
+            "backend": dict(self.backend) if self.backend is not None else None,
+        }

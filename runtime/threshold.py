@@ -1,0 +1,126 @@
+"""Thresholds from normal images only, with their meaning.
+
+The threshold is an order statistic of the scores of normals that the model has not seen. For n normals and a target
+false-alarm rate a it is the k-th smallest score, k = ceil((n + 1)(1 - a)), placed midway to the next larger score so
+that it never lies on a score. The true false-alarm rate at the j-th smallest of n scores follows
+Beta(n - j + 1, j) whatever the distribution of the scores is (Wilks 1941), which gives the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.runtime.errors import ConfigError, DataError
+
+DEFAULT_FALSE_ALARM_RATE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A threshold and what it promises.
+
+    Attributes:
+        value: raw score; `ANOMALY` iff score > value.
+        target_false_alarm_rate: the share of good parts that may be rejected, in (0, 1).
+        n_normals: held-out normal images behind it.
+        low, high: 95 % interval of the false-alarm rate that this threshold gives on parts like those images.
+        supported: False where n normals cannot support the target (the threshold then lies above every score seen).
+    """
+
+    value: float
+    target_false_alarm_rate: float
+    n_normals: int
+    low: float
+    high: float
+    supported: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def explain(self) -> str:
+        """Return the meaning in one sentence for people."""
+        interval = f"95 % interval {self.low:.2%} to {self.high:.2%}"
+        if self.supported:
+            return (
+                f"threshold {self.value:.6g} from {self.n_normals} held-out good parts, aiming at "
+                f"{self.target_false_alarm_rate:.2%} false alarms ({interval})"
+            )
+        needed = normals_needed(self.target_false_alarm_rate)
+        return (
+            f"threshold {self.value:.6g} lies above all {self.n_normals} good parts: {self.n_normals} cannot support "
+            f"a false-alarm rate of {self.target_false_alarm_rate:.2%} ({interval}; {needed} good parts would)"
+        )
+
+
+def normals_needed(target_false_alarm_rate: float) -> int:
+    """Return how many held-out normals it takes before the target has an order statistic of its own."""
+    return math.ceil(1.0 / target_false_alarm_rate - 1e-9) - 1
+
+
+def calibrate(
+    scores: Sequence[float] | NDArray[np.floating[Any]], target_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+) -> Threshold:
+    """Return the threshold for the scores of held-out normal images.
+
+    Args:
+        scores: ``(n,)`` raw scores of normals the model has not seen, n >= 2, all finite.
+        target_false_alarm_rate: in (0, 1).
+
+    Raises:
+        ConfigError: the target is not in (0, 1).
+        DataError: fewer than two scores, or one that is not finite.
+    """
+    if not 0.0 < target_false_alarm_rate < 1.0:
+        raise ConfigError(f"the target false-alarm rate must lie between 0 and 1, got {target_false_alarm_rate}")
+    ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    n = len(ordered)
+    if n < 2:
+        raise DataError(f"a threshold needs the scores of at least 2 good images, got {n}")
+    if not np.isfinite(ordered).all():
+        raise DataError(f"{int((~np.isfinite(ordered)).sum())} of {n} good images have no finite score")
+
+    # Guard against (n + 1)(1 - a) landing a rounding error above an integer.
+    rank = math.ceil((n + 1) * (1.0 - target_false_alarm_rate) - 1e-9)
+    supported = rank <= n
+    anchor = ordered[min(rank, n) - 1]
+    below = int(np.searchsorted(ordered, anchor, side="right"))  # ties with the anchor stay below as well
+    value = _between(ordered, below)
+    low, high = false_alarm_interval(n, below)
+    return Threshold(value, target_false_alarm_rate, n, low, high, supported)
+
+
+def _between(ordered: NDArray[np.float64], below: int) -> float:
+    anchor = float(ordered[below - 1])
+    if below < len(ordered):
+        return (anchor + float(ordered[below])) / 2
+    gaps = np.diff(np.unique(ordered))
+    gap = float(gaps[-1]) if len(gaps) else max(abs(anchor) * 1e-3, 1e-6)
+    return anchor + gap / 2
+
+
+def false_alarm_interval(n: int, below: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the central interval of the false-alarm rate at the ``below``-th smallest of ``n`` scores."""
+    tail = (1.0 - confidence) / 2
+    above = n - below + 1
+    return _beta_quantile(tail, above, n), _beta_quantile(1.0 - tail, above, n)
+
+
+def _beta_quantile(probability: float, a: int, n: int) -> float:
+    """Quantile of Beta(a, n - a + 1), whose distribution function at x is P(Binomial(n, x) >= a)."""
+    counts = np.arange(a, n + 1)
+    log_choose = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in counts])
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        log_terms = log_choose + counts * math.log(middle) + (n - counts) * math.log1p(-middle)
+        if float(np.exp(log_terms).sum()) < probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

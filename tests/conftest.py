@@ -1,0 +1,28 @@
+"""Fixtures shared by all floors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real images; skips where it is absent."""
+    path = Path(os.environ.get("EDGEAD_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real images at {path}; set EDGEAD_DATA to their folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ci_small(data_root: Path) -> Path:
+    """The 10 MiB selection for CI: magnetic_tile, metal_plate, toy."""
+    path = data_root / "ci_small"
+    if not path.is_dir():
+        pytest.skip(f"no ci_small folder in {data_root}")
+    return path

@@ -1,0 +1,319 @@
+"""Sinks: they get every result or count it as missed, and never delay a decision."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgead.runtime.errors import ConfigError
+from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.sinks import REGISTRY, Sink, open_sink
+from edgead.runtime.sinks.worker import SinkWorker
+from edgead.runtime.stream import Stream
+
+
+def result(index=0, decision=Decision.OK, score=1.0, source_id="line"):
+    return Result(
+        score, 10.0, decision, index, 123, source_id, map=np.ones((2, 2), np.float32), timings={"network": math.nan}
+    )
+
+
+def frame(index=0, level=90, layout="rgb"):
+    shape = (24, 32) if layout == "gray" else (24, 32, 3)
+    return Frame(np.full(shape, level, np.uint8), index, 123, "line", layout)
+
+
+def judge(item):
+    """Anomalous: every fifth frame."""
+    decision = Decision.ANOMALY if item.index % 5 == 0 else Decision.OK
+    return Result(2.0 - (item.index % 5 != 0), 1.5, decision, item.index, item.timestamp_ns, item.source_id)
+
+
+class Slow(Sink):
+    keeps_frames = False
+
+    def __init__(self, delay=0.0, gate=None, fail=(), keeps_frames=False):
+        self.name = "slow"
+        self.delay, self.gate, self.fail = delay, gate, fail
+        self.keeps_frames = keeps_frames
+        self.got = []
+
+    def write(self, result, frame):
+        if self.gate is not None:
+            self.gate.wait(20)
+        time.sleep(self.delay)
+        if result.frame_index in self.fail:
+            raise OSError("the network is down at mqtt://me:secret@broker/1")
+        assert (frame is not None) == self.keeps_frames
+        self.got.append(result.frame_index)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for number in range(30):
+        Image.fromarray(np.full((24, 32, 3), number, np.uint8)).save(tmp_path / "parts" / f"{number:02d}.png")
+    return tmp_path / "parts"
+
+
+# Behind the queue
+
+
+def test_a_sink_that_blocks_for_ever_delays_no_decision_and_is_counted():
+    gate = threading.Event()
+    sink, healthy = Slow(gate=gate, keeps_frames=True), Slow()
+    stream = Stream(
+        judge,
+        "synthetic://?fps=200&frames=60&width=64&height=64&policy=every",
+        sinks=[sink, healthy],
+        queue_size=60,
+        drain_s=0.3,
+    )
+    started = time.monotonic()
+    try:
+        summary = stream.run()
+        assert time.monotonic() - started < 2.0
+        blocked, written = summary.sinks
+        assert summary.frames.inspected == 60
+        assert summary.latency.p99 < 60
+        assert (blocked.accepted, blocked.written, blocked.missed, blocked.pending) == (60, 0, 60, 0)
+        assert "did not finish" in blocked.last_error
+        assert (written.accepted, written.written, written.missed) == (60, 60, 0)
+    finally:
+        gate.set()
+
+
+def test_a_sink_that_fails_is_counted_and_tried_again(caplog):
+    sink = Slow(fail=(3, 7))
+    stream = Stream(judge, "synthetic://?fps=500&frames=10&width=64&height=64&policy=every", sinks=[sink])
+    (report,) = stream.run().sinks
+    assert (report.accepted, report.written, report.failed, report.missed) == (10, 8, 2, 0)
+    assert "network is down" in report.last_error
+    assert "secret" not in report.last_error + caplog.text
+    assert sink.got == [0, 1, 2, 4, 5, 6, 8, 9]
+
+
+def test_a_slow_sink_gets_everything_of_a_folder(folder):
+    sink = Slow(delay=0.005, keeps_frames=True)
+    (report,) = Stream(judge, folder, sinks=[sink], drain_s=0.1).run().sinks
+    assert sink.got == list(range(30))
+    assert (report.written, report.missed, report.last_error) == (30, 0, None)
+
+
+def test_a_dead_sink_holds_a_folder_up_once_only(folder):
+    gate = threading.Event()
+    started = time.monotonic()
+    try:
+        summary = Stream(judge, folder, sinks=[Slow(gate=gate, keeps_frames=True)], drain_s=0.3).run()
+        assert time.monotonic() - started < 1.5
+        assert summary.frames.inspected == 30
+        assert summary.sinks[0].missed == 30
+    finally:
+        gate.set()
+
+
+def test_a_slow_sink_misses_frames_of_a_camera_and_only_those_are_counted():
+    sink = Slow(delay=0.05, keeps_frames=True)
+    stream = Stream(judge, "synthetic://?fps=300&frames=60&width=64&height=64&policy=every", sinks=[sink], drain_s=2.0)
+    (report,) = stream.run().sinks
+    assert report.accepted == 60
+    assert report.written + report.missed == 60
+    assert report.written == len(sink.got) >= 9
+    assert sink.got == sorted(sink.got)
+
+
+def test_accepts_and_close_may_raise():
+    class Broken(Slow):
+        def accepts(self, *_):
+            raise RuntimeError("in accepts")
+
+        def close(self):
+            raise RuntimeError("in close")
+
+    (report,) = Stream(judge, "synthetic://?frames=3&fps=500&policy=every", sinks=[Broken()]).run().sinks
+    assert (report.accepted, report.failed) == (3, 3)
+    assert report.last_error == "in close"
+
+
+@pytest.mark.parametrize(("keeps_frames", "places"), [(True, 8), (False, 4096)])
+def test_a_queue_is_bounded_and_counts_at_once(keeps_frames, places):
+    gate = threading.Event()
+    worker = SinkWorker(Slow(gate=gate, keeps_frames=keeps_frames), 0.0)
+    offered = places + 20
+    started = time.monotonic()
+    for index in range(offered):
+        worker.offer(result(index), frame(index))
+    assert time.monotonic() - started < 1.0
+    report = worker.report()
+    assert report.accepted == offered == report.missed + report.pending
+    assert places <= report.pending <= places + 1  # and one in its hand
+    gate.set()
+    worker.close(time.monotonic() + 5)
+    assert worker.report().written == report.pending
+
+
+def test_a_sink_that_had_nothing_to_do_for_long_is_not_taken_for_dead():
+    sink = Slow(keeps_frames=True)
+    worker = SinkWorker(sink, 0.1)
+    time.sleep(0.2)
+    for index in range(30):
+        worker.offer(result(index), frame(index))
+    worker.close(time.monotonic())
+    assert sink.got == list(range(30))
+
+
+def test_results_after_the_end_are_missed_not_lost():
+    worker = SinkWorker(Slow(), 0.0)
+    worker.close(time.monotonic() + 1)
+    worker.offer(result(), None)
+    report = worker.report()
+    assert (report.accepted, report.missed, report.pending) == (1, 1, 0)
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize("uri", ["{}/results.jsonl", "jsonl:{}/results.jsonl", "jsonl:{}/results.txt"])
+def test_json_lines_are_whole_objects_at_once(tmp_path, uri):
+    uri = uri.format(tmp_path / "new")
+    path = Path(uri.removeprefix("jsonl:"))
+    with open_sink(uri) as sink:
+        for index in range(3):
+            sink.write(result(index, score=math.nan), None)
+            lines = path.read_text().splitlines()
+            assert len(lines) == index + 1
+    last = json.loads(lines[-1], parse_constant=pytest.fail)
+    assert last["schema"] == "edgead.result/1"
+    assert (last["frame_index"], last["score"], last["timings_ms"]) == (2, None, {"network": None})
+    assert last["time"].endswith("Z")
+
+
+def test_json_lines_go_on_after_a_power_cut(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"frame_index": 0}\n{"frame_in')
+    with open_sink(path) as sink:
+        sink.write(result(2), None)
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ['{"frame_index": 0}', '{"frame_in']
+    assert json.loads(lines[2])["frame_index"] == 2
+
+
+def test_json_lines_on_standard_output(capsys):
+    with open_sink("jsonl:-") as sink:
+        sink.write(result(4), None)
+    assert json.loads(capsys.readouterr().out)["frame_index"] == 4
+    print("still open", file=sys.stdout)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_counted():
+    stream = Stream(judge, "synthetic://?frames=4&fps=500&policy=every", sinks=["jsonl:/dev/full"])
+    (report,) = stream.run().sinks
+    assert (report.written, report.failed) == (0, 4)
+    assert "No space left" in report.last_error
+
+
+def test_stream_writes_what_it_yields(folder, tmp_path):
+    results = list(Stream(judge, folder, sinks=[tmp_path / "r.jsonl"]))
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["frame_index"] for line in lines] == [item.frame_index for item in results]
+    assert [line["decision"] for line in lines] == [item.decision.value for item in results]
+    assert all(line["timings_ms"]["end_to_end"] > 0 for line in lines)
+
+
+# Pictures
+
+
+def test_pictures_of_anomalies_only(folder, tmp_path):
+    Stream(judge, folder, sinks=[f"images:{tmp_path}/out"]).run()
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(names) == 6
+    assert all(name.endswith("-ANOMALY.jpg") for name in names)
+    assert names[1].endswith("parts-000005-ANOMALY.jpg")
+    with Image.open(tmp_path / "out" / names[0]) as picture:
+        assert picture.size[0] == 32
+        assert picture.size[1] > 24
+
+
+def test_pictures_of_all_frames_up_to_a_limit(folder, tmp_path):
+    (report,) = Stream(judge, folder, sinks=[f"images:{tmp_path}/out?only=all&limit=7&format=png"]).run().sinks
+    assert len(list((tmp_path / "out").glob("*.png"))) == report.written == 7
+
+
+def test_picture_names_keep_sources_and_runs_apart(tmp_path):
+    for _ in range(2):
+        with open_sink(f"images:{tmp_path}") as sink:
+            for source in ("a/b", "a?b", "../../etc/passwd", "x" * 300):
+                sink.write(result(7, Decision.ANOMALY, 11.0, source), frame(7))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 8
+    assert "a_b-000007-ANOMALY.jpg" in names
+    assert "a_b-000007-ANOMALY-2.jpg" in names
+    assert sum(name.startswith("a_b~") for name in names) == 2
+    assert "etc_passwd-000007-ANOMALY.jpg" in names
+    assert all(path.is_file() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["rgb", "bgr", "gray"])
+def test_pictures_have_the_right_colours(tmp_path, layout):
+    picture = np.zeros((40, 60), np.uint8) if layout == "gray" else np.zeros((40, 60, 3), np.uint8)
+    if layout == "gray":
+        picture[:] = 200
+    else:
+        picture[:, :, 0 if layout == "rgb" else 2] = 200
+    with open_sink(f"images:{tmp_path}?only=all&format=png") as sink:
+        sink.write(result(), Frame(picture, 0, 0, "line", layout))
+    with Image.open(tmp_path / "line-000000-OK.png") as opened:
+        expected = (200, 200, 200) if layout == "gray" else (200, 0, 0)
+        assert opened.getpixel((30, opened.height - 2)) == expected
+
+
+def test_a_folder_that_vanishes_leaves_no_half_picture(tmp_path):
+    sink = open_sink(f"images:{tmp_path}/out?only=all")
+    (tmp_path / "out").rmdir()
+    with pytest.raises(Exception, match="cannot write"):
+        sink.write(result(), frame())
+    assert list(tmp_path.iterdir()) == []
+
+
+# Opening
+
+
+@pytest.mark.parametrize("scheme", REGISTRY)
+def test_every_registered_sink_has_its_class(scheme):
+    entry = REGISTRY[scheme]
+    factory = getattr(import_module(f"edgead.runtime.sinks.{entry.module}"), entry.factory)
+    assert callable(factory.write)
+    assert factory.__doc__
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("jsnl:x", "Did you mean 'jsonl'"),
+        ("results.csv", "unknown sink"),
+        ("images:out?onyl=all", "Did you mean 'only'"),
+        ("images:out?only=al", "Did you mean 'all'"),
+        ("images:", "needs a path"),
+        ("jsonl:", "needs a path"),
+        ("jsonl:/proc/nothing/x.jsonl", "cannot write jsonl:/proc/nothing/x.jsonl"),
+        ("jsonl:x.jsonl?limit=3", "unknown parameter 'limit'"),
+        ("mqtt://me:secret@broker/topic", "not in this version"),
+        ("ftp://me:secret@broker/topic", r"unknown sink 'ftp://\*\*\*@broker/topic'"),
+    ],
+)
+def test_mistakes_are_one_clear_line(uri, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_sink(uri)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
