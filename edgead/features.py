@@ -49,7 +49,7 @@ class FeatureExtractor(nn.Module):
         for index, tap in enumerate(self.backbone(images)):
             if self.selected:
                 # Before pooling and resizing, which then work on the kept channels only.
-                tap = tap.index_select(1, getattr(self, f"selection_{index}"))  # noqa: PLW2901
+                tap = tap.index_select(1, getattr(self, f"selection_{index}"))
             maps.append(resize_map(pool(tap), self.grid))
         return torch.cat(maps, dim=1)
 
@@ -71,4 +71,8 @@ def resize_map(tap: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize ``(N, C, h, w)`` bilinearly to ``grid``; nothing where it fits already."""
     if (tap.shape[2], tap.shape[3]) == grid:
         return tap
+    scale = (grid[0] / tap.shape[2], grid[1] / tap.shape[3])
+    if scale[0].is_integer() and scale[1].is_integer():
+        # A constant scale exports without shape arithmetic; sizes would be computed in the graph.
+        return F.interpolate(tap, scale_factor=scale, mode="bilinear", align_corners=False)
     return F.interpolate(tap, size=grid, mode="bilinear", align_corners=False)

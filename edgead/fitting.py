@@ -65,9 +65,7 @@ def fit(
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)
     images = _Normals(category.train, height, width)
-    fitted = fit_closed_form(
-        method, images, build_extractor(network, (height, width)), seed=seed, progress=progress
-    )
+    fitted = fit_closed_form(method, images, build_extractor(network, (height, width)), seed=seed, progress=progress)
     threshold = calibrate(fitted.normal_scores, false_alarm_rate)
     card = make_card(
         detector=method.name,

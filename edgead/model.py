@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgead import __version__
 from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
 from edgead.detectors import create_detector
+from edgead.export.exporting import Exportable
 from edgead.features import build_extractor
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
@@ -85,6 +86,30 @@ class TrainedModel:
     def threshold(self) -> Threshold:
         return Threshold(**self.card.threshold)
 
+    def exportable(self, name: str) -> Exportable:
+        """Return what the export layer needs; ``name`` becomes the bundle's."""
+        card = self.card
+        return Exportable(
+            name=name,
+            module=self.module,
+            height=card.height,
+            width=card.width,
+            grid=card.grid,
+            threshold=self.threshold,
+            normal_scores=card.normal_scores,
+            detector=card.detector,
+            settings=card.settings,
+            categories=card.categories,
+            references=self.references,
+            provenance={
+                "backbone": card.backbone_info,
+                "random_weights": bool(card.backbone_info["random_weights"]),
+                "data_fingerprint": card.fingerprint,
+                "seed": card.seed,
+                "versions": card.versions,
+            },
+        )
+
     def save(self, path: Path) -> None:
         """Write the model directory, whole or not at all; a model that is there is replaced at the end.
 
@@ -150,14 +175,18 @@ def read_card(path: Path) -> ModelCard:
         raise BundleError(f"{file} is damaged; fit again") from error
     if version != FORMAT_VERSION:
         relation = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
-        raise BundleError(f"{path} was written by {relation} edgead (model format {version}); fit again or change edgead")
+        raise BundleError(
+            f"{path} was written by {relation} edgead (model format {version}); fit again or change edgead"
+        )
     try:
         card = ModelCard.model_validate(content)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise BundleError(f"{file} is damaged (field '{field}'); fit again") from error
     if card.resize != RESIZE_RULE:
-        raise BundleError(f"{path} was trained with the resize rule '{card.resize}', this is '{RESIZE_RULE}'; fit again")
+        raise BundleError(
+            f"{path} was trained with the resize rule '{card.resize}', this is '{RESIZE_RULE}'; fit again"
+        )
     return card
 
 

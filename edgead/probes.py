@@ -46,9 +46,7 @@ def _scratch(height: int, width: int, rng: np.random.Generator) -> NDArray[np.fl
         along = end - start
         share = ((xs - start[0]) * along[0] + (ys - start[1]) * along[1]) / (along @ along)
         share = np.clip(share, 0, 1)
-        distance = np.minimum(
-            distance, np.hypot(xs - start[0] - share * along[0], ys - start[1] - share * along[1])
-        )
+        distance = np.minimum(distance, np.hypot(xs - start[0] - share * along[0], ys - start[1] - share * along[1]))
     thickness = max(1.0, 0.008 * min(height, width))
     return 0.8 * np.clip(thickness + 0.5 - distance, 0, 1)
 

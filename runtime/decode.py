@@ -7,6 +7,7 @@ training and the line changes decisions. So training, evaluation, checks and fol
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,37 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+
+
+# Folders of the MVTec and LOCO layouts that hold masks, not photos.
+_MASK_FOLDERS = frozenset({"ground_truth"})
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the image files among and below ``paths``, each folder's sorted by relative path; masks are left out.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise DataError(f"{path} does not exist; check the path")
+        inside = [
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES
+            and not file.name.startswith(".")
+            and not _MASK_FOLDERS & set(file.relative_to(path).parts[:-1])
+            and file.is_file()
+        ]
+        if not inside:
+            raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        found.extend(sorted(inside, key=lambda file: file.relative_to(path).as_posix()))
+    return found
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -51,7 +83,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
             return _to_rgb(image, name)
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001 - decoders raise OSError, SyntaxError, struct.error, ... for damaged files
+    except Exception as error:
         raise DataError(f"{name} is not a readable image ({_reason(error)}); replace or remove it") from error
 
 

@@ -25,6 +25,7 @@ class Frame:
         source_id: name of the source, without secrets.
         layout: channel order of ``image``. Cameras that deliver BGR or grey keep it, because the resize
             to network size reorders channels for free while a full-size conversion costs a pass over the frame.
+        name: file the frame came from, relative to its folder; None for cameras and videos.
     """
 
     image: NDArray[np.uint8]
@@ -32,6 +33,7 @@ class Frame:
     timestamp_ns: int
     source_id: str
     layout: Layout = "rgb"
+    name: str | None = None
 
     def to_rgb(self) -> NDArray[np.uint8]:
         """Return ``(H, W, 3)`` uint8 RGB; a copy unless the frame already is RGB."""
@@ -47,7 +49,7 @@ class BadFrame:
     """A frame that was captured but cannot be shown to a model, such as an unreadable image in a folder.
 
     Attributes:
-        index, timestamp_ns, source_id: as in `Frame`; the index counts on, so its neighbours keep their numbers.
+        index, timestamp_ns, source_id, name: as in `Frame`; the index counts on, so its neighbours keep their numbers.
         reason: one line on what is wrong with it.
     """
 
@@ -55,6 +57,7 @@ class BadFrame:
     timestamp_ns: int
     source_id: str
     reason: str
+    name: str | None = None
 
 
 class Decision(str, enum.Enum):
@@ -78,7 +81,7 @@ class Result:
         decision: `Decision`; `NOT_INSPECTED` carries a ``reason``.
         category: category of a routed model, else None.
         map: ``(gh, gw)`` float32 anomaly map on the detector's own grid, None where nothing was computed.
-        frame_index, timestamp_ns, source_id: copied from the frame.
+        frame_index, timestamp_ns, source_id, name: copied from the frame.
         timings: milliseconds per stage, e.g. ``{"preprocess": 1.6, "network": 4.2, "decide": 0.02}``.
         reason: why the frame was not inspected.
     """
@@ -93,12 +96,14 @@ class Result:
     map: NDArray[np.float32] | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
+    name: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (schema ``edgead.result/1``): no map, NaN as null."""
         return {
             "source_id": self.source_id,
             "frame_index": self.frame_index,
+            "name": self.name,
             "timestamp_ns": self.timestamp_ns,
             "decision": self.decision.value,
             "score": self.score if math.isfinite(self.score) else None,

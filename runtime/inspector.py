@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from edgead.runtime.errors import BackendError, ConfigError, EdgeadError, sugges
 from edgead.runtime.frame import Decision, Frame, Result, decide
 from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import Threshold
+
+if TYPE_CHECKING:
+    from edgead.runtime.manifest import Manifest
 
 
 class Inspector:
@@ -83,8 +87,10 @@ class Inspector:
             manifest = bundle.manifest
             precision = precision or "fp32"
             if precision not in manifest.precisions:
-                raise ConfigError(f"{bundle.path} has no precision '{precision}'.{suggest(precision, manifest.precisions)}")
+                known = suggest(precision, manifest.precisions)
+                raise ConfigError(f"{bundle.path} has no precision '{precision}'.{known}")
             entry = manifest.precisions[precision]
+            _require_parity(manifest, entry.file, chosen)
             model = stack.enter_context(bundle.model_files(precision))
             opened = open_backend(chosen, model, threads=threads, batch=batch)
             inspector = cls(
@@ -151,6 +157,7 @@ class Inspector:
                     map=maps[index],
                     timings=timings,
                     reason=reason,
+                    name=frame.name,
                 )
             )
         return results
@@ -182,6 +189,25 @@ class Inspector:
             timestamp_ns=frame.timestamp_ns,
             source_id=frame.source_id,
             reason=reason,
+            name=frame.name,
+        )
+
+
+def _require_parity(manifest: Manifest, file: str, backend: str) -> None:
+    """Refuse a backend of reduced precision unless the bundle proves that it changed no decision."""
+    if not backend.endswith("-bf16"):
+        return
+    record = manifest.parity.get(file, {}).get(backend)
+    fallback = backend.removesuffix("-bf16")
+    if record is None:
+        raise ConfigError(
+            f"{manifest.name} holds no parity evidence for '{backend}'; use '{fallback}' or export it again"
+        )
+    changed = record.flips + record.borderline
+    if changed:
+        raise ConfigError(
+            f"'{backend}' changed {changed} of {record.images} decisions when {manifest.name} was exported; "
+            f"use '{fallback}'"
         )
 
 
@@ -191,7 +217,7 @@ class _Closed:
     def __init__(self, info: BackendInfo) -> None:
         self._info = info
 
-    def run(self, images: NDArray[np.uint8]) -> Inference:
+    def run(self, images: NDArray[np.uint8]) -> Inference:  # noqa: ARG002 - keeps the protocol
         raise BackendError("the inspector is closed")
 
     def describe(self) -> BackendInfo:

@@ -187,7 +187,7 @@ class Intake:
         if item.timestamp_ns > self._clock():
             # Another clock would make every age negative and switch the fail-safe for stale frames off.
             reason = "timestamp from the future; stamp frames with time.monotonic_ns() at capture"
-            item = BadFrame(item.index, self._clock(), feed.name, reason)
+            item = BadFrame(item.index, self._clock(), feed.name, reason, item.name)
         with self._ready:
             if self._stopping or self._limit == 0:
                 return False
@@ -203,7 +203,7 @@ class Intake:
                     feed.late.append(
                         oldest
                         if isinstance(oldest, BadFrame)
-                        else BadFrame(oldest.index, oldest.timestamp_ns, feed.name, LATE)
+                        else BadFrame(oldest.index, oldest.timestamp_ns, feed.name, LATE, oldest.name)
                     )
                 else:
                     feed.holding = True

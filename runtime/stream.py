@@ -275,6 +275,7 @@ class Stream:
             timestamp_ns=item.timestamp_ns,
             source_id=item.source_id,
             reason=reason,
+            name=item.name,
         )
 
 

@@ -101,7 +101,8 @@ def fit_closed_form(
 
     smooth = bool(detector.settings.smooth)
     held_out = [
-        ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval() for fold in range(folds.max() + 1)
+        ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval()
+        for fold in range(folds.max() + 1)
     ]
     scores = np.empty(count, np.float64)
     for first, features in _features(images, extractor, batch, progress, "out-of-fold scores"):

@@ -70,7 +70,7 @@ class MahalanobisHead(nn.Module):
         # Locations lead, so that one read of the factors serves the whole batch.
         deviation = features.flatten(2).permute(2, 1, 0) - self.mean[:, :, None]
         whitened = torch.matmul(self.whitening, deviation)
-        distances = torch.sqrt(whitened.square().sum(1))
+        distances = torch.sqrt((whitened * whitened).sum(1))
         return distances.T.reshape(-1, height, width), None
 
 

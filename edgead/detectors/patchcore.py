@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -92,8 +93,8 @@ class NearestNeighbourHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         height, width = features.shape[2], features.shape[3]
         queries = features.flatten(2).transpose(1, 2) - self.center
-        squared = torch.cat([queries, torch.ones_like(queries[:, :, :1])], dim=2) @ self.keys
-        norm = queries.square().sum(2)
+        squared = F.pad(queries, (0, 1), value=1.0) @ self.keys
+        norm = (queries * queries).sum(2)
         distances = torch.sqrt(torch.clamp(norm + squared.amin(2), min=0.0))
         weight = None if self.neighbours is None else self._weight(queries, squared, distances)
         return distances.reshape(-1, height, width), weight
@@ -105,7 +106,8 @@ class NearestNeighbourHead(nn.Module):
         patch = queries.gather(1, worst[:, None, None].expand(-1, 1, queries.shape[2]))
         assert self.neighbours is not None
         around = (self.bank - self.center)[self.neighbours[row]]
-        spread = torch.sqrt((patch - around).square().sum(2))
+        difference = patch - around
+        spread = torch.sqrt((difference * difference).sum(2))
         return 1.0 - torch.softmax(spread, dim=1)[:, 0]
 
 

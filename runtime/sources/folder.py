@@ -28,21 +28,24 @@ class FolderSource(Source):
         self.source_id = address.source_id
         self.live = False
         self.delivery = address.delivery
-        self.paths = list_images(Path(address.location))
+        self._root = Path(address.location)
+        self.paths = list_images(self._root)
         self._clock = clock
         self._closed = threading.Event()
 
     def frames(self) -> Iterator[Frame | BadFrame]:
+        root = self._root if self._root.is_dir() else self._root.parent
         for index, path in enumerate(self.paths):
+            name = path.relative_to(root).as_posix()
             if self._closed.is_set():
                 return
             timestamp_ns = self._clock()
             try:
                 image = read_image(path)
             except DataError as error:
-                yield BadFrame(index, timestamp_ns, self.source_id, str(error))
+                yield BadFrame(index, timestamp_ns, self.source_id, str(error), name)
             else:
-                yield Frame(image, index, timestamp_ns, self.source_id)
+                yield Frame(image, index, timestamp_ns, self.source_id, name=name)
 
     def close(self) -> None:
         self._closed.set()

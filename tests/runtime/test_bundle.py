@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -314,7 +315,7 @@ def test_what_is_no_file_is_said_so(tmp_path: Path) -> None:
 # --- reading what is hostile -----------------------------------------------------------------------------------------
 
 
-def raw_zip(members: list[dict[str, Any]]) -> bytes:
+def raw_zip(members: list[dict[str, Any]], gap: bytes = b"") -> bytes:
     """A zip made by hand, so that it can lie: name, data, and where given size, flags, method, attributes, offset."""
     body, directory = b"", b""
     for member in members:
@@ -339,6 +340,7 @@ def raw_zip(members: list[dict[str, Any]]) -> bytes:
             else (b"PK\1\2\x2d\3" + head + bytes(6) + attributes + offset + name + extra)
         )
         body += b"PK\3\4" + head + member.get("local_name", name) + extra + data
+    body += gap
     count = len(members).to_bytes(2, "little")
     sizes = len(directory).to_bytes(4, "little") + len(body).to_bytes(4, "little")
     return body + directory + b"PK\5\6" + bytes(4) + count + count + sizes + bytes(2)
@@ -419,8 +421,6 @@ def test_a_hostile_member_is_refused(hostile: Callable[..., Path], member: dict[
 
 
 def test_a_claimed_size_is_refused_without_allocating_it(hostile: Callable[..., Path]) -> None:
-    import tracemalloc
-
     path = hostile({**GRAPH, "size": 10 << 30})
     tracemalloc.start()
     refused(path)
@@ -451,6 +451,12 @@ def test_a_thousand_times_too_many_members_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.edgead"
     path.write_bytes(raw_zip([{"name": b"%d" % index} for index in range(5000)]))
     refused(path, "5000 members")
+
+
+def test_bytes_hidden_before_the_directory_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.edgead"
+    path.write_bytes(raw_zip([GRAPH], gap=b"hidden"))
+    refused(path, "unaccounted")
 
 
 def test_a_signature_is_allowed_and_not_listed(tmp_path: Path, make_manifest: MakeManifest) -> None:
@@ -500,11 +506,21 @@ def hostile_npz(kind: str) -> bytes:
     elif kind == "shape":
         with zipfile.ZipFile(stream, "w") as archive:
             for key in ("names", "score", "map"):
-                header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }\n"
+                header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000,), }\n"
                 archive.writestr(f"{key}.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
     else:
         stream.write(b"no zip")
     return stream.getvalue()
+
+
+def test_a_claimed_array_is_refused_without_allocating_it(make_bundle: MakeBundle) -> None:
+    with Bundle.open(make_bundle(files={"references/expected.npz": hostile_npz("shape")})) as bundle:
+        tracemalloc.start()
+        with pytest.raises(BundleError, match="claims another size"):
+            bundle.expected()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10 << 20
 
 
 @pytest.mark.parametrize("kind", ["pickle", "key", "more", "count", "same", "dtype", "nan", "shape", "junk"])

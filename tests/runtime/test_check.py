@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import available
-from edgead.runtime.check import FP32_TOLERANCE, check_bundle
+from edgead.runtime.check import check_bundle
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError, DataError
 from edgead.runtime.expected import EXPECTED_NAME, pack_expected
 from edgead.runtime.frame import Decision
 
 MakeBundle = Callable[..., Path]
+SHARE = 1e-3  # of the margin, the promise of `edgead check` for FP32
 BACKENDS = [name for name in ("onnxruntime", "openvino") if name in available()]
 
 
@@ -61,14 +62,37 @@ def test_the_tolerance_is_a_share_of_the_margin(
     names, score, grid = expected
     margin = 20.0 - float(np.median(score[:2]))
     moved = score.copy()
-    moved[index] += factor * FP32_TOLERANCE * margin
+    moved[index] += factor * SHARE * margin
     report = check_bundle(make_bundle(files={EXPECTED_NAME: pack_expected(names, moved, grid)}))
     assert report.passed is passes
     if not passes:
         assert report.worst.name == names[index]
         assert len(report.problems) == 1
         assert names[index] in report.problems[0]
-        assert report.max_score_difference == pytest.approx(factor * FP32_TOLERANCE * margin, rel=0.1)
+        assert report.max_score_difference == pytest.approx(factor * SHARE * margin, rel=0.1)
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(0.5, True), (2.0, False)])
+def test_the_margin_is_that_of_good_parts(
+    make_bundle: MakeBundle, tiny_references: dict[str, bytes], tiny_expected: Any, factor: float, passes: bool
+) -> None:
+    # More defects than good parts among the references, as probe defects easily are.
+    references = {"good.png": tiny_references["good_0.png"]}
+    references |= {f"spot_{index}.png": tiny_references["spot.png"] for index in range(2)}
+    names, score, grid = tiny_expected(references)
+    score[0] += factor * SHARE * (20.0 - score[0])
+    files: dict[str, Any] = {f"references/{name}": None for name in tiny_references}
+    files |= {f"references/{name}": data for name, data in references.items()}
+    assert check_bundle(make_bundle(files={**files, EXPECTED_NAME: pack_expected(names, score, grid)})).passed is passes
+
+
+def test_a_machine_whose_resize_is_not_exact_fails(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    reduce = Image.Image.reduce
+    monkeypatch.setattr(Image.Image, "reduce", lambda self, factor: reduce(self, factor).point(lambda x: x + 1))
+    report = check_bundle(make_bundle())
+    assert any("Pillow" in problem for problem in report.problems)
 
 
 @pytest.mark.usefixtures("expected")
@@ -130,7 +154,7 @@ def test_a_reduced_precision_may_differ_more(make_bundle: MakeBundle, expected: 
     except BackendUnavailable as error:
         pytest.skip(str(error))
     margin = 20.0 - float(np.median(expected[1][:2]))
-    assert report.max_score_difference > FP32_TOLERANCE * margin
+    assert report.max_score_difference > SHARE * margin
     assert report.backend.precision == "bf16"
     assert report.passed
 

@@ -101,6 +101,16 @@ def test_a_backend_that_computes_nonsense_is_broken(tmp_path: Path) -> None:
     assert "9.9" in rows["onnxruntime"]["detail"]
 
 
+def test_a_resize_that_is_not_exact_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    reduce = Image.Image.reduce
+    monkeypatch.setattr(Image.Image, "reduce", lambda self, factor: reduce(self, factor).point(lambda x: x + 1))
+    row = next(row for row in diagnose() if row.name == "preprocess")
+    assert row.status == "broken"
+    assert "pip install" in (row.mend or "")
+
+
 def test_the_probe_graph_is_what_its_comment_says() -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load_from_string(PROBE_GRAPH)

@@ -173,6 +173,12 @@ def test_what_is_no_manifest_is_refused(data: bytes) -> None:
     refused(data)
 
 
+def test_a_key_that_appears_twice_is_refused(content: dict[str, Any]) -> None:
+    # Readers differ in which of the two they believe.
+    data = json.dumps(content)[:-1] + ', "name": "other"}'
+    assert "twice" in refused(data.encode())
+
+
 def test_a_large_manifest_is_refused(content: dict[str, Any]) -> None:
     content["provenance"] = {"x": "y" * (1 << 20)}
     assert "1 MiB" in refused(content)

@@ -1,0 +1,63 @@
+# Set-up, checks and the demo, each with one command; `make` lists them.
+# PYTHON chooses the interpreter that makes .venv, for example: make setup PYTHON=python3.10 VENV=.venv-3.10
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.edgead-installed
+UNFINISHED := $(VENV)/.edgead-unfinished
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(STAMP) ## Make .venv with everything that the other targets need
+
+# A set-up that was killed may have left half a package, which pip would take for a whole one: start anew then.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "edgead needs Python 3.10 or newer, '$(PYTHON)' is not: make setup PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "'$(PYTHON)' cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@if [ -e $(UNFINISHED) ]; then echo "The last set-up was interrupted; starting anew."; rm -rf $(VENV); fi
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@touch $(UNFINISHED)
+	@trap 'exit 130' INT TERM; \
+	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]' || \
+		{ rm -f $(UNFINISHED); echo "Set-up failed: see pip's message above, then run make again." >&2; exit 2; }
+	@mv $(UNFINISHED) $@
+
+demo: setup ## Fit, export, check and run on real solar cells; results in demo/
+	$(RUN) examples/demo.py
+
+test: lint ## All checks: lint, types, import contract, tests
+	$(RUN) -m pytest
+
+test-slow: setup ## The tests that take minutes
+	$(RUN) -m pytest -m 'slow and not gpu and not tensorrt'
+
+lint: setup ## ruff, mypy --strict, import contract
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+format: setup ## Put the code into its form
+	$(RUN) -m ruff check --fix-only .
+	$(RUN) -m ruff format .
+
+bench: setup | demo/solar_cell.edgead ## Speed of resize, camera loop and folded network, on the demo's model
+	$(RUN) -m benchmarks.preprocess
+	$(RUN) -m benchmarks.overhead demo/solar_cell.edgead
+	$(RUN) -m benchmarks.folding demo/model
+
+demo/solar_cell.edgead:
+	$(MAKE) demo
+
+clean: ## Remove what these targets made, .venv and demo/ included
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,135 @@
+"""What folding saves: network time of the exported graph against a plain export of the same model, same scores.
+
+    python benchmarks/folding.py MODEL_DIR [--rounds 100]
+
+The plain export is what a straightforward program would write: float images normalised on the host, the backbone as
+timm builds it (batch normalisation and run-time padding kept), all channels pooled and resized, a full distance matrix
+(PatchCore) or inverse covariances (PaDiM). Both run in ONNX Runtime and OpenVINO (f32) with the same options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import interleave
+from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, _load_weights, _statistics, _timm
+from edgead.detectors.padim import MahalanobisHead
+from edgead.detectors.patchcore import NearestNeighbourHead
+from edgead.export.graph import export_onnx
+from edgead.model import TrainedModel, load_model
+
+
+class PlainModel(nn.Module):
+    """The same detector without any folding: ``(N, 3, h, w)`` float32, normalised on the host -> map ``(N, gh, gw)``."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        name = model.card.backbone["name"]
+        if name != DEFAULT_BACKBONE:
+            raise SystemExit(f"this benchmark is for {DEFAULT_BACKBONE}, the model has {name}")
+        spec = BackboneSpec()
+        self.network = _timm().create_model("tf_efficientnet_lite0", features_only=True).eval()
+        _load_weights(self.network, spec)
+        mean, std = _statistics(self.network, spec)
+        self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)
+        reductions = self.network.feature_info.reduction()
+        self.taps = [reductions.index(stride) for stride in model.card.backbone["strides"]]
+        extractor, head = model.module.extractor, model.module.head
+        self.smoothing = model.module.smoothing
+        self.grid = extractor.grid
+        self.kind = type(head)
+        offsets = np.concatenate([[0], np.cumsum(extractor.backbone.channels)])[:-1]
+        kept = (
+            [getattr(extractor, f"selection_{i}") + int(offset) for i, offset in enumerate(offsets)]
+            if (extractor.selected)
+            else []
+        )
+        self.register_buffer("kept", torch.cat(kept) if kept else None)
+        if isinstance(head, NearestNeighbourHead):
+            self.register_buffer("bank", head.bank)
+        elif isinstance(head, MahalanobisHead):
+            self.register_buffer("center", head.mean)
+            whitening = head.whitening.double()
+            self.register_buffer("inverse", (whitening.transpose(1, 2) @ whitening).float())
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network(pixels)
+        maps = [
+            nn.functional.interpolate(
+                nn.functional.avg_pool2d(features[tap], 3, 1, 1), size=self.grid, mode="bilinear", align_corners=False
+            )
+            for tap in self.taps
+        ]
+        embedding = torch.cat(maps, 1)
+        if self.kept is not None:
+            embedding = embedding.index_select(1, self.kept)
+        rows = embedding.flatten(2).transpose(1, 2)
+        if self.kind is NearestNeighbourHead:
+            squared = (rows**2).sum(2, keepdim=True) - 2 * rows @ self.bank.T + (self.bank**2).sum(1)
+            distances = squared.clamp(min=0).sqrt().topk(1, largest=False, dim=2).values[:, :, 0]
+        else:
+            delta = (rows - self.center)[:, :, None, :]
+            distances = (delta @ self.inverse @ delta.transpose(2, 3))[:, :, 0, 0].clamp(min=0).sqrt()
+        smoothed = self.smoothing(distances.reshape(-1, *self.grid))
+        return smoothed.amax((1, 2)), smoothed
+
+
+def runners(plain: onnx.ModelProto, folded: onnx.ModelProto, images: np.ndarray, floats: np.ndarray) -> dict[str, Any]:
+    """Return name -> callable giving the score, two threads each."""
+    result: dict[str, Any] = {}
+    core = openvino.Core()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model, data in (("plain", plain, floats), ("edgead", folded, images)):
+            file = Path(folder, f"{name}.onnx")
+            onnx.save(model, file)
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            key = session.get_inputs()[0].name
+            result[f"onnxruntime {name}"] = lambda s=session, k=key, d=data: s.run(None, {k: d})[0]
+            graph = core.read_model(str(file))
+            graph.reshape(data.shape)
+            compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2})
+            request = compiled.create_infer_request()
+            result[f"openvino {name}"] = lambda r=request, d=data: r.infer([d])[0].copy()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=100)
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    size = (model.card.height, model.card.width)
+    plain = PlainModel(model).eval()
+    images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    floats = ((images.astype(np.float32) - plain.mean) / plain.std).transpose(0, 3, 1, 2).copy()
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        plain, (torch.from_numpy(floats),), buffer, dynamo=True, opset_version=18, verbose=False, optimize=False
+    )
+    functions = runners(onnx.load_from_string(buffer.getvalue()), export_onnx(model.module, *size), images, floats)
+    scores = {name: float(np.ravel(function())[0]) for name, function in functions.items()}
+    medians = interleave(functions, arguments.rounds)
+    for runtime in ("onnxruntime", "openvino"):
+        before, after = medians[f"{runtime} plain"], medians[f"{runtime} edgead"]
+        print(
+            f"{model.card.detector} on {runtime}: plain {before:.2f} ms (score {scores[f'{runtime} plain']:.5f}), "
+            f"edgead {after:.2f} ms (score {scores[f'{runtime} edgead']:.5f}), {before / after:.2f} times faster"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m edgead``: the same as the ``edgead`` command."""
+
+from edgead.cli import main
+
+main()

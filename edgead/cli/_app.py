@@ -1,0 +1,157 @@
+"""The application, how a command is declared, and the one place where an exception becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSpec, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from edgead.cli._output import Output
+
+DONE, INTERNAL, WRONG_INPUT, CHECK_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+_Arguments = ParamSpec("_Arguments")
+_JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+_VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Show the traceback where something goes wrong.")]
+
+# typer makes no public name of it, and takes it from another package in each of its versions.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="edgead",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Anomaly detection from good photos to decisions on the line.",
+    epilog="Example: edgead fit parts/plate -o plate.model && edgead export plate.model -o plate.edgead "
+    "&& edgead run plate.edgead --source 0",
+)
+
+
+def command(
+    name: str, *, example: str, panel: str
+) -> Callable[[Callable[Concatenate[Output, _Arguments], None]], Callable[Concatenate[Output, _Arguments], None]]:
+    """Register ``function(out, ...)`` as a verb, and give it ``--json`` and ``--verbose``.
+
+    Args:
+        name: of the verb.
+        example: one line that can be typed as it is, shown at the end of its help.
+        panel: heading under which ``edgead --help`` lists it.
+    """
+
+    def register(
+        function: Callable[Concatenate[Output, _Arguments], None],
+    ) -> Callable[Concatenate[Output, _Arguments], None]:
+        def call(**arguments: Any) -> None:
+            from edgead.cli._output import Output
+
+            arguments.pop("verbose")  # `main` reads it, for it must know before the arguments are parsed
+            with Output(as_json=arguments.pop("json_output")) as out:
+                function(out, **arguments)  # type: ignore[call-arg]  # typer keeps to the signature below
+
+        # Without `out`, whose type would need rich; evaluated, because typer looks at the types.
+        hints = get_type_hints(function, localns={"Output": object}, include_extras=True)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        flags = (("json_output", _JsonFlag), ("verbose", _VerboseFlag))
+        signature = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        for flag, annotation in flags:
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            signature.append(inspect.Parameter(flag, keyword, default=False, annotation=annotation))
+        call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
+        call.__doc__ = function.__doc__
+        app.command(name, epilog=f"Example: {example}", rich_help_panel=panel)(call)
+        return function
+
+    return register
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code.
+
+    0: done; 2: wrong input or environment, one line on stderr; 3: a check did not hold; 1: a defect of edgead;
+    130: Ctrl-C.
+    """
+    verbose = "--verbose" in arguments
+    if not verbose and not sys.warnoptions:
+        # Remarks of libraries to their callers, which would stand between people and the one line that matters.
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        # A console that lacks a character gets a substitute, never a traceback.
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = app(list(arguments), prog_name="edgead", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - the last stop; each is turned into a line and a code
+        return _explain(error, verbose)
+    return code if isinstance(code, int) else DONE
+
+
+def _explain(error: BaseException, verbose: bool) -> int:
+    from edgead.runtime.errors import EdgeadError, ParityError
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else INTERNAL
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has gone; what is left of it must not fail once more when Python ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERNAL
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        hint = f"; see '{context.command_path} --help'" if context is not None else ""
+        line, code = f"{error.format_message().rstrip('.')}{hint}", WRONG_INPUT  # type: ignore[attr-defined]
+    elif isinstance(error, EdgeadError):
+        line, code = str(error), CHECK_FAILED if isinstance(error, ParityError) else WRONG_INPUT
+    else:
+        line, code = (
+            f"internal error ({type(error).__name__}: {error}); run again with --verbose and report it",
+            INTERNAL,
+        )
+    if verbose:
+        _say("".join(traceback.format_exception(error)).rstrip())
+    _say("Error: " + " ".join(line.split()))
+    return code
+
+
+def _say(text: str) -> None:
+    from edgead.runtime.uri import redact
+
+    with suppress(OSError, ValueError):
+        print(redact(text), file=sys.stderr)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from edgead import __version__
+
+        typer.echo(f"edgead {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - done by its callback
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG_INPUT)

@@ -1,0 +1,79 @@
+"""Arguments that several commands share, and the forms that users write them in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="NAME.edgead", help="The bundle.", show_default=False)]
+BackendOption = Annotated[
+    str, typer.Option("--backend", metavar="NAME", help="What runs the network; a named one never falls back.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.", show_default="the backend's choice")
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option("--false-alarm-rate", metavar="X", help="Share of good parts that may be rejected, such as 0.01."),
+]
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise `BackendUnavailable` with the exact pip command where a module is missing, before any work is done."""
+    from edgead.runtime.errors import BackendUnavailable, missing_extra
+
+    for module in modules:
+        if find_spec(module) is None:
+            raise BackendUnavailable(missing_extra(module, extra))
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """Return ``--set key=value`` options as a mapping; the detector converts and checks the values."""
+    from edgead.runtime.errors import ConfigError
+
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise ConfigError(f"--set takes key=value, such as --set bank_size=1024, not '{pair}'")
+        if name.strip() in settings:
+            raise ConfigError(f"--set {name.strip()}=… is given twice; keep one")
+        settings[name.strip()] = value.strip()
+    return settings
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return ``(height, width)`` of ``256`` or ``256x320`` (height first)."""
+    from edgead.runtime.errors import ConfigError
+
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip())
+    if match is None:
+        raise ConfigError(f"--size takes a side in pixels or HEIGHTxWIDTH, such as 256 or 256x320, not '{text}'")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_frame_size(text: str) -> tuple[int, int]:
+    """Return ``(width, height)`` of ``1280x1024``, the way cameras are described."""
+    from edgead.runtime.errors import ConfigError
+
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip())
+    if match is None:
+        raise ConfigError(f"--frame-size takes WIDTHxHEIGHT, such as 1280x1024, not '{text}'")
+    return int(match[1]), int(match[2])
+
+
+def refuse_bundle_path(path: Path) -> None:
+    """Raise before a long job what writing the bundle would raise after it."""
+    from edgead.runtime.errors import BundleError, ConfigError
+
+    if path.suffix != ".edgead":
+        raise ConfigError(f"a bundle's name ends in .edgead, got '{path.name}'; try {path.with_suffix('.edgead')}")
+    if path.is_dir():
+        raise BundleError(f"cannot write {path}: it is a folder; choose another name")
+    if not path.parent.is_dir():
+        raise BundleError(f"cannot write {path}: there is no folder {path.parent}; create it first")

@@ -1,0 +1,148 @@
+"""What a command says: one JSON object or tables on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgead.runtime.uri import redact
+
+_WIDTH = 120  # where nobody says how wide the paper is: a file, a pipe
+
+
+class Output:
+    """Where a command writes. Used as a context manager around its whole work.
+
+    With ``as_json``, stdout belongs to the one JSON object: what a library prints meanwhile goes to stderr.
+
+    Attributes:
+        as_json: whether `--json` was given.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._stdout = sys.stdout
+        self._stack = ExitStack()
+        self._notes = _console(sys.stderr)
+
+    def __enter__(self) -> Output:
+        if self.as_json:
+            self._stack.enter_context(redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def watched(self) -> bool:
+        """Whether a person looks at stderr, so that progress is worth showing."""
+        return self._notes.is_terminal
+
+    @property
+    def notes(self) -> Console:
+        """The console on stderr."""
+        return self._notes
+
+    def note(self, text: str) -> None:
+        """Say something on stderr that a person wants to know, and a program does not."""
+        if not self.as_json:
+            self._notes.print(redact(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Say on one line of stderr what is wrong, though not wrong enough to stop."""
+        self._notes.print(f"Warning: {redact(' '.join(text.split()))}", style="yellow", soft_wrap=True)
+
+    def finish(self, payload: Mapping[str, Any], *people: RenderableType, on_stderr: bool = False) -> None:
+        """Print the outcome: the JSON object with `--json`, else what people read (``on_stderr`` where stdout is taken).
+
+        Numbers that are not finite become null, for JSON has none.
+        """
+        if self.as_json:
+            text = json.dumps(finite(payload), indent=2, allow_nan=False)
+            self._stdout.write(text + "\n")
+            self._stdout.flush()
+            return
+        console = self._notes if on_stderr else _console(self._stdout)
+        for item in people:
+            console.print(item)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Yield ``step(stage, done, total)``, which draws a bar a stage where a person watches."""
+        if not self.watched:
+            yield lambda _stage, _done, _total: None
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._notes, transient=True, redirect_stdout=False) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def step(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total)
+                bars.update(tasks[stage], completed=done, total=total)
+
+            yield step
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[RenderableType]]) -> Table:
+    """Return a table whose first column is text and whose others are figures."""
+    result = Table(title=redact(title), title_justify="left", title_style="bold")
+    for number, heading in enumerate(columns):
+        result.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def listing(title: str, rows: Mapping[str, str]) -> Table:
+    """Return a table of two columns without headings: what, and its value."""
+    result = Table(title=redact(title), title_justify="left", title_style="bold", show_header=False)
+    result.add_column(style="bold", no_wrap=True)
+    result.add_column(overflow="fold")
+    for name, value in rows.items():
+        result.add_row(name, redact(value))
+    return result
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a figure for people, ``-`` where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a time in ms with two decimals, ``-`` where there is none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with numbers that are not finite as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _console(stream: TextIO) -> Console:
+    # Nothing of what a user named a file is markup or an emoji.
+    wide = stream.isatty() or "COLUMNS" in os.environ
+    return Console(file=stream, markup=False, emoji=False, highlight=False, width=None if wide else _WIDTH)

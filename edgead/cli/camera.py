@@ -1,0 +1,215 @@
+"""``edgead run``, ``edgead capture`` and ``edgead calibrate``: what works with a camera."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgead.cli._app import command
+from edgead.cli._options import BackendOption, BundleArgument, RateOption, ThreadsOption, refuse_bundle_path
+from edgead.cli.device import PANEL
+
+if TYPE_CHECKING:
+    from edgead.cli._output import Output
+    from edgead.runtime.calibrate import CalibrationReport
+    from edgead.runtime.summary import StreamSummary
+
+_SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--source", metavar="URI", help="0, rtsp://…, synthetic://, a folder, a video, an image.", show_default=False
+    ),
+]
+_IntervalOption = Annotated[
+    float, typer.Option("--interval", min=0, metavar="S", help="Least seconds between two photos of a camera.")
+]
+
+
+@command(
+    "run",
+    panel=PANEL,
+    example="edgead run plate.edgead --source '0?policy=every' --sink results.jsonl --sink images:out",
+)
+def run(
+    out: Output,
+    bundle: BundleArgument,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            metavar="URI", help="0, rtsp://…, synthetic://, a folder, a video; repeat it.", show_default=False
+        ),
+    ],
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="results.jsonl, jsonl:-, images:DIR; repeat it.", show_default=False),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds to capture.", show_default="to the end")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Results to give.", show_default="no limit")
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a source that cannot be opened yet.")] = False,
+) -> None:
+    """Judge frames until the source ends or Ctrl-C, then print the summary.
+
+    A source takes ?policy=newest (a live one's default: the newest frame, the others are counted) or ?policy=every,
+    and ?max_age=0.5 (seconds).
+    """
+    from edgead.cli._streaming import run_stream
+    from edgead.runtime.errors import ConfigError, SourceLost
+
+    sinks = sink or []
+    taken = any(uri.lower().replace("//", "").split("?")[0] == "jsonl:-" for uri in sinks)
+    if taken and out.as_json:
+        raise ConfigError("--json and --sink jsonl:- both want stdout; write the results to a file")
+    summary = run_stream(
+        out,
+        bundle,
+        source,
+        sinks,
+        duration_s=duration,
+        max_frames=max_frames,
+        backend=backend,
+        threads=threads,
+        wait=wait,
+        watch=not taken,
+    )
+    for report in summary.sinks:
+        if report.failed or report.missed:
+            why = f": {report.last_error}" if report.last_error else ""
+            out.warn(
+                f"{report.name} failed {report.failed} and missed {report.missed} of {report.accepted} results{why}"
+            )
+    out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=taken)
+    if summary.errors:
+        raise SourceLost("; ".join(summary.errors))
+
+
+def _run_tables(summary: StreamSummary) -> list[Any]:
+    from edgead.cli._output import listing, milliseconds, table
+
+    rows = [[name, source.frames] for name, source in summary.sources.items()]
+    if len(rows) > 1:
+        rows.append(["all", summary.frames])
+    frames = [
+        [name, str(c.captured), str(c.inspected), _reasons(c.dropped), _reasons(c.failed), str(c.in_flight)]
+        for name, c in rows
+    ]
+    stages = [("camera to decision", summary.latency), *summary.stages.items()]
+    tables = [
+        table("Frames", ["source", "captured", "inspected", "dropped", "failed", "in flight"], frames),
+        listing("Decisions", {name: str(count) for name, count in summary.decisions.items()}),
+        table(
+            "Latency in ms",
+            ["stage", "p50", "p95", "p99", "max"],
+            [
+                [name, *map(milliseconds, (one.p50, one.p95, one.p99, one.max) if one else (None,) * 4)]
+                for name, one in stages
+            ],
+        ),
+    ]
+    if summary.sinks:
+        reports = [[r.name, str(r.accepted), str(r.written), str(r.failed), str(r.missed)] for r in summary.sinks]
+        tables.append(table("Sinks", ["sink", "results", "written", "failed", "missed"], reports))
+    return tables
+
+
+def _reasons(counts: Any) -> str:
+    return "\n".join([str(sum(counts.values())), *(f"{count} {reason}" for reason, count in counts.items())])
+
+
+@command("capture", panel=PANEL, example="edgead capture --source 0 -n 100 --interval 1 -o parts/plate/train/good")
+def capture(
+    out: Output,
+    source: _SourceOption,
+    count: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Photos to take.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder, such as …/train/good.", show_default=False)
+    ],
+    interval: _IntervalOption = 0.0,
+) -> None:
+    """Take photos of good parts with the camera that will inspect; no photo is ever replaced."""
+    from edgead.cli._output import listing
+    from edgead.runtime.capture import Photo
+    from edgead.runtime.capture import capture as take
+    from edgead.runtime.errors import SourceError
+
+    saved = 0
+    with out.progress() as step:
+
+        def on_photo(photo: Photo) -> None:
+            nonlocal saved
+            saved += 1
+            step("photos", saved, count)
+            if photo.warning:
+                out.warn(f"{photo.name}: {photo.warning}")
+
+        summary = take(source, count, output, min_interval_s=interval, on_photo=on_photo)
+    if not summary.saved:
+        raise SourceError(f"{summary.source_id} gave no photo ({summary.unreadable} frames could not be read)")
+    if summary.saved < summary.wanted:
+        out.warn(f"{summary.source_id} ended after {summary.saved} of {summary.wanted} photos")
+    rows = {
+        "photos": f"{summary.saved} of {summary.wanted}, in {summary.directory}",
+        "with a warning": str(len(summary.warnings)),
+        "unreadable frames": str(summary.unreadable),
+    }
+    out.finish(summary.to_dict(), listing(f"Captured from {summary.source_id}", rows))
+
+
+@command(
+    "calibrate", panel=PANEL, example="edgead calibrate plate.edgead --source 0 -n 200 --interval 1 -o line3.edgead"
+)
+def calibrate(
+    out: Output,
+    bundle: BundleArgument,
+    source: _SourceOption,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="NEW.edgead", help="May be the bundle itself.", show_default=False),
+    ],
+    count: Annotated[
+        int | None,
+        typer.Option("-n", min=2, metavar="N", help="Good parts to take.", show_default="all; of a camera 100 or more"),
+    ] = None,
+    false_alarm_rate: RateOption = None,
+    interval: _IntervalOption = 0.0,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Set the thresholds of a bundle again, from good parts before this camera."""
+    refuse_bundle_path(output)
+    from edgead.runtime.calibrate import calibrate_bundle
+
+    with out.progress() as step:
+        report = calibrate_bundle(
+            bundle,
+            source,
+            output,
+            n=count,
+            false_alarm_rate=false_alarm_rate,
+            min_interval_s=interval,
+            backend=backend,
+            threads=threads,
+            progress=lambda done, total: step("good parts", done, max(done, total)),
+        )
+    for warning in report.warnings:
+        out.warn(warning)
+    out.finish(report.to_dict(), _calibration_table(report))
+
+
+def _calibration_table(report: CalibrationReport) -> Any:
+    from edgead.cli._output import listing
+
+    rows = {"good parts": f"{report.images} from {report.source}", "backend": str(report.backend["name"])}
+    for key, threshold in report.new.items():
+        old = report.old[key]
+        rejected = f"it rejected {report.rejected_before[key]} of these {report.images}"
+        rows[key] = threshold.explain()
+        rows[f"{key} before"] = f"threshold {old.value:.6g} from {old.n_normals} good parts; {rejected}"
+    return listing(f"Wrote {report.out}", rows)

@@ -1,0 +1,202 @@
+"""``edgead fit`` and ``edgead eval``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgead.cli._app import command
+from edgead.cli._options import BackendOption, ThreadsOption, parse_settings, parse_size, require
+
+if TYPE_CHECKING:
+    from edgead.cli._output import Output
+    from edgead.evaluation import CategoryReport, EvalReport
+    from edgead.metrics import Metric
+    from edgead.model import TrainedModel
+    from edgead.runtime.threshold import Threshold
+
+PANEL = "Train, measure, export"
+
+_Categories = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CATEGORY_DIR...",
+        help="Folder with train/good (or only good photos), or a CSV list.",
+        show_default=False,
+    ),
+]
+
+
+@command("fit", panel=PANEL, example="edgead fit parts/plate --detector patchcore --set bank_size=2048 -o plate.model")
+def fit(
+    out: Output,
+    categories: _Categories,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="MODEL_DIR", help="Where the model goes.", show_default=False)
+    ],
+    detector: Annotated[str, typer.Option(metavar="NAME", help="patchcore or padim.")] = "patchcore",
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME[@WEIGHTS]", help="A timm model; WEIGHTS: hub, random, a file or a folder.")
+    ] = "efficientnet_lite0",
+    size: Annotated[str, typer.Option(metavar="N|HxW", help="Network size in pixels, multiples of 32.")] = "256",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the detector; repeat it.", show_default=False),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(metavar="X", help="Share of good parts that may be rejected.")
+    ] = 0.01,
+) -> None:
+    """Train on photos of good parts, and set the threshold from good parts that the model has not seen."""
+    network_size, chosen = parse_size(size), parse_settings(settings or ())
+    _refuse_occupied(output)
+    require("train", "torch", "torchvision", "timm", "safetensors")
+    from edgead.fitting import fit as fit_model
+
+    started = time.perf_counter()
+    with out.progress() as step:
+        model = fit_model(
+            categories,
+            detector=detector,
+            settings=chosen,
+            backbone=backbone,
+            size=network_size,
+            seed=seed,
+            false_alarm_rate=false_alarm_rate,
+            progress=step,
+        )
+    model.save(output)
+    payload = _fit_payload(model, output, time.perf_counter() - started)
+    _warn_about_model(out, model)
+    out.finish(payload, _fit_table(payload, model.threshold))
+
+
+def _refuse_occupied(output: Path) -> None:
+    """Raise before training what saving would raise after it."""
+    from edgead.runtime.errors import ConfigError
+
+    free = not output.exists() or (output / "model.json").is_file() or (output.is_dir() and not any(output.iterdir()))
+    if not free:
+        raise ConfigError(f"{output} exists and is no model directory; choose another -o or remove it")
+
+
+def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
+    card, threshold = model.card, model.threshold
+    meaning = {**threshold.to_dict(), "meaning": threshold.explain()}
+    return {
+        "schema": "edgead.fit/1",
+        "model": str(output),
+        "detector": card.detector,
+        "settings": card.settings,
+        "backbone": card.backbone_info,
+        "size": {"height": card.height, "width": card.width},
+        "seed": card.seed,
+        "images": sum(card.categories.values()),
+        "categories": card.categories,
+        "thresholds": dict.fromkeys(card.categories, meaning),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _warn_about_model(out: Output, model: TrainedModel) -> None:
+    if model.card.backbone_info["random_weights"]:
+        out.warn(
+            "THE BACKBONE HAS RANDOM WEIGHTS, as asked for with @random: good for trying things out, not for a line; "
+            "leave @random away for trained ones"
+        )
+    if not model.threshold.supported:
+        out.warn(model.threshold.explain())
+
+
+def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
+    from edgead.cli._output import listing
+
+    return listing(
+        f"Fitted {payload['model']}",
+        {
+            "detector": f"{payload['detector']}, "
+            + ", ".join(f"{name}={value}" for name, value in payload["settings"].items()),
+            "backbone": f"{payload['backbone']['name']}, weights: {payload['backbone']['weights']}",
+            "network size": f"{payload['size']['height']}x{payload['size']['width']} pixels (height x width)",
+            "good images": ", ".join(f"{name}: {count}" for name, count in payload["categories"].items()),
+            "threshold": threshold.explain(),
+            "seconds": f"{payload['seconds']:.1f}",
+        },
+    )
+
+
+@command("eval", panel=PANEL, example="edgead eval plate.edgead parts/plate --backend openvino --json")
+def evaluate(
+    out: Output,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR|BUNDLE", help="What fit or export wrote.", show_default=False)
+    ],
+    categories: Annotated[
+        list[Path],
+        typer.Argument(metavar="CATEGORY_DIR...", help="Folders with test/good and test/<defect>.", show_default=False),
+    ],
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure a model on the test images, through the code that judges camera frames."""
+    from edgead.data import open_category
+    from edgead.evaluation import EvalReport
+    from edgead.evaluation import evaluate as evaluate_category
+    from edgead.opening import open_inspector
+
+    opened = [open_category(path, need_test=True) for path in categories]
+    if any(category.has_masks for category in opened):
+        require("train", "scipy")
+    if model.is_dir():
+        require("train", "torch", "torchvision", "timm", "safetensors")
+    with open_inspector(model, backend=backend, threads=threads) as inspector, out.progress() as step:
+        out.note(f"backend: {inspector.why}")
+        report = EvalReport(
+            tuple(
+                evaluate_category(
+                    inspector, category, progress=lambda done, total, name=category.name: step(name, done, total)
+                )
+                for category in opened
+            ),
+            inspector.describe(),
+        )
+    for category in report.categories:
+        if category.empty_masks:
+            out.warn(
+                f"{category.name}: {category.empty_masks} defects vanish at network size; fit with a larger --size"
+            )
+    out.finish(report.to_dict(), *_eval_tables(report, model))
+
+
+def _eval_tables(report: EvalReport, model: Path) -> list[Any]:
+    from edgead.cli._output import table
+    from edgead.evaluation import METRICS
+
+    headings = ["image AUROC", "pixel AUROC", "AUPRO", "F1-max", "false alarms at zero escapes"]
+    rows = [[one.name, *(_interval(one.metric(name)) for name in METRICS)] for one in report.categories]
+    if len(rows) > 1:
+        rows.append(["mean", *(_interval(report.mean(name)) for name in METRICS)])
+    title = f"{model} on {report.backend.name} ({report.backend.precision}); below each figure its 95 % interval"
+    columns = ["category", "false alarms", "escapes", "not inspected"]
+    return [
+        table(title, ["category", *headings], rows),
+        table("Decisions at the threshold", columns, [_decisions(one) for one in report.categories]),
+    ]
+
+
+def _interval(metric: Metric | None) -> str:
+    return "no masks" if metric is None else f"{metric.value:.4f}\n{metric.low:.3f} to {metric.high:.3f}"
+
+
+def _decisions(report: CategoryReport) -> list[str]:
+    found = report.decisions
+    return [
+        report.name,
+        f"{found.false_alarms} of {found.normal} good",
+        f"{found.escapes} of {found.anomalous} defective",
+        str(found.not_inspected),
+    ]

@@ -1,0 +1,42 @@
+"""One door to what can judge images: a model directory (on torch) or a bundle (on a backend)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra
+from edgead.runtime.inspector import Inspector
+
+
+def open_inspector(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Inspector:
+    """Open a model directory or a bundle for judging images.
+
+    Args:
+        path: what ``edgead fit -o`` or ``edgead export -o`` wrote.
+        backend: for a bundle a backend name or ``auto``; a model directory runs on ``torch`` only.
+        threads: CPU threads; None leaves the choice to the backend.
+
+    Raises:
+        BundleError: damaged, or from another version.
+        ConfigError: a model directory with another backend than torch.
+        BackendUnavailable: a missing library.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Inspector.open(path, backend=backend, threads=threads)
+    if backend not in ("auto", "torch"):
+        raise ConfigError(f"{path} is a model directory and runs on torch; export it to run it on '{backend}'")
+    try:
+        from edgead.export.torch_backend import TorchBackend
+        from edgead.model import load_model
+    except ImportError as error:
+        raise BackendUnavailable(missing_extra(str(error.name), "export")) from error
+    model = load_model(path)
+    return Inspector(
+        TorchBackend(model.module, threads=threads),
+        height=model.card.height,
+        width=model.card.width,
+        threshold=model.threshold,
+        name=path.name,
+        why="a model directory runs on torch",
+    )

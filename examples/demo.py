@@ -1,0 +1,185 @@
+"""The main job on real images, from good photos to decisions on a stream: what ``make demo`` runs.
+
+Data: PyPI ``elpv-dataset`` 1.0.0, photos of solar cells (Buerhop-Lutz et al. 2018, CC BY-NC-SA 4.0), monocrystalline
+cells only. Normal are the cells with defect probability 0, defective those with probability 1; cells in between are
+left out. Split, fixed: the normal cells in the package's order, shuffled by numpy's default_rng(0), give 200 training
+and 100 test images; the first 100 of the defective ones, shuffled alike, are the defective test images.
+
+Every step is a command that you can repeat; it is printed before it runs. Everything lands in ``demo/``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo"
+CATEGORY = DEMO / "solar_cell"
+MODEL = DEMO / "model"
+BUNDLE = DEMO / "solar_cell.edgead"
+FRAMES = DEMO / "frames"
+RESULTS = DEMO / "results.jsonl"
+SHEET = DEMO / "contact-sheet.jpg"
+
+N_TRAIN, N_TEST = 200, 100
+console = Console()
+
+
+def main() -> None:
+    started = time.perf_counter()
+    shutil.rmtree(DEMO, ignore_errors=True)
+    prepare()
+    fitted = edgead("fit", CATEGORY, "--detector", "patchcore", "-o", MODEL)
+    edgead("export", MODEL, "-o", BUNDLE, "--images", CATEGORY / "test")
+    evaluated = edgead("eval", BUNDLE, CATEGORY)
+    checked = edgead("check", BUNDLE)
+    ran = edgead(
+        "run",
+        BUNDLE,
+        "--source",
+        CATEGORY / "test",
+        "--sink",
+        f"jsonl:{RESULTS}",
+        "--sink",
+        f"images:{FRAMES}?only=all",
+    )
+    benched = edgead("bench", BUNDLE, "--frames", "100")
+    contact_sheet()
+    report(fitted, evaluated, checked, ran, benched)
+    console.print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at [bold]{SHEET.relative_to(ROOT)}[/bold].")
+
+
+def prepare() -> None:
+    """Copy the images of the package into the folders of a category."""
+    try:
+        import elpv_dataset
+    except ImportError:
+        sys.exit("elpv-dataset is not installed; run: pip install 'edgead[demo]'")
+    data = Path(elpv_dataset.__file__).parent / "data"
+    with (data / "labels.csv").open() as stream:
+        rows = [row for row in csv.reader(stream, delimiter=" ", skipinitialspace=True) if row]
+    mono = [(data / row[0], float(row[1])) for row in rows if row[2] == "mono"]
+    normal = _shuffled([path for path, probability in mono if probability == 0.0])
+    defective = _shuffled([path for path, probability in mono if probability == 1.0])
+    parts = {
+        "train/good": normal[:N_TRAIN],
+        "test/good": normal[N_TRAIN : N_TRAIN + N_TEST],
+        "test/defective": defective[:N_TEST],
+    }
+    for folder, paths in parts.items():
+        target = CATEGORY / folder
+        target.mkdir(parents=True)
+        for path in paths:
+            shutil.copyfile(path, target / path.name)
+    console.print(f"{CATEGORY.relative_to(ROOT)}: " + ", ".join(f"{len(p)} in {f}" for f, p in parts.items()))
+
+
+def _shuffled(paths: list[Path]) -> list[Path]:
+    return [paths[index] for index in np.random.default_rng(0).permutation(len(paths))]
+
+
+def edgead(*arguments: object) -> dict[str, Any]:
+    """Run one command of the tool and return its JSON."""
+    words = [str(argument) for argument in arguments]
+    shown = " ".join(word.replace(f"{ROOT}/", "") for word in words)
+    console.print(f"[bold cyan]$ edgead {shown}[/bold cyan]", soft_wrap=True)
+    command = [sys.executable, "-m", "edgead", words[0], *words[1:], "--json"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if finished.returncode:
+        sys.exit(finished.returncode)
+    result: dict[str, Any] = json.loads(finished.stdout)
+    return result
+
+
+def contact_sheet(columns: int = 6, cell: int = 300) -> None:
+    """Put the six highest and the six lowest scores of each kind on one sheet, as the sink drew them."""
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    scored = sorted((line for line in lines if line["score"] is not None), key=lambda line: -line["score"])
+    defective = [line for line in scored if line["name"].startswith("defective/")]
+    good = [line for line in scored if line["name"].startswith("good/")]
+    rows = {
+        "defective cells, highest scores": defective[:columns],
+        "defective cells, lowest scores": defective[-columns:],
+        "good cells, highest scores": good[:columns],
+        "good cells, lowest scores": good[-columns:],
+    }
+    title = 28
+    sheet = Image.new("RGB", (columns * cell, len(rows) * (cell + title)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (text, members) in enumerate(rows.items()):
+        top = number * (cell + title)
+        draw.text((6, top + 4), text, fill="black", font_size=18)
+        for column, line in enumerate(members):
+            picture = next(FRAMES.glob(f"*-{line['frame_index']:06d}-{line['decision']}.jpg"))
+            with Image.open(picture) as opened:
+                sheet.paste(opened.resize((cell - 4, cell - 4)), (column * cell + 2, top + title))
+    sheet.save(SHEET, quality=90)
+
+
+def report(
+    fitted: dict[str, Any],
+    evaluated: dict[str, Any],
+    checked: dict[str, Any],
+    ran: dict[str, Any],
+    benched: dict[str, Any],
+) -> None:
+    """Print what came out, also where it is modest."""
+    category = evaluated["categories"][CATEGORY.name]
+    manifest = _manifest()
+    table = Table(title="edgead on real solar cells", show_header=False)
+    table.add_row("fit", f"{fitted['seconds']:.0f} s, {N_TRAIN} good images")
+    for name in ("image_auroc", "f1_max", "false_alarm_rate_at_zero_escapes"):
+        metric = category[name]
+        table.add_row(
+            name.replace("_", " "), f"{metric['value']:.4f}  (95 %: {metric['low']:.4f} to {metric['high']:.4f})"
+        )
+    decisions = category["decisions"]
+    table.add_row(
+        "at the threshold",
+        f"{decisions['false_alarms']} of {decisions['normal']} good cells rejected, "
+        f"{decisions['escapes']} of {decisions['anomalous']} defective cells passed",
+    )
+    for runtime, record in manifest["parity"]["model.fp32.onnx"].items():
+        changed = record["flips"] + record["borderline"]
+        table.add_row(
+            f"parity, {runtime}",
+            f"{changed} of {record['images']} decisions changed, max score difference {record['max_score_difference']:.1e}",
+        )
+    table.add_row("check on this device", "PASS" if checked["passed"] else "FAIL")
+    frames = ran["frames"]
+    table.add_row(
+        "stream", ", ".join(f"{frames[name]} {name}" for name in ("captured", "inspected", "dropped", "failed"))
+    )
+    for row in benched["rows"]:
+        stages = row["latency_ms"]["stages"]
+        table.add_row(
+            f"latency, {row['backend']}",
+            "1280x1024 frame, median ms: "
+            + ", ".join(f"{stage} {stages[stage]['p50']:.2f}" for stage in ("preprocess", "network", "decide"))
+            + f"; camera to decision {row['latency_ms']['p50']:.2f}, p99 {row['latency_ms']['p99']:.2f}",
+        )
+    console.print(table)
+
+
+def _manifest() -> dict[str, Any]:
+    import zipfile
+
+    with zipfile.ZipFile(BUNDLE) as archive:
+        content: dict[str, Any] = json.loads(archive.read("manifest.json"))
+    return content
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The export layer: scoring module -> ONNX -> lint -> bundle -> parity on real images."""

@@ -1,0 +1,120 @@
+"""Rules that an exported graph must keep, each with the node's name and the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgead.export.graph import BATCH_AXIS, IR_VERSION, OPSET
+from edgead.runtime.errors import LintError
+
+# Operators with data-dependent shapes or control flow: TensorRT refuses them or falls off its fast path.
+_FORBIDDEN = frozenset(
+    {"If", "Loop", "Scan", "NonZero", "Unique", "Compress", "NonMaxSuppression", "SequenceConstruct"}
+)
+_FOLDABLE = frozenset({"BatchNormalization", "Dropout", "Identity"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One broken rule: the node (or part of the model) and what to do."""
+
+    node: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.message}"
+
+
+def lint(model: onnx.ModelProto) -> list[Problem]:
+    """Return every broken rule; an empty list means that the graph may ship."""
+    return [*_model_rules(model), *_input_rules(model.graph), *_node_rules(model.graph), *_weight_rules(model.graph)]
+
+
+def require_clean(model: onnx.ModelProto) -> None:
+    """Raise `LintError` naming the first broken rule and how many more there are."""
+    problems = lint(model)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise LintError(f"the exported graph breaks a rule: {problems[0]}{more}")
+
+
+def _model_rules(model: onnx.ModelProto) -> Iterator[Problem]:
+    if model.ir_version > IR_VERSION:
+        yield Problem(
+            "model", f"IR version {model.ir_version} is too new for ONNX Runtime on JetPack; write {IR_VERSION}"
+        )
+    for imported in model.opset_import:
+        if imported.domain in ("", "ai.onnx") and imported.version != OPSET:
+            yield Problem("model", f"opset {imported.version}; export with opset {OPSET}")
+    graph = model.graph
+    if [value.name for value in graph.input] != ["images"] or [v.name for v in graph.output] != ["score", "map"]:
+        yield Problem("model", "the graph must map 'images' to 'score' and 'map'")
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or len(dims) != 4:
+            yield Problem(
+                value.name, "the input must be (N, h, w, 3) uint8, so that one byte a channel crosses the bus"
+            )
+        if any(dim.dim_param and dim.dim_param != BATCH_AXIS for dim in dims):
+            yield Problem(value.name, f"only the batch axis may be dynamic, named '{BATCH_AXIS}'")
+    for value in graph.output:
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            yield Problem(value.name, "outputs must be float32")
+
+
+def _input_rules(graph: onnx.GraphProto) -> Iterator[Problem]:
+    """Cast, then Transpose; and no mean folded into a convolution that pads with zeros."""
+    first = next((node for node in graph.node if "images" in node.input), None)
+    second = next((node for node in graph.node if first is not None and first.output[0] in node.input), None)
+    kinds = [node.op_type for node in (first, second) if node is not None]
+    if first is None or second is None or kinds != ["Cast", "Transpose"]:
+        yield Problem(
+            first.name if first is not None else "images",
+            "the graph must start with Cast, Transpose (TensorRT refuses a uint8 Transpose), "
+            f"it starts with {', '.join(kinds) or 'nothing'}",
+        )
+        return
+    for node in graph.node:
+        if node.op_type == "Conv" and second.output[0] in node.input and any(_ints(node, "pads")):
+            yield Problem(
+                node.name,
+                "the input mean was folded into a convolution that pads with zeros, which corrupts the border; "
+                "subtract the mean before it",
+            )
+
+
+def _node_rules(graph: onnx.GraphProto) -> Iterator[Problem]:
+    for node in graph.node:
+        if node.op_type in _FORBIDDEN:
+            yield Problem(
+                node.name, f"{node.op_type} has data-dependent shape or control flow; rewrite the module without it"
+            )
+        if node.op_type in _FOLDABLE:
+            yield Problem(node.name, f"{node.op_type} does nothing at inference; fold it before the export")
+        if node.domain not in ("", "ai.onnx"):
+            yield Problem(node.name, f"{node.op_type} is of domain '{node.domain}', which runtimes do not know")
+        if node.op_type == "Resize":
+            mode = next(
+                (a.s.decode() for a in node.attribute if a.name == "coordinate_transformation_mode"), "half_pixel"
+            )
+            if mode not in ("half_pixel", "pytorch_half_pixel"):
+                yield Problem(node.name, f"Resize uses '{mode}'; use align_corners=False")
+        if node.op_type == "Cast" and any(a.name == "to" and a.i == onnx.TensorProto.DOUBLE for a in node.attribute):
+            yield Problem(node.name, "float64 has no fast path on any target; keep the module in float32")
+
+
+def _weight_rules(graph: onnx.GraphProto) -> Iterator[Problem]:
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.DOUBLE:
+            yield Problem(tensor.name, "a float64 weight; store it as float32")
+        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            yield Problem(tensor.name, "a weight is NaN or infinite; fit again")
+
+
+def _ints(node: onnx.NodeProto, name: str) -> list[int]:
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), [])

@@ -1,0 +1,285 @@
+"""``edgead calibrate``: the thresholds of a bundle, made again from good parts before the camera that will judge.
+
+Training photos and camera differ in lens, light and noise, and each of them shifts the scores of good parts. The model
+stays as it is; only where good ends is measured again, by the rule of `edgead.runtime.threshold`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgead import __version__
+from edgead.runtime.bundle import Bundle, replace_manifest
+from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
+from edgead.runtime.frame import BadFrame, Decision, Frame
+from edgead.runtime.inspector import Inspector
+from edgead.runtime.manifest import Manifest, ThresholdSection
+from edgead.runtime.sources import Source, open_source
+from edgead.runtime.threshold import Threshold, calibrate, normals_needed
+from edgead.runtime.uri import redact
+
+PROBE = "probe-"  # references that `edgead fit` planted a defect on
+PROVENANCE_KEY = "calibrations"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What a calibration changed.
+
+    Attributes:
+        source: without secrets.
+        images: good parts that were scored; ``unreadable`` frames of a camera were left out.
+        old, new: threshold by precision.
+        rejected_before: of ``images``, how many the old threshold of each precision called anomalous.
+        warnings: one line each on why the new thresholds deserve a second look.
+    """
+
+    bundle: str
+    out: str
+    source: str
+    backend: dict[str, Any]
+    images: int
+    unreadable: int
+    old: Mapping[str, Threshold]
+    new: Mapping[str, Threshold]
+    rejected_before: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema ``edgead.calibrate/1``)."""
+        return {
+            "schema": "edgead.calibrate/1",
+            "bundle": self.bundle,
+            "out": self.out,
+            "source": self.source,
+            "backend": self.backend,
+            "images": self.images,
+            "unreadable": self.unreadable,
+            "thresholds": {
+                key: {
+                    **threshold.to_dict(),
+                    "meaning": threshold.explain(),
+                    "old": self.old[key].to_dict(),
+                    "rejected_before": self.rejected_before[key],
+                }
+                for key, threshold in self.new.items()
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def calibrate_bundle(
+    path: str | Path,
+    source: str | Path | Source,
+    out: str | Path,
+    *,
+    n: int | None = None,
+    false_alarm_rate: float | None = None,
+    min_interval_s: float = 0.0,
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> CalibrationReport:
+    """Write a copy of a bundle with thresholds from the good parts that a source shows.
+
+    Model, references and parity evidence are copied as they are; the old thresholds go into the manifest's provenance,
+    key ``calibrations``, one entry a calibration. A signature is dropped, because it signed the old manifest.
+
+    Args:
+        path: the bundle.
+        source: a URI, or an open source, which is closed; it must show good parts only.
+        out: where the new bundle goes, possibly ``path``; written whole or not at all.
+        n: images to take; None takes all of a folder or video, and of a camera as many as the target needs.
+        false_alarm_rate: share of good parts that may be rejected; None keeps the bundle's.
+        min_interval_s: least time between two images of a camera, so that they show different parts.
+        backend: registry name or ``auto``, in full precision.
+        threads: CPU threads; None leaves the choice to the backend.
+        progress: called with (done, wanted); wanted is 0 where nobody knows.
+
+    Raises:
+        ConfigError, SourceError, BackendUnavailable: wrong arguments, no source, no backend.
+        BundleError: the bundle is damaged or changed meanwhile, or the disk is full; ``out`` stays as it was.
+        DataError: fewer than 2 images, or an image file that cannot be read.
+        BackendError: an image was not inspected, so that its score is missing.
+    """
+    if n is not None and n < 2:
+        raise ConfigError(f"a threshold needs at least 2 images, got -n {n}")
+    if not min_interval_s >= 0:
+        raise ConfigError(f"the interval must be 0 s or more, got {min_interval_s}")
+    if backend.endswith("-bf16"):
+        raise ConfigError(
+            f"'{backend}' computes other scores than the thresholds are for; calibrate on another backend"
+        )
+    with Bundle.open(path) as bundle:
+        manifest, sha256 = bundle.manifest, bundle.sha256
+        probes = _probe_scores(bundle)
+    if manifest.graph != "single":
+        raise BundleError(f"{path} is a routed bundle, which this version of edgead cannot calibrate; upgrade edgead")
+    old = {key: (entry.threshold or manifest.threshold).to_threshold() for key, entry in manifest.precisions.items()}
+    targets = {
+        key: false_alarm_rate if false_alarm_rate is not None else threshold.target_false_alarm_rate
+        for key, threshold in old.items()
+    }
+    for target in targets.values():
+        if not 0.0 < target < 1.0:
+            raise ConfigError(f"the target false-alarm rate must lie between 0 and 1, got {target}")
+    with ExitStack() as stack:
+        inspectors = {
+            key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
+            for key in old
+        }
+        opened = open_source(source) if isinstance(source, str | Path) else source
+        stack.callback(opened.close)
+        if n is None and opened.live:
+            n = max(100, *(normals_needed(target) for target in targets.values()))
+        info = next(iter(inspectors.values())).describe().to_dict()
+        taken = _collect(opened, inspectors, n, min_interval_s, progress)
+    scores = taken.scores
+    count = len(next(iter(scores.values())))
+    if count < 2:
+        raise DataError(
+            f"{opened.source_id} showed {count} images; a threshold needs 2 at least, 100 or more are advised"
+        )
+    new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
+    warnings = list(_doubts(old["fp32"], new["fp32"], scores["fp32"], probes) if "fp32" in old else ())
+    if n is not None and count < n:
+        warnings.append(f"{opened.source_id} ended after {count} of {n} images")
+    if taken.unreadable:
+        warnings.append(f"{taken.unreadable} frames of {opened.source_id} could not be read and were left out")
+    with Bundle.open(path) as bundle:
+        if bundle.sha256 != sha256:
+            raise BundleError(f"{path} was changed while it was calibrated; run it again")
+    replace_manifest(path, out, _recalibrated(manifest, old, new, opened.source_id, count, info))
+    return CalibrationReport(
+        bundle=str(path),
+        out=str(out),
+        source=opened.source_id,
+        backend=info,
+        images=count,
+        unreadable=taken.unreadable,
+        old=old,
+        new=new,
+        rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(slots=True)
+class _Taken:
+    scores: dict[str, list[float]]
+    unreadable: int = 0
+
+
+def _collect(
+    source: Source,
+    inspectors: Mapping[str, Inspector],
+    n: int | None,
+    min_interval_s: float,
+    progress: Progress | None,
+) -> _Taken:
+    taken = _Taken({key: [] for key in inspectors})
+    due_ns: float = -math.inf
+    done = 0
+    for frame in source.frames():
+        if isinstance(frame, BadFrame):
+            if not source.live:
+                # A file can be mended; a picture that a camera lost is gone.
+                raise DataError(frame.reason)
+            taken.unreadable += 1
+            continue
+        if source.live and frame.timestamp_ns < due_ns:
+            continue
+        due_ns = frame.timestamp_ns + min_interval_s * 1e9
+        for key, inspector in inspectors.items():
+            taken.scores[key].append(_score(inspector, frame))
+        done += 1
+        if progress is not None:
+            progress(done, n or 0)
+        if done == n:
+            break
+    return taken
+
+
+def _score(inspector: Inspector, frame: Frame) -> float:
+    result = inspector(frame)
+    if result.decision is Decision.NOT_INSPECTED or not math.isfinite(result.score):
+        which = frame.name or f"frame {frame.index} of {frame.source_id}"
+        raise BackendError(
+            f"{which} was not inspected ({result.reason or 'no finite score'}), and a threshold needs the score of every "
+            "good part; run: edgead check"
+        )
+    return result.score
+
+
+def _probe_scores(bundle: Bundle) -> dict[str, float]:
+    """Return what the torch model gave on the references that carry a planted defect."""
+    if not bundle.references():
+        return {}
+    expected = bundle.expected()
+    pairs = zip(expected["names"].tolist(), expected["score"].tolist(), strict=True)
+    return {name: score for name, score in pairs if name.startswith(PROBE)}
+
+
+def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Mapping[str, float]) -> list[str]:
+    found = []
+    if not new.supported:
+        found.append(new.explain())
+    before = sum(score <= old.value for score in probes.values())
+    now = sum(score <= new.value for score in probes.values())
+    if now > before:
+        most = "most: " if now * 2 > len(probes) else ""
+        found.append(
+            f"{most}{now} of {len(probes)} planted defects of the bundle would now pass as OK ({before} before); "
+            "were all parts good, and does the camera see them as in the photos that the model was trained on?"
+        )
+    repeated = len(scores) - len(set(scores))
+    if repeated:
+        found.append(
+            f"{repeated} of {len(scores)} images have exactly the score of another; "
+            "show each part once, or the threshold is less certain than it claims"
+        )
+    return found
+
+
+def _recalibrated(
+    manifest: Manifest,
+    old: Mapping[str, Threshold],
+    new: Mapping[str, Threshold],
+    source_id: str,
+    images: int,
+    backend: Mapping[str, Any],
+) -> Manifest:
+    record = {
+        "time": datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).isoformat(timespec="seconds"),
+        "edgead": __version__,
+        "source": redact(source_id),
+        "images": images,
+        "backend": dict(backend),
+        "old": {key: threshold.to_dict() for key, threshold in old.items()},
+    }
+    earlier = manifest.provenance.get(PROVENANCE_KEY, [])
+    sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in new.items()}
+    precisions = {
+        # The bundle's own threshold is that of fp32, which therefore needs none beside it.
+        key: entry.model_copy(update={"threshold": None if key == "fp32" else sections[key]})
+        for key, entry in manifest.precisions.items()
+    }
+    return manifest.model_copy(
+        update={
+            "threshold": sections.get("fp32", manifest.threshold),
+            "precisions": precisions,
+            "provenance": {
+                **manifest.provenance,
+                PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
+            },
+        }
+    )

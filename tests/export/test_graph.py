@@ -1,0 +1,85 @@
+"""The exported graph: valid, minimal, the same scores, any batch size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from edgead.export.graph import export_onnx
+from edgead.export.weights import LARGE_BYTES, split_weights
+from edgead.runtime.errors import ExportError
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+
+
+def test_scores_and_maps_equal_torch_for_any_batch(exportable):
+    model = export_onnx(exportable.module, 64, 64)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for count in (1, 2, 5):
+        with torch.inference_mode():
+            score, grid = exportable.module(torch.from_numpy(IMAGES[:count]))
+        got_score, got_grid = session.run(["score", "map"], {"images": IMAGES[:count]})
+        assert np.abs(got_score - score.numpy()).max() < 1e-4
+        assert np.abs(got_grid - grid.numpy()).max() < 1e-4
+
+
+def test_contract_of_the_graph(exportable):
+    model = export_onnx(exportable.module, 64, 64)
+    assert model.ir_version <= 10
+    assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", 18)]
+    assert [node.op_type for node in model.graph.node[:2]] == ["Cast", "Transpose"]
+    shape = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 64, 64, 3]
+
+
+def test_padding_is_merged_into_the_convolution(exportable):
+    nodes = export_onnx(exportable.module, 64, 64).graph.node
+    assert not [node for node in nodes if node.op_type == "Pad"]
+    conv = next(node for node in nodes if node.op_type == "Conv")
+    assert next(list(a.ints) for a in conv.attribute if a.name == "pads") == [0, 0, 1, 1]
+
+
+def test_nothing_of_this_machine_is_in_the_file(exportable):
+    data = export_onnx(exportable.module, 64, 64).SerializeToString()
+    assert b"/work" not in data
+    assert b".py" not in data
+
+
+def test_same_module_gives_the_same_bytes(exportable):
+    first, second = (split_weights(export_onnx(exportable.module, 64, 64)) for _ in range(2))
+    assert first == second
+
+
+def test_large_weights_move_out_and_back(exportable, tmp_path):
+    model = export_onnx(exportable.module, 64, 64)
+    data, files = split_weights(model)
+    assert len(files) == 1
+    assert len(data) < LARGE_BYTES
+    (tmp_path / "weights").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "model.onnx").write_bytes(data)
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+    whole = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    split = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert np.array_equal(whole.run(None, {"images": IMAGES})[0], split.run(None, {"images": IMAGES})[0])
+
+
+class DataDependent(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        grid = images.float().mean(3)
+        if float(grid.max()) > 3.0:
+            grid = grid + 1
+        return grid.amax((1, 2)), grid
+
+
+def test_a_module_that_cannot_be_exported_is_one_line(exportable):
+    with pytest.raises(ExportError) as caught:
+        export_onnx(replace(exportable, module=DataDependent()).module, 64, 64)
+    assert "\n" not in str(caught.value)
