@@ -1,7 +1,54 @@
 """edgead: anomaly detection from good photos to decisions on the line.
 
 ``edgead.runtime`` is the light floor that runs on the device, ``edgead.export`` turns detectors into bundles,
-and the rest of this package trains, calibrates and evaluates. This file stays free of heavy imports.
+and the rest of this package trains, calibrates and evaluates. The names below are loaded on first use, so that
+importing this package, and with it the runtime, stays cheap and needs no torch.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgead.data import open_category
+    from edgead.evaluation import evaluate
+    from edgead.export.exporting import export_bundle
+    from edgead.fitting import fit
+    from edgead.model import TrainedModel, load_model
+    from edgead.opening import open_inspector
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "TrainedModel",
+    "evaluate",
+    "export_bundle",
+    "fit",
+    "load_model",
+    "open_category",
+    "open_inspector",
+]
+
+# name -> (module, extra that brings what the module needs)
+_LAZY = {
+    "TrainedModel": ("model", "export"),
+    "evaluate": ("evaluation", "train"),
+    "export_bundle": ("export.exporting", "export"),
+    "fit": ("fitting", "export"),
+    "load_model": ("model", "export"),
+    "open_category": ("data", "train"),
+    "open_inspector": ("opening", "cpu"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'edgead' has no attribute '{name}'")
+    module, extra = _LAZY[name]
+    try:
+        return getattr(import_module(f"edgead.{module}"), name)
+    except ImportError as error:
+        from edgead.runtime.errors import BackendUnavailable, missing_extra
+
+        raise BackendUnavailable(missing_extra(str(error.name), extra)) from error

@@ -214,8 +214,8 @@ def _score(inspector: Inspector, frame: Frame) -> float:
     if result.decision is Decision.NOT_INSPECTED or not math.isfinite(result.score):
         which = frame.name or f"frame {frame.index} of {frame.source_id}"
         raise BackendError(
-            f"{which} was not inspected ({result.reason or 'no finite score'}), and a threshold needs the score of every "
-            "good part; run: edgead check"
+            f"{which} was not inspected ({result.reason or 'no finite score'}), and a threshold needs the score "
+            "of every good part; run: edgead check"
         )
     return result.score
 

@@ -17,6 +17,9 @@ OpenCV's INTER_AREA rounds through float32 and is replaced by vendor code on som
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,13 +31,33 @@ RESIZE_RULE = "reduce-bilinear/1"
 _WEIGHT_BITS = 22
 
 
-def resize(image: NDArray[np.uint8], height: int, width: int, layout: Layout = "rgb") -> NDArray[np.uint8]:
+class Scratch(threading.local):
+    """Working memory that `resize` keeps from frame to frame, separately for each thread.
+
+    Fresh memory has to be mapped by the kernel page by page; for a camera frame that costs as much as the resize.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], kind: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
+        """Return an uninitialised array, the same one while shape and type stay the same."""
+        held = self._arrays.get(name)
+        if held is None or held.shape != shape or held.dtype != kind:
+            held = self._arrays[name] = np.empty(shape, kind)
+        return held
+
+
+def resize(
+    image: NDArray[np.uint8], height: int, width: int, layout: Layout = "rgb", scratch: Scratch | None = None
+) -> NDArray[np.uint8]:
     """Resize a frame to network size.
 
     Args:
         image: ``(H, W, 3)`` uint8 in ``layout`` order, or ``(H, W)`` uint8 for ``"gray"``.
         height, width: network size in pixels.
         layout: channel order of ``image``; the reordering is done on the small result.
+        scratch: working memory kept between the frames of a stream.
 
     Returns:
         ``(height, width, 3)`` uint8 RGB; may be read-only.
@@ -46,6 +69,8 @@ def resize(image: NDArray[np.uint8], height: int, width: int, layout: Layout = "
 
     _validate(image, layout)
     rows, columns = image.shape[:2]
+    if layout != "gray" and rows % height == columns % width == 0 and min(rows // height, columns // width) > 1:
+        return _average_blocks(image, rows // height, columns // width, layout, scratch or Scratch())
     mode = "L" if layout == "gray" else "RGB"
     pixels = np.ascontiguousarray(image)
     picture = Image.frombuffer(mode, (columns, rows), pixels, "raw", mode, 0, 1)
@@ -93,6 +118,40 @@ def self_check() -> None:
             )
 
 
+def _average_blocks(
+    image: NDArray[np.uint8], factor_y: int, factor_x: int, layout: Layout, scratch: Scratch
+) -> NDArray[np.uint8]:
+    """Do stage 1 alone, for frames that divide evenly: no hand-over to Pillow, which costs a third of the time."""
+    rows, columns = image.shape[:2]
+    height, width = rows // factor_y, columns // factor_x
+    area = factor_y * factor_x
+    kind = np.uint16 if 255 * area < 1 << 16 else np.uint32
+    packed = np.ascontiguousarray(image).reshape(height, factor_y, columns * 3)
+    summed = scratch.array("rows", (height, columns * 3), kind)
+    np.add.reduce(packed, axis=1, dtype=kind, out=summed)
+    # Planes make the inner loop of the second sum long; it is short when the three channels are innermost.
+    planes = scratch.array("planes", (height, 3, factor_x, width), kind)
+    np.copyto(planes, summed.reshape(height, width, factor_x, 3).transpose(0, 3, 2, 1))
+    sums = scratch.array("sums", (height, 3, width), kind)
+    np.add.reduce(planes, axis=2, dtype=kind, out=sums)
+    means = scratch.array("means", (height, 3, width), np.uint32)
+    np.add(sums, np.uint32(area // 2), out=means)
+    means *= np.uint32(_reciprocal(np.array(area)))
+    means >>= np.uint32(24)
+    result = np.empty((height, width, 3), np.uint8)
+    for channel in range(3):
+        result[:, :, 2 - channel if layout == "bgr" else channel] = means[:, channel]
+    return result
+
+
+def _reciprocal(area: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the 24-bit reciprocal that turns a block's sum into its mean.
+
+    2**32 / (256 * area) is taken in float32 and truncated, which is what Pillow does. A sum times it stays below 2**32.
+    """
+    return np.asarray(np.float32(2.0**32) / (256 * area).astype(np.float32), np.int64)
+
+
 def _factor(source: int, target: int) -> int:
     return max(1, source // target)
 
@@ -114,10 +173,7 @@ def _reduce(pixels: NDArray[np.int64], factor_y: int, factor_x: int) -> NDArray[
     heights = np.minimum(factor_y, pixels.shape[0] - starts_y)
     widths = np.minimum(factor_x, pixels.shape[1] - starts_x)
     area = (heights[:, None] * widths[None, :])[:, :, None]
-    # Division by the area as a multiplication by a 24-bit reciprocal; 2**32 / (256 * area) is taken in float32,
-    # which is what Pillow does, and the reciprocal truncates.
-    reciprocal = (np.float32(2.0**32) / (256 * area).astype(np.float32)).astype(np.int64)
-    return np.asarray(((sums + area // 2) * reciprocal) >> 24, np.int64)
+    return np.asarray(((sums + area // 2) * _reciprocal(area)) >> 24, np.int64)
 
 
 def _bilinear(pixels: NDArray[np.int64], extent: float, target: int, axis: int) -> NDArray[np.int64]:

@@ -114,16 +114,20 @@ def _explain(error: BaseException, verbose: bool) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERNAL
     if isinstance(error, _UsageError):
-        context = getattr(error, "ctx", None)
-        hint = f"; see '{context.command_path} --help'" if context is not None else ""
-        line, code = f"{error.format_message().rstrip('.')}{hint}", WRONG_INPUT  # type: ignore[attr-defined]
+        context, message = getattr(error, "ctx", None), error.format_message()  # type: ignore[attr-defined]
+        hint = f" See '{context.command_path} --help'." if context is not None else ""
+        line, code = message + ("" if message.endswith((".", "?")) else ".") + hint, WRONG_INPUT
     elif isinstance(error, EdgeadError):
         line, code = str(error), CHECK_FAILED if isinstance(error, ParityError) else WRONG_INPUT
+    elif isinstance(error, OSError):
+        # What a file system refuses is not for the user to report, wherever it came up.
+        where = f"cannot use {error.filename}" if error.filename else "the system refused a file"
+        line, code = f"{where}: {error.strerror or error}", WRONG_INPUT
+    elif isinstance(error, MemoryError):
+        line, code = "not enough memory; close other programs, or use smaller images or settings", WRONG_INPUT
     else:
-        line, code = (
-            f"internal error ({type(error).__name__}: {error}); run again with --verbose and report it",
-            INTERNAL,
-        )
+        what = f"internal error ({type(error).__name__}: {error})"
+        line, code = f"{what}; run again with --verbose and report it", INTERNAL
     if verbose:
         _say("".join(traceback.format_exception(error)).rstrip())
     _say("Error: " + " ".join(line.split()))

@@ -65,8 +65,9 @@ class Output:
         self._notes.print(f"Warning: {redact(' '.join(text.split()))}", style="yellow", soft_wrap=True)
 
     def finish(self, payload: Mapping[str, Any], *people: RenderableType, on_stderr: bool = False) -> None:
-        """Print the outcome: the JSON object with `--json`, else what people read (``on_stderr`` where stdout is taken).
+        """Print the outcome: the JSON object with `--json`, else what people read.
 
+        ``on_stderr`` is for people's part, where stdout carries something else.
         Numbers that are not finite become null, for JSON has none.
         """
         if self.as_json:
@@ -101,11 +102,13 @@ class Output:
             yield step
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[RenderableType]]) -> Table:
-    """Return a table whose first column is text and whose others are figures."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], *, text_columns: int = 1
+) -> Table:
+    """Return a table whose first columns are text and whose others are figures."""
     result = Table(title=redact(title), title_justify="left", title_style="bold")
     for number, heading in enumerate(columns):
-        result.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
+        result.add_column(heading, justify="left" if number < text_columns else "right", overflow="fold")
     for row in rows:
         result.add_row(*row)
     return result

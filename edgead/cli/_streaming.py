@@ -44,7 +44,7 @@ def run_stream(
     wait: bool,
     watch: bool,
 ) -> StreamSummary:
-    """Run to the end, or until SIGINT or SIGTERM, which drain; a signal before the first frame gives an empty summary."""
+    """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary."""
     switch = _Switch()
     with switch.installed(), _calm_log():
         try:
@@ -66,7 +66,7 @@ def run_stream(
 
 
 class _Switch:
-    """Turns SIGINT and SIGTERM into the orderly end of a stream, or, while there is none yet, into KeyboardInterrupt."""
+    """Makes SIGINT and SIGTERM the orderly end of a stream, or, while there is none yet, a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
@@ -133,12 +133,11 @@ class _Status:
     def __rich__(self) -> RenderableType:
         summary = self._stream.summary
         frames = summary.frames.to_dict()
-        latency = f"{summary.latency.p50:.1f} ms, p99 {summary.latency.p99:.1f}" if summary.latency else "-"
-        counts = "  ".join(f"{name} {frames[name]}" for name in ("captured", "inspected", "dropped", "failed"))
-        decisions = "  ".join(f"{name} {count}" for name, count in summary.decisions.items())
-        return Text(
-            f"{summary.seconds:.0f} s  {counts}  |  {decisions}  |  {latency}", no_wrap=True, overflow="ellipsis"
-        )
+        counts = ", ".join(f"{name} {frames[name]}" for name in ("captured", "dropped", "failed"))
+        decisions = ", ".join(f"{name} {count}" for name, count in summary.decisions.items() if count)
+        latency = f"{summary.latency.p50:.1f} ms (p99 {summary.latency.p99:.1f})" if summary.latency else "-"
+        text = f"{summary.seconds:.0f} s | {counts} | {decisions or '-'} | {latency}"
+        return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager

@@ -93,12 +93,12 @@ def run(
 def _run_tables(summary: StreamSummary) -> list[Any]:
     from edgead.cli._output import listing, milliseconds, table
 
-    rows = [[name, source.frames] for name, source in summary.sources.items()]
-    if len(rows) > 1:
-        rows.append(["all", summary.frames])
+    counts = {name: source.frames for name, source in summary.sources.items()}
+    if len(counts) > 1:
+        counts["all"] = summary.frames
     frames = [
         [name, str(c.captured), str(c.inspected), _reasons(c.dropped), _reasons(c.failed), str(c.in_flight)]
-        for name, c in rows
+        for name, c in counts.items()
     ]
     stages = [("camera to decision", summary.latency), *summary.stages.items()]
     tables = [

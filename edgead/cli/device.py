@@ -12,7 +12,7 @@ from edgead.cli._options import BackendOption, BundleArgument, ThreadsOption, pa
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.runtime.bench import BenchReport
+    from edgead.runtime.bench_report import BenchReport, BenchRow
     from edgead.runtime.check import CheckReport
 
 PANEL = "On the device"
@@ -118,9 +118,9 @@ def bench(
     for row in report.rows:
         if row.accuracy.decision_changes:
             changed = ", ".join(row.accuracy.decision_changes)
-            out.warn(f"{row.backend.name} {row.precision} decides otherwise on {changed}; run: edgead check")
+            out.warn(f"{_row_name(row)} decides otherwise on {changed}; run: edgead check")
         if row.queued:
-            out.warn(f"{row.backend.name} {row.precision}: {row.queued} frames had to wait for the one before")
+            out.warn(f"{_row_name(row)}: {row.queued} frames had to wait for the one before")
     out.finish(report.to_dict(), *_bench_tables(report))
 
 
@@ -129,10 +129,12 @@ def _bench_tables(report: BenchReport) -> list[Any]:
 
     latency, accuracy = [], []
     for row in report.rows:
-        name = f"{row.backend.name} {row.precision}"
-        for label, times in [("camera to decision", row.latency), *row.stages.items()]:
+        name = _row_name(row)
+        for label, times in {"camera to decision": row.latency, **row.stages}.items():
+            if label == "wait" and report.rate_fps is None:
+                continue
             figures = (times.p50, times.p95, times.p99, times.max)
-            latency.append([name if label == "camera to decision" else "", label, *map(milliseconds, figures)])
+            latency.append([name if times is row.latency else "", label, *map(milliseconds, figures)])
         changed = f"{len(row.accuracy.decision_changes)} of {row.accuracy.references}"
         difference = number(row.accuracy.max_score_difference)
         accuracy.append([name, f"{row.throughput_fps:.1f}", difference, changed, str(row.failed)])
@@ -143,6 +145,7 @@ def _bench_tables(report: BenchReport) -> list[Any]:
             f"Latency in ms, {report.frames} frames of {width}x{height}, {schedule}",
             ["backend", "stage", "p50", "p95", "p99", "max"],
             latency,
+            text_columns=2,
         ),
         table(
             "Throughput, and the bundle's references beside torch",
@@ -153,12 +156,17 @@ def _bench_tables(report: BenchReport) -> list[Any]:
             "On",
             {
                 "machine": f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['system']}",
-                **{f"{row.backend.name} {row.precision}": _backend(row.backend.to_dict()) for row in report.rows},
+                **{_row_name(row): _backend(row.backend.to_dict()) for row in report.rows},
                 "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
                 "model": f"SHA-256 {report.model_sha256}",
             },
         ),
     ]
+
+
+def _row_name(row: BenchRow) -> str:
+    # Of the graph file; a backend that computes in another precision has it in its name.
+    return row.backend.name if row.precision == "fp32" else f"{row.backend.name} {row.precision}"
 
 
 @command("doctor", panel=PANEL, example="edgead doctor")
@@ -177,5 +185,6 @@ def doctor(out: Output) -> None:
             "What this machine can run",
             ["component", "status", "found", "command that helps"],
             [[row.name, Text(row.status, styles[row.status]), row.detail, row.mend or ""] for row in rows],
+            text_columns=4,
         ),
     )

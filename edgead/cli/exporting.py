@@ -80,8 +80,8 @@ def _parity_table(report: ExportReport) -> Any:
         for runtime, record in records.items():
             figures = (record.max_score_difference, record.p99_score_difference, record.max_map_difference)
             changed = str(record.flips + record.borderline)
-            note = record.note or ""
-            rows.append([f"{file} on {runtime}", *map(number, figures), changed, str(record.images), note])
-    headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images", "note")
+            label = f"{runtime}: {record.note}" if record.note else runtime
+            rows.append([file, label, *map(number, figures), changed, str(record.images)])
+    headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images")
     title = f"Wrote {report.path} ({report.size / 1e6:.1f} MB): as on torch, file to decision"
-    return table(title, ["graph", *headings], rows)
+    return table(title, ["graph", "on", *headings], rows, text_columns=2)

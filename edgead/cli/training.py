@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,12 +157,7 @@ def evaluate(
     with open_inspector(model, backend=backend, threads=threads) as inspector, out.progress() as step:
         out.note(f"backend: {inspector.why}")
         report = EvalReport(
-            tuple(
-                evaluate_category(
-                    inspector, category, progress=lambda done, total, name=category.name: step(name, done, total)
-                )
-                for category in opened
-            ),
+            tuple(evaluate_category(inspector, category, progress=partial(step, category.name)) for category in opened),
             inspector.describe(),
         )
     for category in report.categories:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -24,13 +25,13 @@ class Drifting(nn.Module):
         super().__init__()
         self.inner = inner
         self.damage = damage
+        self.swapped = copy.deepcopy(inner)
+        self.swapped.conv.weight.data = inner.conv.weight.data.flip(1).contiguous()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_exporting():
             return self.inner(images)
-        if self.damage == "channels":
-            images = images.flip(3)
-        score, grid = self.inner(images)
+        score, grid = (self.swapped if self.damage == "channels" else self.inner)(images)
         if self.damage == "nan":
             grid = torch.sqrt(grid - grid - 1.0)
             score = grid.amax((1, 2))
