@@ -100,9 +100,8 @@ def build_backbone(spec: BackboneSpec, size: tuple[int, int], *, load_weights: b
     timm = _timm()
     architecture = _LITE0_ARCHITECTURE if spec.name == DEFAULT_BACKBONE else spec.name
     if architecture.split(".")[0] not in timm.list_models():
-        raise ConfigError(
-            f"unknown backbone '{spec.name}'.{suggest(spec.name, [DEFAULT_BACKBONE, *timm.list_models()][:2000])}"
-        )
+        near = suggest(spec.name, [DEFAULT_BACKBONE, *timm.list_models()])
+        raise ConfigError(f"unknown backbone '{spec.name}'.{near or ' timm.list_models() lists what there is.'}")
     hub = load_weights and spec.weights == "hub"
     try:
         network = timm.create_model(architecture, features_only=True, pretrained=hub)

@@ -1,22 +1,28 @@
 """Greedy k-centre selection of a memory bank: exact, bounded in memory, deterministic for a seed.
 
 Each step takes the patch farthest from everything taken so far (PatchCore, Roth et al. 2022, section 3.2; the
-2-approximation of Gonzalez 1985). The published code shortens the vectors by a random projection first; on weakly
-textured parts that costs accuracy (magnetic tile, 64 of 152 dimensions: image AUROC .897 instead of .911), so here the
-space is rotated instead, which keeps distances exactly: the leading principal components bound every distance from
-below, and only the few patches whose bound beats their present distance are looked at in full.
+2-approximation of Gonzalez 1985). The published code shortens the vectors by a random projection to make a step
+cheap; on weakly textured parts that costs accuracy (magnetic tile, 64 of 152 dimensions: image AUROC .897 instead of
+.911). Here steps are grouped instead, without changing the result: a distance to the selection only shrinks as the selection grows,
+so a stale distance is an upper bound (lazy greedy, Minoux 1978). Among the farthest few patches by stale distances, the
+exact greedy choice can be followed for as long as it beats the bound on all the others, and then one matrix product
+brings every distance up to date.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Progress = Callable[[str, int, int], None]
 
-_LEADING_VARIANCE = 0.8
+# Patches looked at between two updates, the most that are selected from them, and rows updated at a time.
+_CANDIDATES = 1024
+_GROUP = 128
+_CHUNK = 8192
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
@@ -51,35 +57,52 @@ def greedy_coreset(
     if projection is not None and projection < patches.shape[1]:
         matrix = torch.randn(patches.shape[1], projection, generator=generator) / projection**0.5
         patches = patches @ matrix
-    leading, trailing = _rotate(patches)
-    leading_norm = leading.square().sum(1)
+    # Centred, so that the difference of squares below loses as few digits as possible.
+    points = patches - patches.mean(0)
+    norms = points.square().sum(1)
     nearest = torch.full((count,), float("inf"))
     selected = torch.empty(size, dtype=torch.int64)
     selected[0] = torch.randint(count, (1,), generator=generator)
-    for step in range(1, size):
-        center = selected[step - 1]
-        bound = torch.addmv(leading_norm, leading, leading[center], alpha=-2).add_(leading_norm[center])
-        candidates = torch.nonzero(bound < nearest).squeeze(1)
-        rest = (trailing[candidates] - trailing[center]).square_().sum(1)
-        nearest[candidates] = torch.minimum(nearest[candidates], bound[candidates].clamp_(min=0) + rest)
-        selected[step] = torch.argmax(nearest)
-        if step % 128 == 0:
-            progress(stage, step, size)
-    progress(stage, size, size)
+    done, filled = 0, 1
+    while filled < size:
+        _update(nearest, points, norms, selected[done:filled])
+        done = filled
+        chosen = _follow_greedy(nearest, points, norms, min(_GROUP, size - filled))
+        selected[filled : filled + len(chosen)] = chosen
+        filled += len(chosen)
+        progress(stage, filled, size)
     return selected
 
 
-def _rotate(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate to principal axes; return the leading ones (80 % of the variance) and the rest, both contiguous."""
-    centered = patches - patches.mean(0)
-    covariance = (centered.T @ centered).double()
-    variances, axes = torch.linalg.eigh(covariance)
-    variances, axes = variances.flip(0), axes.flip(1)
-    share = torch.cumsum(variances, 0) / variances.sum().clamp(min=1e-30)
-    leading = int(torch.searchsorted(share, _LEADING_VARIANCE)) + 1
-    leading = min(max(leading, 8), patches.shape[1])
-    rotated = centered @ axes.float()
-    return rotated[:, :leading].contiguous(), rotated[:, leading:].contiguous()
+def _update(nearest: Tensor, points: Tensor, norms: Tensor, new: Tensor) -> None:
+    """Lower ``nearest (n,)``, squared distances to the selection, by the rows ``new``."""
+    centers, center_norms = points[new], norms[new]
+    for start in range(0, len(points), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        offset = center_norms.expand(len(points[rows]), -1)
+        squared = torch.addmm(offset, points[rows], centers.T, alpha=-2).amin(1).add_(norms[rows])
+        torch.minimum(nearest[rows], squared, out=nearest[rows])
+    # Below every distance, so that a row is never selected twice, also among equal rows.
+    nearest[new] = -1.0
+
+
+def _follow_greedy(nearest: Tensor, points: Tensor, norms: Tensor, most: int) -> Tensor:
+    """Return the next greedy choices, one at least, as far as they are certain from the farthest candidates alone."""
+    values, candidates = torch.topk(nearest, min(_CANDIDATES + 1, len(nearest)))
+    bound = float(values[-1])
+    current = values.numpy().copy()
+    members, member_norms = points[candidates], norms[candidates]
+    products = torch.addmm(member_norms.expand(len(members), -1), members, members.T, alpha=-2)
+    between = products.add_(member_norms[:, None]).numpy()
+    chosen: list[int] = []
+    while len(chosen) < most:
+        farthest = int(current.argmax())
+        if chosen and current[farthest] < bound:
+            break
+        chosen.append(farthest)
+        np.minimum(current, between[farthest], out=current)
+        current[chosen] = -1.0
+    return candidates[torch.tensor(chosen)]
 
 
 def coverage_radius(patches: Tensor, bank: Tensor, chunk: int = 8192) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from edgead.export.exporting import Exportable
 from edgead.features import build_extractor
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
+from edgead.runtime.manifest import ThresholdSection
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
 from edgead.scoring import ScoringModule
@@ -61,7 +65,7 @@ class ModelCard(_Section):
     grid: tuple[int, int]
     resize: str
     seed: int
-    threshold: dict[str, Any]
+    threshold: ThresholdSection
     normal_scores: list[float]
     categories: dict[str, int]
     fingerprint: dict[str, str]
@@ -84,7 +88,7 @@ class TrainedModel:
 
     @property
     def threshold(self) -> Threshold:
-        return Threshold(**self.card.threshold)
+        return self.card.threshold.to_threshold()
 
     def exportable(self, name: str) -> Exportable:
         """Return what the export layer needs; ``name`` becomes the bundle's."""
@@ -131,6 +135,7 @@ class TrainedModel:
             save_file(tensors, temporary / _WEIGHTS)
             # Last, because its presence is what makes the folder a model.
             (temporary / _JSON).write_text(json.dumps(self.card.model_dump(), indent=2, sort_keys=True) + "\n")
+            _wait_for_disk(temporary)
             _swap(temporary, path)
         except Exception as error:
             if isinstance(error, OSError) or "safetensors" in type(error).__module__:
@@ -219,7 +224,7 @@ def make_card(
         grid=grid,
         resize=RESIZE_RULE,
         seed=seed,
-        threshold=threshold.to_dict(),
+        threshold=ThresholdSection.from_threshold(threshold),
         normal_scores=[float(score) for score in normal_scores],
         categories=dict(categories),
         fingerprint=dict(fingerprint),
@@ -239,19 +244,40 @@ def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule
     return module.eval().requires_grad_(False)
 
 
+def _wait_for_disk(folder: Path) -> None:
+    """Let no power cut find the folder in its place and its files not yet on the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+
 def _swap(new: Path, path: Path) -> None:
-    """Put ``new`` in the place of ``path``; a folder cannot be replaced in one step, so the old one steps aside."""
-    old = path.with_name(f".{path.name}.{secrets.token_hex(6)}.old")
-    replaced = path.exists()
-    if replaced:
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
+    """Put ``new`` in the place of ``path``, in one step where the system can; what was there is then in ``new``."""
+    if not path.exists() or not _exchange(new, path):
+        old = path.with_name(f".{path.name}.{secrets.token_hex(6)}.old")
+        replaced = path.exists()
         if replaced:
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if replaced:
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places atomically (Linux's renameat2); False where system or file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
 
 
 def check_size(height: int, width: int) -> tuple[int, int]:

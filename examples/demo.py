@@ -162,10 +162,10 @@ def report(
     table.add_row(
         "stream", ", ".join(f"{frames[name]} {name}" for name in ("captured", "inspected", "dropped", "failed"))
     )
-    for row in benched["rows"]:
+    for row in benched["results"]:
         stages = row["latency_ms"]["stages"]
         table.add_row(
-            f"latency, {row['backend']}",
+            f"latency, {row['backend']['name']}",
             "1280x1024 frame, median ms: "
             + ", ".join(f"{stage} {stages[stage]['p50']:.2f}" for stage in ("preprocess", "network", "decide"))
             + f"; camera to decision {row['latency_ms']['p50']:.2f}, p99 {row['latency_ms']['p99']:.2f}",

@@ -190,7 +190,11 @@ def _open_all(
 
 
 def _precisions(manifest: Manifest, backend: str) -> list[str]:
-    return [key for key, entry in manifest.precisions.items() if backend in entry.runtimes] or ["fp32"]
+    meant = sorted(
+        (key for key, entry in manifest.precisions.items() if backend in entry.runtimes),
+        key=lambda key: (key != "fp32", key),
+    )
+    return meant or ["fp32"]
 
 
 def _frame_pool(images: Sequence[NDArray[np.uint8]], frame_size: tuple[int, int]) -> list[NDArray[np.uint8]]:

@@ -124,7 +124,10 @@ def calibrate_bundle(
         probes = _probe_scores(bundle)
     if manifest.graph != "single":
         raise BundleError(f"{path} is a routed bundle, which this version of edgead cannot calibrate; upgrade edgead")
-    old = {key: (entry.threshold or manifest.threshold).to_threshold() for key, entry in manifest.precisions.items()}
+    old = {
+        key: (manifest.precisions[key].threshold or manifest.threshold).to_threshold()
+        for key in sorted(manifest.precisions, key=lambda key: (key != "fp32", key))
+    }
     targets = {
         key: false_alarm_rate if false_alarm_rate is not None else threshold.target_false_alarm_rate
         for key, threshold in old.items()

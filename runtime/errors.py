@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# More names than this would bury the message that lists them.
+_LISTED = 30
+
 
 class EdgeadError(Exception):
     """Base of all errors that edgead raises on purpose."""
@@ -55,10 +58,12 @@ class LintError(ExportError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest known name, else ``" Known: a, b, c."``."""
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, else ``" Known: a, b, c."``, unless they are many."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names)}."
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(names)}." if len(names) <= _LISTED else ""
 
 
 def missing_extra(package: str, extra: str) -> str:

@@ -22,7 +22,7 @@ FOLDS = 5
 class Settings(BaseModel):
     """Settings of a detector; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     smooth: bool = True
 

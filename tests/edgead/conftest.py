@@ -1,4 +1,4 @@
-"""The command line in this process and in one of its own, and one small model that all its tests share."""
+"""Fixtures of the training floor's tests: the command line, and one small model that all of its tests share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from edgead.model import TrainedModel
 
 from edgead.cli import run
 
 SIZE = "64"
 _SETTINGS = ("--detector", "padim", "--set", "dimensions=20", "--size", SIZE)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small tensors on a shared machine: a second thread costs more in waiting than it computes."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
 
 
 class Outcome(NamedTuple):
@@ -126,3 +138,27 @@ def plate_bundle(plate_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def fit_arguments() -> tuple[str, ...]:
     """What makes a fit quick."""
     return _SETTINGS
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A category of made parts, 12 good ones for training, 4 good and 4 scratched ones for the test."""
+    root = tmp_path_factory.mktemp("data") / "parts"
+    random = np.random.default_rng(0)
+    pattern = random.integers(80, 176, (72, 90, 3))
+    for split, count in (("train/good", 12), ("test/good", 4), ("test/scratch", 4)):
+        (root / split).mkdir(parents=True)
+        for index in range(count):
+            pixels = pattern + random.integers(-10, 11, pattern.shape)
+            if split == "test/scratch":
+                pixels[30:42, 20:70] = 250
+            Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_model(parts: Path) -> TrainedModel:
+    """A PatchCore model of `parts`, 64 pixels a side."""
+    from edgead.fitting import fit
+
+    return fit([parts], detector="patchcore", settings={"bank_size": 64}, size=64)

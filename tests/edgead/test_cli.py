@@ -115,6 +115,17 @@ def test_a_defect_of_edgead_is_one_line_and_1(edgead, monkeypatch):
     assert "Traceback" in edgead("doctor", "--verbose").err
 
 
+def test_stdout_is_for_the_json_object_alone(edgead, monkeypatch):
+    def chatty() -> list[object]:
+        print("a library greets its users")
+        return []
+
+    monkeypatch.setattr("edgead.runtime.doctor.diagnose", chatty)
+    outcome = edgead("doctor", "--json")
+    assert outcome.json == {"schema": "edgead.doctor/1", "components": []}
+    assert "greets" in outcome.err
+
+
 def test_a_reader_that_went_away_is_no_error():
     with subprocess.Popen(
         [sys.executable, "-m", "edgead", "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -220,4 +231,3 @@ def test_the_working_directory_is_not_written_to(process, plate_bundle, tmp_path
     monkeypatch.chdir(tmp_path)
     assert process("check", plate_bundle).code == 0
     assert list(Path.cwd().iterdir()) == []
-

@@ -1,0 +1,246 @@
+"""``edgead run``, ``capture`` and ``calibrate``: with files, the synthetic camera, signals and lost sources."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgead.runtime.bundle import Bundle
+from edgead.runtime.decode import read_image
+
+posix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_run_judges_a_folder_as_eval_does(edgead, process, plate, plate_bundle, tmp_path):
+    sinks = ("--sink", tmp_path / "r.jsonl", "--sink", f"images:{tmp_path}/i")
+    outcome = process("run", plate_bundle, "--source", plate / "test", *sinks, "--json")
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    assert report["schema"] == "edgead.run/1"
+    assert {k: report["frames"][k] for k in ("captured", "inspected", "dropped", "failed", "in_flight")} == {
+        "captured": 8, "inspected": 8, "dropped": 0, "failed": 0, "in_flight": 0,
+    }  # fmt: skip
+    assert set(report["latency_ms"]) >= {"p50", "p95", "p99", "max", "stages"}
+    assert set(report["latency_ms"]["stages"]) == {"wait", "preprocess", "network", "decide"}
+    results = lines(tmp_path / "r.jsonl")
+    assert [r["frame_index"] for r in results] == list(range(8))
+    assert report["decisions"]["ANOMALY"] == sum(r["decision"] == "ANOMALY" for r in results)
+    assert len(list((tmp_path / "i").iterdir())) == report["decisions"]["ANOMALY"]
+    decisions = edgead("eval", plate_bundle, plate, "--json").json["categories"]["plate"]["decisions"]
+    escapes = sum(r["decision"] == "OK" and str(r["name"]).startswith("defect/") for r in results)
+    assert escapes == decisions["escapes"]
+
+
+def test_run_shows_people_a_summary(edgead, plate, plate_bundle, tmp_path):
+    good, defect = plate / "test" / "good", plate / "test" / "defect"
+    outcome = edgead("run", plate_bundle, "--source", good, "--source", defect, "--sink", tmp_path / "r.jsonl")
+    assert outcome.code == 0
+    for expected in (str(good), str(defect), "all", "NOT_INSPECTED", "camera to decision", "network", "r.jsonl"):
+        assert expected in outcome.out
+
+
+def test_results_on_stdout_leave_the_summary_to_stderr(process, plate, plate_bundle):
+    outcome = process("run", plate_bundle, "--source", plate / "test", "--sink", "jsonl:-")
+    assert outcome.code == 0
+    assert [json.loads(line)["frame_index"] for line in outcome.out.splitlines()] == list(range(8))
+    assert "camera to decision" in outcome.err
+
+
+def test_results_and_json_cannot_both_have_stdout(edgead, plate, plate_bundle):
+    for sink in ("jsonl:-", "JSONL://-"):
+        outcome = edgead("run", plate_bundle, "--source", plate / "test", "--sink", sink, "--json")
+        assert outcome.code == 2
+        assert outcome.out == ""
+        assert "both want stdout" in outcome.error
+
+
+def test_run_ends_after_duration_or_frames(edgead, plate_bundle):
+    report = edgead("run", plate_bundle, "--source", "synthetic://?fps=200", "--max-frames", "5", "--json").json
+    assert report["frames"]["inspected"] == 5
+    report = edgead("run", plate_bundle, "--source", "synthetic://", "--duration", "0.3", "--json").json
+    assert 0 < report["frames"]["captured"] <= 12
+    assert report["frames"]["in_flight"] == 0
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_prints_the_summary(launch, plate_bundle, tmp_path, number):
+    arguments = ["--source", "synthetic://?policy=every", "--sink", tmp_path / "r.jsonl", "--json"]
+    with launch(["run", plate_bundle, *arguments]) as child:
+        wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > 3)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=20)
+    assert child.returncode == 0, err
+    frames = json.loads(out)["frames"]
+    assert frames["in_flight"] == 0
+    assert frames["captured"] == frames["inspected"] + frames["dropped"] + frames["failed"]
+    assert len(lines(tmp_path / "r.jsonl")) == frames["inspected"] + frames["failed"]
+
+
+@posix
+def test_wait_begins_when_the_source_is_there(launch, plate, plate_bundle, tmp_path):
+    source = tmp_path / "camera"
+    with launch(["run", plate_bundle, "--source", source, "--wait", "--json"]) as child:
+        assert child.stderr is not None
+        assert "Warning: waiting: no file or folder" in child.stderr.readline()
+        shutil.copytree(plate / "test" / "good", tmp_path / "copy")
+        (tmp_path / "copy").rename(source)
+        out, err = child.communicate(timeout=20)
+    assert child.returncode == 0, err
+    assert json.loads(out)["frames"]["inspected"] == 4
+    assert err == ""
+
+
+@posix
+def test_a_signal_while_waiting_ends_it_well(launch, plate_bundle, tmp_path):
+    with launch(["run", plate_bundle, "--source", tmp_path / "camera", "--wait", "--json"]) as child:
+        assert child.stderr is not None
+        assert "waiting" in child.stderr.readline()
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=20)
+    assert (child.returncode, err) == (0, "")
+    report = json.loads(out)
+    assert (report["frames"]["captured"], report["latency_ms"]["p50"]) == (0, None)
+
+
+def test_a_source_that_is_not_there_is_2_without_wait(edgead, plate_bundle, tmp_path):
+    for source, expected in (
+        (tmp_path / "no", "no file or folder"),
+        ("synthetik://", "Did you mean 'synthetic'?"),
+        ("synthetic://?polcy=every", "Did you mean 'policy'?"),
+        ("csi://0", "not in this version"),
+    ):
+        outcome = edgead("run", plate_bundle, "--source", source)
+        assert outcome.code == 2
+        assert expected in outcome.err
+    outcome = edgead("run", plate_bundle, "--source", "synthetic://", "--sink", "mqtt://broker/x")
+    assert outcome.code == 2
+    assert "not in this version" in outcome.error
+
+
+def test_a_lost_source_is_2_after_the_summary(edgead, plate_bundle, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for image in np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8):
+        writer.write(image)
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    outcome = edgead("run", plate_bundle, "--source", path, "--json")
+    assert outcome.code == 2
+    assert outcome.json["frames"]["inspected"] > 10
+    assert "ended after" in outcome.json["sources"][str(path)]["error"]
+    # Said when it happens, with the time, and again as the reason of the exit code.
+    said = outcome.err.splitlines()
+    assert "WARNING" in said[0]
+    assert said[-1].startswith(f"Error: {path} ended after")
+
+
+def test_an_unreadable_image_is_not_inspected_and_the_line_goes_on(edgead, plate, plate_bundle, tmp_path):
+    for path in (plate / "test" / "good").iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    (tmp_path / "000.png").write_bytes(b"")
+    report = edgead("run", plate_bundle, "--source", tmp_path, "--json").json
+    assert report["decisions"]["NOT_INSPECTED"] == report["frames"]["failed"] == 1
+
+
+def test_a_sink_that_fails_is_told_and_is_no_reason_to_stop(edgead, plate, plate_bundle):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    outcome = edgead("run", plate_bundle, "--source", plate / "test", "--sink", f"jsonl:{full}", "--json")
+    assert outcome.code == 0
+    assert outcome.json["sinks"][0]["failed"] == 8
+    assert "Warning: jsonl:/dev/full failed 8" in outcome.err
+
+
+def test_capture_takes_photos_and_tells_what_is_wrong_with_them(edgead, tmp_path):
+    folder = tmp_path / "plate" / "train" / "good"
+    arguments = ("capture", "--source", "synthetic://?fps=100", "-o", folder, "--json")
+    report = edgead(*arguments, "-n", "3").json
+    assert (report["schema"], report["saved"], report["wanted"]) == ("edgead.capture/1", 3, 3)
+    report = edgead(*arguments, "-n", "2", "--interval", "0.1").json
+    assert sorted(path.name for path in folder.iterdir()) == [f"{number:06d}.png" for number in range(5)]
+    assert read_image(folder / "000004.png").shape == (480, 640, 3)
+    outcome = edgead("capture", "--source", "synthetic://?frames=2&fps=100", "-o", folder, "-n", "9")
+    assert outcome.code == 0
+    assert "ended after 2 of 9 photos" in outcome.err
+
+
+def test_capture_of_nothing_is_2(edgead, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    outcome = edgead("capture", "--source", tmp_path / "in", "-n", "1", "-o", tmp_path / "out")
+    assert outcome.code == 2
+    assert "gave no photo (1 frames could not be read)" in outcome.error
+
+
+def test_calibrate_writes_a_bundle_that_passes_the_check(edgead, plate, plate_bundle, tmp_path):
+    out = tmp_path / "line3.edgead"
+    good = plate / "train" / "good"
+    outcome = edgead("calibrate", plate_bundle, "--source", good, "--false-alarm-rate", "0.2", "-o", out, "--json")
+    assert outcome.code == 0
+    report = outcome.json
+    assert (report["schema"], report["images"]) == ("edgead.calibrate/1", 16)
+    with Bundle.open(plate_bundle) as old, Bundle.open(out) as new:
+        threshold = report["thresholds"]["fp32"]
+        assert threshold["value"] == new.manifest.threshold.value != old.manifest.threshold.value
+        assert threshold["old"]["value"] == old.manifest.threshold.value
+        assert "16 held-out good parts, aiming at 20.00%" in threshold["meaning"]
+    assert edgead("check", out).code == 0
+    # It decides with the new threshold, which lies above the score of rank ceil(17 * 0.8) = 14.
+    run = edgead("run", out, "--source", good, "--json").json
+    assert run["decisions"]["ANOMALY"] == 2
+
+
+def test_calibrate_says_what_the_numbers_cannot_bear(edgead, plate, plate_bundle, tmp_path):
+    outcome = edgead("calibrate", plate_bundle, "--source", plate / "test" / "good", "-o", tmp_path / "a.edgead")
+    assert outcome.code == 0
+    assert "4 cannot support a false-alarm rate of 1.00%" in outcome.err
+    assert "threshold" in outcome.out
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_calibrate_refuses_too_few_images_and_writes_nothing(edgead, plate, plate_bundle, tmp_path, count):
+    (tmp_path / "good").mkdir()
+    for path in sorted((plate / "test" / "good").iterdir())[:count]:
+        shutil.copy(path, tmp_path / "good")
+    outcome = edgead("calibrate", plate_bundle, "--source", tmp_path / "good", "-o", tmp_path / "a.edgead")
+    assert outcome.code == 2
+    assert ("showed 1 images" if count else "no image in") in outcome.error
+    assert not (tmp_path / "a.edgead").exists()
+
+
+def test_a_full_disk_leaves_the_bundle_that_is_calibrated_in_place(edgead, plate, plate_bundle, tmp_path):
+    resource = pytest.importorskip("resource", reason="no RLIMIT_FSIZE here")
+    bundle = Path(shutil.copy(plate_bundle, tmp_path))
+    data = bundle.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) - 1000, before[1]))
+    try:
+        outcome = edgead("calibrate", bundle, "--source", plate / "test" / "good", "-o", bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert outcome.code == 2
+    assert f"cannot write {bundle}" in outcome.err
+    assert bundle.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [bundle]

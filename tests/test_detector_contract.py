@@ -1,0 +1,224 @@
+"""What every registered detector must do, from good photos to decisions on a stream of frames.
+
+A detector is tested from the day its line is in the registry. Its settings here are those of `SMALL`, or its small
+profile, or its defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgead.data import Category, open_category
+from edgead.detectors import REGISTRY, create_detector
+from edgead.evaluation import evaluate
+from edgead.export.exporting import ExportReport, export_bundle
+from edgead.fitting import fit
+from edgead.model import TrainedModel, load_model
+from edgead.opening import open_inspector
+from edgead.runtime.check import check_bundle
+from edgead.runtime.decode import read_image
+from edgead.runtime.frame import Decision
+from edgead.runtime.stream import Stream
+
+SIZE = 128
+BACKENDS = ("onnxruntime", "openvino")
+SMALL: dict[str, dict[str, Any]] = {"patchcore": {"bank_size": 256}, "padim": {"dimensions": 24}}
+
+
+def settings(name: str) -> dict[str, Any]:
+    small = {"profile": "small"} if "profile" in type(create_detector(name).settings).model_fields else {}
+    return SMALL.get(name, small)
+
+
+# A second process, imported once for all tests. It loads and scores models that it never fitted, and forks fits that it
+# kills when they have reached a stage and gone on for so many seconds; the answer says whether they were still at work.
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+import torch
+from edgead.fitting import fit
+from edgead.model import load_model
+from edgead.opening import open_inspector
+from edgead.runtime.decode import read_image
+
+torch.set_num_threads(1)  # a fork has none of its parent's threads
+
+def score(model, images):
+    with open_inspector(model, threads=1) as inspector:
+        return [inspector(read_image(Path(image))).score.hex() for image in images]
+
+def kill(stage, delay, target, plate, arguments, model):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        tell = lambda stage, done, total: os.write(write, stage.encode() + b"\\n")
+        fitted = load_model(Path(model)) if stage == "save" else fit([plate], **arguments, progress=tell)
+        tell("save", 0, 1)
+        fitted.save(Path(target))
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as stages:
+        next(line for line in stages if line.strip() == stage)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+for request in sys.stdin:
+    name, arguments = json.loads(request)
+    print(json.dumps({"score": score, "kill": kill}[name](**arguments)), flush=True)
+"""
+DELAYS_S = (0.0, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03)
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """A function that has the worker do something by name and returns its answer."""
+    command = [sys.executable, "-c", WORKER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as worker:
+        requests, answers = worker.stdin, worker.stdout
+        assert requests is not None
+        assert answers is not None
+
+        def ask(name: str, **arguments: Any) -> Any:
+            requests.write(json.dumps([name, arguments]) + "\n")
+            return json.loads(answers.readline())
+
+        yield ask
+        requests.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    """The same sums in the same order in both processes, and no threads that wait for each other on small images."""
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One detector after fit, save and export."""
+
+    name: str
+    category: Category
+    model: TrainedModel
+    directory: Path
+    bundle: Path
+    report: ExportReport
+
+    @property
+    def images(self) -> list[Path]:
+        return [sample.path for sample in self.category.test]
+
+
+@pytest.fixture(scope="module")
+def plate(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten good images to learn from; six good and six defective ones to judge."""
+    root = tmp_path_factory.mktemp("contract") / "plate"
+    for folder, count in (("train/good", 10), ("test/good", 6), ("test/defect", 6)):
+        (root / folder).mkdir(parents=True)
+        for image in sorted((ci_small / "metal_plate" / folder).iterdir())[:count]:
+            shutil.copy(image, root / folder)
+    return root
+
+
+@pytest.fixture(scope="module", params=REGISTRY)
+def made(request: pytest.FixtureRequest, plate: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    name: str = request.param
+    folder = tmp_path_factory.mktemp(name)
+    model = fit([plate], detector=name, settings=settings(name), size=SIZE)
+    model.save(folder / "plate.model")
+    category = open_category(plate, need_test=True)
+    bundle = folder / "plate.edgead"
+    # Export comes from the loaded model, as `edgead export` does it.
+    report = export_bundle(
+        load_model(folder / "plate.model").exportable("plate"), bundle, images=[s.path for s in category.test]
+    )
+    return Made(name, category, model, folder / "plate.model", bundle, report)
+
+
+def test_every_training_image_has_a_score_and_the_threshold_its_meaning(made: Made) -> None:
+    assert len(made.model.card.normal_scores) == 10 == made.model.threshold.n_normals
+    assert made.model.card.detector == made.name
+    # The threshold lies between scores, never on one: rounding on another device must not flip a training image.
+    assert made.model.threshold.value not in made.model.card.normal_scores
+
+
+def test_another_process_loads_the_model_and_gives_the_same_scores(made: Made, ask: Ask) -> None:
+    there = ask("score", model=str(made.directory), images=list(map(str, made.images)))
+    with open_inspector(made.directory, threads=1) as inspector:
+        assert there == [inspector(read_image(path)).score.hex() for path in made.images]
+
+
+def test_every_runtime_decides_as_torch_does_on_every_image(made: Made) -> None:
+    (records,) = made.report.parity.values()
+    assert made.report.passed
+    assert set(BACKENDS) <= set(records)
+    for runtime in BACKENDS:
+        record = records[runtime]
+        assert record.images == len(made.images)
+        assert (record.flips, record.borderline) == (0, 0)
+        spread = made.model.threshold.value - min(made.model.card.normal_scores)
+        assert record.max_score_difference < 1e-3 * spread
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_bundle_passes_its_check_on_every_backend(made: Made, backend: str) -> None:
+    report = check_bundle(made.bundle, backend=backend, images=made.images)
+    assert report.problems == ()
+    assert report.backend.name == backend
+    assert len(report.references) >= 8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_stream_decides_as_the_evaluation_did(made: Made, backend: str) -> None:
+    with open_inspector(made.directory) as inspector:
+        validated = {image.path: image for image in evaluate(inspector, made.category, bootstrap=10).images}
+    with (
+        open_inspector(made.bundle, backend=backend) as inspector,
+        Stream(inspector, made.category.root / "test") as stream,
+    ):
+        streamed = {f"test/{result.name}": result for result in stream}
+    assert list(streamed) == sorted(validated)
+    for path, result in streamed.items():
+        assert result.decision is validated[path].decision, path
+        assert result.score == pytest.approx(validated[path].score, rel=1e-4)
+    assert Decision.ANOMALY in {result.decision for result in streamed.values()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_fit_that_is_killed_leaves_a_whole_model_or_what_was_there(
+    made: Made, plate: Path, tmp_path: Path, ask: Ask
+) -> None:
+    target = tmp_path / "plate.model"
+    fixed = {"target": str(target), "plate": str(plate), "model": str(made.directory)}
+    fixed["arguments"] = {"detector": made.name, "settings": settings(made.name), "size": SIZE}
+    for stage in ("features", "out-of-fold scores"):
+        assert ask("kill", stage=stage, delay=0.0, **fixed)
+        assert not target.exists()
+    interrupted = []
+    for delay in DELAYS_S:
+        interrupted.append(ask("kill", stage="save", delay=delay, **fixed))
+        if target.exists():
+            assert contents(target) == contents(made.directory)
+            shutil.rmtree(target)
+    for delay in DELAYS_S:
+        replace(made.model, references=made.model.references[:1]).save(target)
+        before = contents(target)
+        interrupted.append(ask("kill", stage="save", delay=delay, **fixed))
+        assert contents(target) in (before, contents(made.directory))
+    assert any(interrupted)
+    assert all(path.name.startswith(".") for path in tmp_path.iterdir() if path != target)
