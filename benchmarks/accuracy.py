@@ -1,6 +1,6 @@
 """Accuracy and parity of every detector on every category: fit, evaluate, export, evaluate the bundle.
 
-    python benchmarks/accuracy.py ../shared/data/mpdd/metal_plate … --detectors patchcore,padim --seeds 3 -o results/
+    python -m benchmarks.accuracy ../shared/data/mpdd/metal_plate … --detectors patchcore,padim --seeds 3 -o results/
 
 One JSON file a row; rows that are there are skipped, so the run can be resumed. ``--table`` prints what is there.
 """

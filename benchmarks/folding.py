@@ -1,6 +1,6 @@
 """What folding saves: network time of the exported graph against a plain export of the same model, same scores.
 
-    python benchmarks/folding.py MODEL_DIR [--rounds 100]
+    python -m benchmarks.folding MODEL_DIR [--rounds 100]
 
 The plain export is what a straightforward program would write: float images normalised on the host, the backbone as
 timm builds it (batch normalisation and run-time padding kept), all channels pooled and resized, a full distance matrix
@@ -31,7 +31,7 @@ from edgead.model import TrainedModel, load_model
 
 
 class PlainModel(nn.Module):
-    """The same detector without any folding: ``(N, 3, h, w)`` float32, normalised on the host -> map ``(N, gh, gw)``."""
+    """The same detector without folding: ``(N, 3, h, w)`` float32, normalised on the host -> map ``(N, gh, gw)``."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """What the camera loop costs beside the network: camera to decision minus network, for a 1280x1024 frame.
 
-    python benchmarks/overhead.py BUNDLE [--rounds 200]
+    python -m benchmarks.overhead BUNDLE [--rounds 200]
 
 Judged against a plain OpenCV INTER_AREA resize of the same frame, in the same process (aim: at most 1.3 times that
 plus 0.5 ms). The frame goes through `Inspector`, as in the camera loop.

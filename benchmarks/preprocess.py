@@ -1,6 +1,6 @@
 """Which resize? Candidates on a camera frame to network size: exactness first, then speed.
 
-    python benchmarks/preprocess.py [--image FILE] [--rounds 60]
+    python -m benchmarks.preprocess [--image FILE] [--rounds 60]
 
 "exact" says whether the candidate equals edgead's integer rule byte for byte (the others define another rule; whether
 they are the same on every platform is argued in docs/preprocess.md). One thread each.

@@ -5,6 +5,8 @@ Independent of any training-time synthesis. Used for the references of a bundle 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +44,7 @@ def _scratch(height: int, width: int, rng: np.random.Generator) -> NDArray[np.fl
         points.append(points[-1] + length / 3 * np.array([np.cos(angle), np.sin(angle)]))
     ys, xs = np.mgrid[0:height, 0:width]
     distance = np.full((height, width), np.inf)
-    for start, end in zip(points[:-1], points[1:], strict=True):
+    for start, end in itertools.pairwise(points):
         along = end - start
         share = ((xs - start[0]) * along[0] + (ys - start[1]) * along[1]) / (along @ along)
         share = np.clip(share, 0, 1)

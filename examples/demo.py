@@ -155,7 +155,8 @@ def report(
         changed = record["flips"] + record["borderline"]
         table.add_row(
             f"parity, {runtime}",
-            f"{changed} of {record['images']} decisions changed, max score difference {record['max_score_difference']:.1e}",
+            f"{changed} of {record['images']} decisions changed, "
+            f"max score difference {record['max_score_difference']:.1e}",
         )
     table.add_row("check on this device", "PASS" if checked["passed"] else "FAIL")
     frames = ran["frames"]

@@ -70,10 +70,13 @@ class Exportable:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written and how it compares; ``parity`` maps graph file -> runtime -> record."""
+    """What was written and how it compares; ``parity`` maps graph file -> runtime -> record.
+
+    ``sha256`` is None where nothing was written.
+    """
 
     path: Path
-    sha256: str
+    sha256: str | None
     size: int
     parity: Mapping[str, Mapping[str, ParityRecord]]
     unavailable: Mapping[str, str]
@@ -148,14 +151,15 @@ def export_bundle(
 
     changed = {name: comparison for name, comparison in records.items() if comparison.changed or not comparison.finite}
     gated = {name: comparison for name, comparison in changed.items() if _gates(name)}
-    if gated and not allow_drift:
-        raise ParityError(_complaint(gated))
     parity = {
         name: comparison.record(
-            drift_allowed=name in gated, note=None if _gates(name) else "reduced precision, not gated"
+            drift_allowed=allow_drift and name in gated, note=None if _gates(name) else "reduced precision, not gated"
         )
         for name, comparison in records.items()
     }
+    if gated and not allow_drift:
+        failed = ExportReport(out, None, 0, {FP32_FILE: parity}, unavailable)
+        raise ParityError(_complaint(gated), failed.to_dict())
     files.update(_reference_members(model))
     write_bundle(out, _manifest(model, {FP32_FILE: parity}), files)
     with Bundle.open(out) as bundle:

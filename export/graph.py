@@ -28,8 +28,8 @@ def export_onnx(module: nn.Module, height: int, width: int) -> onnx.ModelProto:
         height, width: network size in pixels.
 
     Returns:
-        A checked model: opset 18, input ``images``, outputs ``score`` and ``map``, the batch axis named ``batch``, every
-        other shape static.
+        A checked model: opset 18, input ``images``, outputs ``score`` and ``map``, the batch axis named ``batch``, all
+        other shapes static.
 
     Raises:
         ExportError: torch's exporter could not express the module.

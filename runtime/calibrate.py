@@ -91,7 +91,8 @@ def calibrate_bundle(
 ) -> CalibrationReport:
     """Write a copy of a bundle with thresholds from the good parts that a source shows.
 
-    Model, references and parity evidence are copied as they are; the old thresholds go into the manifest's provenance,
+    Model and references are copied as they are, and so is the parity evidence, but for that of reduced precisions,
+    which holds for the old threshold only. The old thresholds go into the manifest's provenance,
     key ``calibrations``, one entry a calibration. A signature is dropped, because it signed the old manifest.
 
     Args:
@@ -276,8 +277,14 @@ def _recalibrated(
         key: entry.model_copy(update={"threshold": None if key == "fp32" else sections[key]})
         for key, entry in manifest.precisions.items()
     }
+    # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
+    parity = {
+        file: {runtime: evidence for runtime, evidence in records.items() if not runtime.endswith("-bf16")}
+        for file, records in manifest.parity.items()
+    }
     return manifest.model_copy(
         update={
+            "parity": parity,
             "threshold": sections.get("fp32", manifest.threshold),
             "precisions": precisions,
             "provenance": {

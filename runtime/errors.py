@@ -7,7 +7,8 @@ what is wrong *and what to do about it*.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 # More names than this would bury the message that lists them.
 _LISTED = 30
@@ -50,7 +51,15 @@ class ExportError(EdgeadError):
 
 
 class ParityError(ExportError):
-    """An exported model that does not decide like the model it came from (exit code 3)."""
+    """An exported model that does not decide like the model it came from (exit code 3).
+
+    Attributes:
+        report: what was measured, in the form of the command's ``--json``; None where there is none.
+    """
+
+    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class LintError(ExportError):

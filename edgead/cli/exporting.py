@@ -49,12 +49,18 @@ def export(
     require("export", "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript")
     from edgead.export.exporting import export_bundle
     from edgead.model import load_model
+    from edgead.runtime.errors import ParityError
 
     trained = load_model(model)
     with out.progress() as step:
-        report = export_bundle(
-            trained.exportable(output.stem), output, images=images or (), allow_drift=allow_drift, progress=step
-        )
+        try:
+            report = export_bundle(
+                trained.exportable(output.stem), output, images=images or (), allow_drift=allow_drift, progress=step
+            )
+        except ParityError as error:
+            if error.report is not None:
+                out.finish(error.report)
+            raise
     if trained.card.backbone_info["random_weights"]:
         out.warn("the backbone of this model has RANDOM WEIGHTS; the bundle says so in its manifest")
     if not report.passed:

@@ -15,6 +15,9 @@ from edgead.runtime.errors import ConfigError, suggest
 REGISTRY: dict[str, tuple[str, str]] = {
     "patchcore": ("patchcore", "PatchCore"),
     "padim": ("padim", "Padim"),
+    "npad": ("npad", "NPad"),
+    "fre": ("fre", "Fre"),
+    "protoad": ("protoad", "ProtoAD"),
 }
 
 __all__ = ["REGISTRY", "Detector", "Settings", "create_detector"]

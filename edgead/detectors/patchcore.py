@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from edgead.coreset import Progress, greedy_coreset
 from edgead.detectors import base
+from edgead.detectors.heads import NearestNeighbourHead
+from edgead.detectors.sampling import PatchReservoir
 from edgead.features import FeatureExtractor
 
 
@@ -48,7 +49,7 @@ class PatchCore:
         return extractor
 
     def collector(self, images: int, extractor: FeatureExtractor, seed: int) -> base.Collector:
-        return _PatchReservoir(self.settings, images, extractor, seed)
+        return _Bank(self.settings, images, extractor, seed)
 
     def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
         neighbours = tensors.get("neighbours")
@@ -57,101 +58,27 @@ class PatchCore:
         )
 
 
-class NearestNeighbourHead(nn.Module):
-    """Distance to the nearest row of ``bank (M, C)``, in units of the features.
-
-    ``min |q - m|^2 = |q|^2 + min(|m|^2 - 2 q m)``: one matrix product over the bank, whose constant factor and norm are
-    stored in it. Queries and bank are centred on the bank's mean, which keeps the difference of squares accurate.
-
-    Args:
-        bank: ``(M, C)`` float32 rows.
-        neighbours: ``(M, b)`` int64, each row's nearest bank rows (itself first); None without re-weighting.
-    """
-
-    bank: Tensor
-    center: Tensor
-    keys: Tensor
-    neighbours: Tensor | None
-
-    def __init__(self, bank: Tensor, neighbours: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("bank", bank)
-        self.register_buffer("center", bank.mean(0))
-        self.register_buffer("neighbours", neighbours)
-        self.register_buffer("keys", self._keys(), persistent=False)
-        # A saved bank arrives through load_state_dict; what is computed from it must follow.
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
-
-    def refresh(self) -> None:
-        """Recompute what is derived from the bank."""
-        self.keys = self._keys()
-
-    def _keys(self) -> Tensor:
-        rows = self.bank.double() - self.center.double()
-        return torch.cat([-2.0 * rows, rows.square().sum(1, keepdim=True)], dim=1).T.float().contiguous()
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        height, width = features.shape[2], features.shape[3]
-        queries = features.flatten(2).transpose(1, 2) - self.center
-        squared = F.pad(queries, (0, 1), value=1.0) @ self.keys
-        norm = (queries * queries).sum(2)
-        distances = torch.sqrt(torch.clamp(norm + squared.amin(2), min=0.0))
-        weight = None if self.neighbours is None else self._weight(queries, squared, distances)
-        return distances.reshape(-1, height, width), weight
-
-    def _weight(self, queries: Tensor, squared: Tensor, distances: Tensor) -> Tensor:
-        """Equation 7: one minus the softmax of the worst patch's distance among its neighbour's neighbourhood."""
-        worst = distances.argmax(1)
-        row = squared.argmin(2).gather(1, worst[:, None])[:, 0]
-        patch = queries.gather(1, worst[:, None, None].expand(-1, 1, queries.shape[2]))
-        assert self.neighbours is not None
-        around = (self.bank - self.center)[self.neighbours[row]]
-        difference = patch - around
-        spread = torch.sqrt((difference * difference).sum(2))
-        return 1.0 - torch.softmax(spread, dim=1)[:, 0]
-
-
-class _PatchReservoir:
-    """A seeded sample of patches over all images, each with the fold of its image."""
+class _Bank:
+    """A sample of patches and the coreset of it."""
 
     def __init__(self, settings: PatchCore.Settings, images: int, extractor: FeatureExtractor, seed: int) -> None:
         self._settings = settings
         self._seed = seed
-        self._cells = extractor.grid[0] * extractor.grid[1]
-        total = images * self._cells
-        keep = min(settings.max_patches, total)
-        # Sampled before the pass, in image order: one draw, bounded memory, and the same patches for the same seed.
-        generator = np.random.default_rng(seed)
-        self._kept = np.sort(generator.choice(total, keep, replace=False)) if keep < total else np.arange(total)
-        self._patches = torch.empty(keep, extractor.channels)
-        self._folds = np.empty(keep, np.int64)
-        self._seen = 0
-        self._filled = 0
+        cells = extractor.grid[0] * extractor.grid[1]
+        self._sample = PatchReservoir(settings.max_patches, images, cells, extractor.channels, seed)
 
     def update(self, features: Tensor, folds: NDArray[np.int64]) -> None:
-        patches = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-        start = self._seen * self._cells
-        low, high = np.searchsorted(self._kept, [start, start + len(patches)])
-        local = self._kept[low:high] - start
-        end = self._filled + len(local)
-        self._patches[self._filled : end] = patches[torch.from_numpy(local)]
-        self._folds[self._filled : end] = folds[local // self._cells]
-        self._filled = end
-        self._seen += len(features)
+        self._sample.update(features.flatten(2).transpose(1, 2), folds)
 
     def head(self, without: int | None, progress: Progress) -> nn.Module:
-        patches = self._patches
-        stage = "coreset"
-        if without is not None:
-            patches = patches[torch.from_numpy(np.flatnonzero(self._folds != without))]
-            stage = f"coreset without fold {without + 1}"
+        patches = self._sample.patches(() if without is None else (without,))
         selected = greedy_coreset(
             patches,
             self._settings.bank_size,
             seed=self._seed,
             projection=self._settings.projection,
             progress=progress,
-            stage=stage,
+            stage="coreset" if without is None else f"coreset without fold {without + 1}",
         )
         bank = patches[selected]
         neighbours = None

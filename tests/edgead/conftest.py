@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,11 +129,20 @@ def plate_model(plate: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plate_bundle(plate_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `plate_model`; do not change it, copy it."""
+def plate_export(plate: Path, plate_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The bundle of `plate_model`, and what ``edgead export --json`` said of it, proved on the test images."""
     path = tmp_path_factory.mktemp("bundle") / "plate.edgead"
-    assert run(["export", str(plate_model), "-o", str(path)]) == 0
-    return path
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(["export", str(plate_model), "-o", str(path), "--images", str(plate / "test"), "--json"])
+    assert code == 0, err.getvalue()
+    return path, Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def plate_bundle(plate_export: tuple[Path, Outcome]) -> Path:
+    """The bundle of `plate_model`; do not change it, copy it."""
+    return plate_export[0]
 
 
 @pytest.fixture

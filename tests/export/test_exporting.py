@@ -63,6 +63,9 @@ def test_a_drifting_graph_is_refused_and_the_old_bundle_stays(exportable, tmp_pa
     with pytest.raises(ParityError, match="nothing was written") as caught:
         export_bundle(drifting, out)
     assert "\n" not in str(caught.value)
+    assert caught.value.report is not None
+    assert caught.value.report["passed"] is False
+    assert caught.value.report["parity"]["model.fp32.onnx"]["onnxruntime"]["flips"] > 0
     assert out.read_bytes() == b"the bundle of yesterday"
     assert list(tmp_path.iterdir()) == [out]
 

@@ -1,0 +1,311 @@
+"""N-pad: Gaussians of neighbourhoods and centroids of all patches, fused.
+
+After "N-pad: Neighboring Pixel-based Industrial Anomaly Detection", arXiv 2210.08768, CVPR Workshops 2023. The paper's
+abstract gives the idea: the distribution of a location is estimated from its neighbours as well, and the Mahalanobis
+distance to it is combined with the Euclidean distance to centroids of clustered normal features. No code was found, so
+window, reduction, number of centroids and fusion are our reconstruction, and so is everything about the scores' scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from edgead.coreset import Progress, silent
+from edgead.detectors import base
+from edgead.detectors.heads import (
+    LocationGaussians,
+    LowRankWhitening,
+    NearestNeighbourHead,
+    TriangularWhitening,
+    pack_triangles,
+)
+from edgead.detectors.sampling import MapReservoir, PatchReservoir, kmeans
+from edgead.detectors.statistics import (
+    ChannelStatistics,
+    LocationStatistics,
+    principal_axes,
+    random_orthonormal,
+    whiten,
+)
+from edgead.features import FeatureExtractor
+from edgead.runtime.errors import ConfigError
+
+# Up to this many channels the outer products are float64; above, float32 bounds the memory and is exact enough.
+_EXACT_CHANNELS = 100
+
+
+class NPad:
+    """The detector; see the module's text."""
+
+    name = "npad"
+
+    class Settings(base.Settings):
+        """Settings of N-pad.
+
+        Attributes:
+            dimensions: d, to which the features are reduced; all where the backbone has no more.
+            projection: ``pca``, ``random`` (seeded, orthonormal) or ``select`` (PaDiM's seeded choice of channels).
+            max_channels: channels in which a PCA gathers its statistics, whose memory grows with the square of them; a
+                backbone with more is first projected at random.
+            window: side p of the neighbourhood whose features make a location's Gaussian, odd; 1 is PaDiM.
+            evaluation_window: side q, odd; a feature is judged by the nearest Gaussian of the q x q locations around.
+            regularisation: added to the diagonal of each covariance.
+            storage: precision in which the Gaussians are stored; they are computed with in float32.
+            rank: eigenpairs kept of each covariance, see `LowRankWhitening`; None keeps it whole.
+            centroids: K, of mini-batch k-means.
+            max_patches: patches kept for k-means, a seeded sample over all images above that.
+            fusion: ``zscore`` adds both distances, each in standard deviations of its distribution over held-out
+                normals; ``product`` multiplies them; ``mahalanobis`` and ``centroid`` use one alone.
+        """
+
+        dimensions: int = Field(default=64, ge=1, le=4096)
+        projection: Literal["pca", "random", "select"] = "pca"
+        max_channels: int = Field(default=160, ge=1, le=4096)
+        window: int = Field(default=3, ge=1, le=15)
+        evaluation_window: int = Field(default=1, ge=1, le=7)
+        regularisation: float = Field(default=0.01, gt=0.0)
+        storage: Literal["fp32", "fp16"] = "fp32"
+        rank: int | None = Field(default=None, ge=1)
+        centroids: int = Field(default=1024, ge=1, le=65_536)
+        max_patches: int = Field(default=100_000, ge=1)
+        fusion: Literal["zscore", "product", "mahalanobis", "centroid"] = "zscore"
+
+        @field_validator("window", "evaluation_window")
+        @classmethod
+        def _odd(cls, value: int) -> int:
+            if value % 2 == 0:
+                raise ValueError("a window has a middle; give an odd number")
+            return value
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or self.Settings()
+
+    def extractor(self, extractor: FeatureExtractor, seed: int) -> FeatureExtractor:
+        if self.settings.projection != "select" or self.settings.dimensions >= extractor.channels:
+            return extractor
+        kept = np.random.default_rng(seed).choice(extractor.channels, self.settings.dimensions, replace=False)
+        return extractor.select(np.sort(kept))
+
+    def collector(self, images: int, extractor: FeatureExtractor, seed: int) -> base.Collector:
+        return _Neighbourhoods(self.settings, images, extractor, seed)
+
+    def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
+        def like(name: str) -> Tensor | None:
+            return torch.empty_like(tensors[name]) if name in tensors else None
+
+        gaussians = centroids = None
+        mean, packed, bank = like("gaussians.mean"), like("gaussians.form.packed"), like("centroids.bank")
+        if mean is not None:
+            form: nn.Module = (
+                LowRankWhitening(
+                    torch.empty_like(tensors["gaussians.form.factors"]),
+                    torch.empty_like(tensors["gaussians.form.precision"]),
+                )
+                if packed is None
+                else TriangularWhitening(packed)
+            )
+            gaussians = LocationGaussians(mean, form, self.settings.evaluation_window)
+        if bank is not None:
+            centroids = NearestNeighbourHead(bank)
+        return NPadHead(like("projection"), gaussians, centroids, zscore=like("zscore"))
+
+
+class NPadHead(nn.Module):
+    """Projection, the two distances, and their fusion.
+
+    Args:
+        projection: ``(C, d)`` float32; None where the features come as they are to be used.
+        gaussians, centroids: one of them or both.
+        zscore: ``(2, 2)`` float32, mean and standard deviation of the Mahalanobis and of the Euclidean distance; None
+            multiplies the two, and must be None where there is one only.
+        condition: largest condition number of a covariance; jitter: largest that one needed. Kept for the record.
+    """
+
+    projection: Tensor | None
+    zscore: Tensor | None
+    condition: Tensor
+    jitter: Tensor
+
+    def __init__(
+        self,
+        projection: Tensor | None,
+        gaussians: LocationGaussians | None,
+        centroids: NearestNeighbourHead | None,
+        *,
+        zscore: Tensor | None = None,
+        condition: float = 0.0,
+        jitter: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("projection", projection)
+        self.gaussians = gaussians
+        self.centroids = centroids
+        self.register_buffer("zscore", zscore)
+        self.register_buffer("condition", torch.tensor(condition))
+        self.register_buffer("jitter", torch.tensor(jitter))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, None]:
+        grid = (features.shape[2], features.shape[3])
+        distances = self.distances(features.flatten(2).transpose(1, 2), grid)
+        if self.zscore is not None:
+            # Scale and offset are formed here, not before, so that one set of numbers is saved; constants fold.
+            scale = 1.0 / self.zscore[:, 1]
+            offset = (self.zscore[:, 0] * scale).sum()
+            fused = distances[0] * scale[0] + distances[1] * scale[1] - offset
+        else:
+            fused = distances[0] if len(distances) == 1 else distances[0] * distances[1]
+        return fused.reshape(-1, *grid), None
+
+    def distances(self, rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """Map ``rows (N, P, C)`` to the distances in use, ``(N, P)`` each: Mahalanobis first, then Euclidean."""
+        if self.projection is not None:
+            rows = rows @ self.projection
+        found = [] if self.gaussians is None else [self.gaussians.distances(rows, grid)]
+        return found if self.centroids is None else [*found, self.centroids.nearest(rows)[0]]
+
+
+class _Neighbourhoods:
+    """Statistics at each location, a sample of patches for k-means, and a few whole maps to judge for the z-scores.
+
+    Everything is kept for each fold, so that every model comes from one pass: the PCA, the Gaussians and the centroids
+    of a held-out fold never saw it, and neither did the distances that set its z-scores.
+    """
+
+    def __init__(self, settings: NPad.Settings, images: int, extractor: FeatureExtractor, seed: int) -> None:
+        self._settings = settings
+        self._seed = seed
+        self._grid = extractor.grid
+        self._folds = min(base.FOLDS, images)
+        cells = extractor.grid[0] * extractor.grid[1]
+        width = extractor.channels
+        if settings.projection == "random":
+            width = min(width, settings.dimensions)
+        elif settings.projection == "pca":
+            width = min(width, max(settings.dimensions, settings.max_channels))
+        self._dimensions = min(settings.dimensions, width)
+        first = width < extractor.channels
+        self._first = random_orthonormal(extractor.channels, width, seed) if first else None
+        self._channels = ChannelStatistics(self._folds, width) if self._dimensions < width else None
+        self._locations = self._sample = self._maps = None
+        if settings.fusion != "centroid":
+            dtype = torch.float64 if width <= _EXACT_CHANNELS else torch.float32
+            self._locations = LocationStatistics(self._folds, cells, width, dtype)
+        if settings.fusion != "mahalanobis":
+            self._sample = PatchReservoir(settings.max_patches, images, cells, width, seed)
+        if settings.fusion == "zscore":
+            self._maps = MapReservoir(self._folds, seed)
+        self._held_out: dict[int, Tensor] = {}
+
+    def update(self, features: Tensor, folds: NDArray[np.int64]) -> None:
+        rows = features.flatten(2).transpose(1, 2)
+        if self._first is not None:
+            rows = rows @ self._first.float()
+        for part in (self._channels, self._locations, self._sample, self._maps):
+            if part is not None:
+                part.update(rows, folds)
+
+    def head(self, without: int | None, progress: Progress) -> nn.Module:
+        model = self._model(() if without is None else (without,), progress)
+        if without is not None and self._maps is not None:
+            self._held_out[without] = self._judge(model, without)
+        if self._maps is not None:
+            model.zscore = self._zscore(without, progress)
+        return self._with_projection(model).eval()
+
+    def _zscore(self, without: int | None, progress: Progress) -> Tensor:
+        """Return mean and deviation ``(2, 2)`` of both distances over normals that their model never saw.
+
+        For the final model these are all folds, each judged without itself; for the model without fold k the next
+        fold, judged without both, so that fold k has no part in its own scale.
+        """
+        if without is not None and self._folds > 2:
+            other = (without + 1) % self._folds
+            values = self._judge(self._model((without, other), progress), other)
+        else:
+            # With two folds nothing is left without both of them: then both models take the final one's scale.
+            for fold in range(self._folds):
+                if fold not in self._held_out:
+                    self._held_out[fold] = self._judge(self._model((fold,), silent), fold)
+            values = torch.cat([self._held_out[fold] for fold in range(self._folds)], dim=1)
+        mean, deviation = values.mean(1), values.std(1)
+        # A spread below a thousandth of the distance is rounding, as among copies of one image.
+        return torch.stack([mean, torch.maximum(deviation, (1e-3 * mean).clamp(min=1e-6))], dim=1).float()
+
+    def _judge(self, model: NPadHead, fold: int) -> Tensor:
+        """Return both distances ``(2, n)`` float64 of all cells of the kept maps of a fold."""
+        assert self._maps is not None
+        found = [torch.stack(model.distances(rows[None], self._grid)).flatten(1) for rows in self._maps.fold(fold)]
+        return torch.cat(found, dim=1).double()
+
+    def _with_projection(self, model: NPadHead) -> NPadHead:
+        """Put the projection made before the statistics in front of the model's own."""
+        if self._first is not None:
+            own = model.projection
+            model.projection = (self._first if own is None else self._first @ own.double()).float()
+        return model
+
+    def _model(self, without: Collection[int], progress: Progress) -> NPadHead:
+        """Return the head for features as they were gathered, fitted on all folds but some; it has no z-scores yet."""
+        used = [fold for fold in range(self._folds) if fold not in without]
+        names = " and ".join(str(fold + 1) for fold in sorted(without))
+        suffix = f" without fold{'s' if len(without) > 1 else ''} {names}" if without else ""
+        basis = None
+        if self._channels is not None:
+            basis = principal_axes(self._channels.moments(used)[1])[1][:, : self._dimensions]
+        gaussians = centroids = None
+        condition = jitter = 0.0
+        if self._locations is not None:
+            gaussians, condition, jitter = self._gaussians(used, basis, f"covariances{suffix}", progress)
+        if self._sample is not None:
+            progress(f"centroids{suffix}", 0, 1)
+            patches = self._sample.patches(without)
+            if basis is not None:
+                patches = patches @ basis.float()
+            centroids = NearestNeighbourHead(kmeans(patches, self._settings.centroids, self._seed))
+            progress(f"centroids{suffix}", 1, 1)
+        projection = None if basis is None else basis.float().contiguous()
+        return NPadHead(projection, gaussians, centroids, condition=condition, jitter=jitter)
+
+    def _gaussians(
+        self, used: list[int], basis: Tensor | None, stage: str, progress: Progress
+    ) -> tuple[LocationGaussians, float, float]:
+        """Return the Gaussians with their largest condition number and jitter."""
+        assert self._locations is not None
+        settings, size = self._settings, self._dimensions
+        cells = self._grid[0] * self._grid[1]
+        dtype = torch.float16 if settings.storage == "fp16" else torch.float32
+        low_rank = settings.rank is not None and settings.rank < size
+        mean = torch.empty(cells, size)
+        entries = (settings.rank, size) if settings.rank is not None and low_rank else (size * (size + 1) // 2,)
+        stored = torch.empty(cells, *entries, dtype=dtype)
+        precision = torch.empty(cells)
+        ridge = settings.regularisation * torch.eye(size, dtype=torch.float64)
+        condition = jitter = 0.0
+        for part, center, covariance in self._locations.window_gaussians(used, self._grid, settings.window, basis):
+            mean[part] = center.float()
+            covariance = covariance + ridge
+            if settings.rank is not None and low_rank:
+                variances, axes = torch.linalg.eigh(covariance)
+                rest = variances[:, : size - settings.rank].mean(1)
+                precision[part] = (1.0 / rest).float()
+                kept, axes = variances[:, size - settings.rank :], axes[:, :, size - settings.rank :]
+                gain = torch.sqrt((1.0 / rest[:, None] - 1.0 / kept).clamp(min=0.0))
+                stored[part] = (axes * gain[:, None]).transpose(1, 2).to(dtype)
+            else:
+                whitening, added = whiten(covariance)
+                stored[part] = pack_triangles(whitening).to(dtype)
+                jitter = max(jitter, added)
+                variances = torch.linalg.eigvalsh(covariance)
+            condition = max(condition, float((variances[:, -1] / variances[:, 0].clamp(min=1e-30)).max()))
+            progress(stage, part.stop, cells)
+        if not bool(torch.isfinite(stored).all()):
+            raise ConfigError("storage=fp16 cannot hold these Gaussians; raise regularisation or leave storage out")
+        form: nn.Module = LowRankWhitening(stored, precision) if low_rank else TriangularWhitening(stored)
+        return LocationGaussians(mean, form, settings.evaluation_window), condition, jitter

@@ -1,0 +1,21 @@
+"""From a folder of good photos to a bundle, in Python.
+
+    python examples/train_and_export.py data/screw screw.edgead
+
+``data/screw`` holds ``train/good/*.png`` (and, for the proof, ``test/``), or the good photos directly.
+"""
+
+import sys
+from pathlib import Path
+
+from edgead.export.exporting import export_bundle
+from edgead.fitting import fit
+
+category, bundle = Path(sys.argv[1]), Path(sys.argv[2])
+model = fit([category], detector="patchcore", seed=0)
+print(model.threshold.explain())
+
+proof = [category / "test"] if (category / "test").is_dir() else []
+report = export_bundle(model.exportable(bundle.stem), bundle, images=proof)
+for runtime, record in report.parity["model.fp32.onnx"].items():
+    print(f"{runtime}: {record.flips + record.borderline} of {record.images} decisions changed")
