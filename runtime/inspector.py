@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgead.runtime.backends import Backend, BackendInfo, Inference, choose, open_backend
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError, suggest
 from edgead.runtime.frame import Decision, Frame, Result, decide
-from edgead.runtime.preprocess import Scratch, resize
+from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import Threshold
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class Inspector:
         self.threshold = threshold.value if isinstance(threshold, Threshold) else float(threshold)
         self._backend = backend
         self._lock = threading.Lock()
-        self._scratch = Scratch()
         self._cleanup = ExitStack()
         self._cleanup.callback(backend.close)
 
@@ -130,7 +129,7 @@ class Inspector:
         started = time.perf_counter()
         images = np.empty((len(frames), self.height, self.width, 3), np.uint8)
         for slot, frame in zip(images, frames, strict=True):
-            slot[...] = resize(frame.image, self.height, self.width, frame.layout, self._scratch)
+            slot[...] = resize(frame.image, self.height, self.width, frame.layout)
         prepared = time.perf_counter()
         try:
             with self._lock:

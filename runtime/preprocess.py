@@ -8,17 +8,13 @@ Rule ``reduce-bilinear/1``, two stages of integer arithmetic:
    so it is antialiased; 22-bit fixed-point weights, first along rows, then along columns, each pass rounded to 8 bits.
 
 Why this rule: Pillow computes both stages in C with integers only, on every platform it supports, and Pillow is
-needed to decode images anyway, so the fast path is there on every device. Measured on 1280x1024x3 to 256x256, one core,
-medians: this rule 1.7 ms (of which 0.6 ms hand the frame over), OpenCV INTER_AREA 1.2 ms, Pillow bilinear without the
-reduce stage 4.6 ms; at 1920x1080 this rule takes 2.9 ms, INTER_AREA 4.8 ms (``benchmarks/preprocess.py`` repeats it).
-OpenCV's INTER_AREA rounds through float32 and is replaced by vendor code on some boards, so it is not exact.
+needed to decode images anyway, so the fast path is there on every device. Frames that divide evenly need stage 1 alone,
+which numpy does without the copy that Pillow makes. It is as fast as OpenCV's INTER_AREA (docs/preprocess.md), which
+rounds through float32 and is replaced by vendor code on some boards, so it is not exact.
 `resize_reference` states the rule in numpy; tests hold the two equal byte for byte.
 """
 
 from __future__ import annotations
-
-import threading
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,35 +25,16 @@ from edgead.runtime.frame import Layout
 RESIZE_RULE = "reduce-bilinear/1"
 
 _WEIGHT_BITS = 22
+_WORKING_BYTES = 1 << 18
 
 
-class Scratch(threading.local):
-    """Working memory that `resize` keeps from frame to frame, separately for each thread.
-
-    Fresh memory has to be mapped by the kernel page by page; for a camera frame that costs as much as the resize.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, NDArray[Any]] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], kind: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-        """Return an uninitialised array, the same one while shape and type stay the same."""
-        held = self._arrays.get(name)
-        if held is None or held.shape != shape or held.dtype != kind:
-            held = self._arrays[name] = np.empty(shape, kind)
-        return held
-
-
-def resize(
-    image: NDArray[np.uint8], height: int, width: int, layout: Layout = "rgb", scratch: Scratch | None = None
-) -> NDArray[np.uint8]:
+def resize(image: NDArray[np.uint8], height: int, width: int, layout: Layout = "rgb") -> NDArray[np.uint8]:
     """Resize a frame to network size.
 
     Args:
         image: ``(H, W, 3)`` uint8 in ``layout`` order, or ``(H, W)`` uint8 for ``"gray"``.
         height, width: network size in pixels.
         layout: channel order of ``image``; the reordering is done on the small result.
-        scratch: working memory kept between the frames of a stream.
 
     Returns:
         ``(height, width, 3)`` uint8 RGB; may be read-only.
@@ -70,7 +47,7 @@ def resize(
     _validate(image, layout)
     rows, columns = image.shape[:2]
     if layout != "gray" and rows % height == columns % width == 0 and min(rows // height, columns // width) > 1:
-        return _average_blocks(image, rows // height, columns // width, layout, scratch or Scratch())
+        return _average_blocks(image, rows // height, columns // width, layout)
     mode = "L" if layout == "gray" else "RGB"
     pixels = np.ascontiguousarray(image)
     picture = Image.frombuffer(mode, (columns, rows), pixels, "raw", mode, 0, 1)
@@ -118,29 +95,32 @@ def self_check() -> None:
             )
 
 
-def _average_blocks(
-    image: NDArray[np.uint8], factor_y: int, factor_x: int, layout: Layout, scratch: Scratch
-) -> NDArray[np.uint8]:
+def _average_blocks(image: NDArray[np.uint8], factor_y: int, factor_x: int, layout: Layout) -> NDArray[np.uint8]:
     """Do stage 1 alone, for frames that divide evenly: no hand-over to Pillow, which costs a third of the time."""
     rows, columns = image.shape[:2]
     height, width = rows // factor_y, columns // factor_x
     area = factor_y * factor_x
+    reciprocal = np.uint32(_reciprocal(np.array(area)))
     kind = np.uint16 if 255 * area < 1 << 16 else np.uint32
     packed = np.ascontiguousarray(image).reshape(height, factor_y, columns * 3)
-    summed = scratch.array("rows", (height, columns * 3), kind)
-    np.add.reduce(packed, axis=1, dtype=kind, out=summed)
-    # Planes make the inner loop of the second sum long; it is short when the three channels are innermost.
-    planes = scratch.array("planes", (height, 3, factor_x, width), kind)
-    np.copyto(planes, summed.reshape(height, width, factor_x, 3).transpose(0, 3, 2, 1))
-    sums = scratch.array("sums", (height, 3, width), kind)
-    np.add.reduce(planes, axis=2, dtype=kind, out=sums)
-    means = scratch.array("means", (height, 3, width), np.uint32)
-    np.add(sums, np.uint32(area // 2), out=means)
-    means *= np.uint32(_reciprocal(np.array(area)))
-    means >>= np.uint32(24)
     result = np.empty((height, width, 3), np.uint8)
-    for channel in range(3):
-        result[:, :, 2 - channel if layout == "bgr" else channel] = means[:, channel]
+    # A few rows at a time, so that what lies between the sums stays in the cache: the network has just filled it.
+    step = max(1, _WORKING_BYTES // (columns * 3 * 2 * np.dtype(kind).itemsize))
+    row_sums = np.empty((step, columns * 3), kind)
+    planes = np.empty((step, 3, factor_x, width), kind)
+    sums = np.empty((step, 3, width), kind)
+    means = np.empty((step, 3, width), np.uint32)
+    for start in range(0, height, step):
+        count = min(step, height - start)
+        np.add.reduce(packed[start : start + count], axis=1, dtype=kind, out=row_sums[:count])
+        # Planes make the inner loop of the second sum long; it is short when the three channels are innermost.
+        np.copyto(planes[:count], row_sums[:count].reshape(count, width, factor_x, 3).transpose(0, 3, 2, 1))
+        np.add.reduce(planes[:count], axis=2, dtype=kind, out=sums[:count])
+        np.add(sums, np.uint32(area // 2), out=means)
+        means *= reciprocal
+        means >>= np.uint32(24)
+        for channel in range(3):
+            result[start : start + count, :, 2 - channel if layout == "bgr" else channel] = means[:count, channel]
     return result
 
 

@@ -43,7 +43,7 @@ def settings(name: str) -> dict[str, Any]:
 # A second process, imported once for all tests. It loads and scores models that it never fitted, and forks fits that it
 # kills when they have reached a stage and gone on for so many seconds; the answer says whether they were still at work.
 WORKER = """
-import json, os, signal, sys, time
+import functools, json, os, signal, sys, time
 from pathlib import Path
 import torch
 from edgead.fitting import fit
@@ -57,12 +57,15 @@ def score(model, images):
     with open_inspector(model, threads=1) as inspector:
         return [inspector(read_image(Path(image))).score.hex() for image in images]
 
+loaded = functools.cache(load_model)
+
 def kill(stage, delay, target, plate, arguments, model):
+    ready = loaded(Path(model))
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         tell = lambda stage, done, total: os.write(write, stage.encode() + b"\\n")
-        fitted = load_model(Path(model)) if stage == "save" else fit([plate], **arguments, progress=tell)
+        fitted = ready if stage == "save" else fit([plate], **arguments, progress=tell)
         tell("save", 0, 1)
         fitted.save(Path(target))
         os._exit(0)

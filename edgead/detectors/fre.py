@@ -1,9 +1,10 @@
 """FRE: what a linear subspace of normal features cannot reproduce.
 
-Ndiour, Ahuja, Tickoo, "FRE: A Fast Method for Anomaly Detection and Segmentation", arXiv 2211.12650. The paper flattens
-one pooled layer of an image and takes the principal components over images (``variant=global``). The default,
-``variant=local``, is its edge form and our reading of it: one principal subspace over channels, used at every location
-about that location's own mean, so that the model is a 1x1 linear map of a few kilobytes plus one mean map.
+Ndiour, Ahuja, Genc, Tickoo, "FRE: A Fast Method For Anomaly Detection And Segmentation", BMVC 2023, arXiv 2211.12650.
+One pooled layer of an image is flattened, and its principal components over the images are taken (``variant=global``).
+The default, ``variant=local``, is its edge form and our reading of it: one principal subspace over channels, used at
+every location about that location's own mean, so that the model is a 1x1 linear map of some kilobytes and one map of
+means.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ class _GlobalSubspace:
         wanted = self._settings.components or 220
         # A direction without variance is rounding; one less than the images is the most that can have any.
         present = int((variances > 1e-6 * variances[0]).sum())
-        kept = max(0, min(wanted, present, len(images) - 1, deviation.shape[1] - 1))
+        kept = max(1, min(wanted, present, len(images) - 1, deviation.shape[1] - 1))
         basis = torch.linalg.qr(deviation.T.double() @ weights[:, :kept])[0]
         progress(stage, 1, 1)
         return ResidualHead(mean[None], kept=basis.float().contiguous()).eval()

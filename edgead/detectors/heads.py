@@ -125,9 +125,10 @@ class LocationGaussians(nn.Module):
         height, width = grid
         reach = self.window // 2
         offsets = [(i, j) for i in range(self.window) for j in range(self.window)]
-        around = F.pad(located.unflatten(0, grid), (0, 0, 0, 0, reach, reach, reach, reach))
+        located = located.reshape(height, width, self.mean.shape[1], -1)
+        around = F.pad(located, (0, 0, 0, 0, reach, reach, reach, reach))
         neighbours = torch.stack([around[i : i + height, j : j + width] for i, j in offsets], dim=3)
-        deviation = neighbours.reshape(height * width, located.shape[1], -1) - self.mean[:, :, None]
+        deviation = neighbours.reshape(*self.mean.shape, -1) - self.mean[:, :, None]
         squared = self.form(deviation).reshape(height, width, len(offsets), -1)
         # What was judged at b for the cell b + offset goes back to that cell; padding was judged for cells outside.
         back = F.pad(squared, (0, 0, 0, 0, reach, reach, reach, reach), value=_FAR)

@@ -33,6 +33,7 @@ from edgead.detectors.statistics import (
     principal_axes,
     random_orthonormal,
     whiten,
+    whiten_low_rank,
 )
 from edgead.features import FeatureExtractor
 from edgead.runtime.errors import ConfigError
@@ -281,31 +282,29 @@ class _Neighbourhoods:
         settings, size = self._settings, self._dimensions
         cells = self._grid[0] * self._grid[1]
         dtype = torch.float16 if settings.storage == "fp16" else torch.float32
-        low_rank = settings.rank is not None and settings.rank < size
+        rank = None if settings.rank is None or settings.rank >= size else settings.rank
         mean = torch.empty(cells, size)
-        entries = (settings.rank, size) if settings.rank is not None and low_rank else (size * (size + 1) // 2,)
+        entries = (size * (size + 1) // 2,) if rank is None else (rank, size)
         stored = torch.empty(cells, *entries, dtype=dtype)
         precision = torch.empty(cells)
         ridge = settings.regularisation * torch.eye(size, dtype=torch.float64)
+        final = len(used) == self._folds  # the condition number costs time, and of a held-out model nobody asks
         condition = jitter = 0.0
         for part, center, covariance in self._locations.window_gaussians(used, self._grid, settings.window, basis):
             mean[part] = center.float()
             covariance = covariance + ridge
-            if settings.rank is not None and low_rank:
-                variances, axes = torch.linalg.eigh(covariance)
-                rest = variances[:, : size - settings.rank].mean(1)
-                precision[part] = (1.0 / rest).float()
-                kept, axes = variances[:, size - settings.rank :], axes[:, :, size - settings.rank :]
-                gain = torch.sqrt((1.0 / rest[:, None] - 1.0 / kept).clamp(min=0.0))
-                stored[part] = (axes * gain[:, None]).transpose(1, 2).to(dtype)
+            if rank is not None:
+                factors, inverse = whiten_low_rank(covariance, rank, settings.regularisation)
+                stored[part], precision[part] = factors.to(dtype), inverse.float()
             else:
                 whitening, added = whiten(covariance)
                 stored[part] = pack_triangles(whitening).to(dtype)
                 jitter = max(jitter, added)
-                variances = torch.linalg.eigvalsh(covariance)
-            condition = max(condition, float((variances[:, -1] / variances[:, 0].clamp(min=1e-30)).max()))
+            if final:
+                spectrum = torch.linalg.eigvalsh(covariance).clamp(min=settings.regularisation)
+                condition = max(condition, float((spectrum[:, -1] / spectrum[:, 0]).max()))
             progress(stage, part.stop, cells)
         if not bool(torch.isfinite(stored).all()):
             raise ConfigError("storage=fp16 cannot hold these Gaussians; raise regularisation or leave storage out")
-        form: nn.Module = LowRankWhitening(stored, precision) if low_rank else TriangularWhitening(stored)
+        form: nn.Module = LowRankWhitening(stored, precision) if rank is not None else TriangularWhitening(stored)
         return LocationGaussians(mean, form, settings.evaluation_window), condition, jitter

@@ -1,6 +1,7 @@
 """ProtoAD: one minus the cosine to the nearest of a few prototypes of normal patches.
 
-Huang, Kang, Chen, Wu, "ProtoAD", arXiv 2211.00002. Unit features, prototypes by clustering, the prototypes as a 1x1
+Huang, Kang, Wu, "A Prototype-Based Neural Network for Image Anomaly Detection and Localization" (ProtoAD), Neural
+Processing Letters 2024, arXiv 2310.02576. Unit features, prototypes by clustering, the prototypes as a 1x1
 convolution (here a matrix product). The paper clusters with FINCH (Sarfraz, Sharma, Stiefelhagen, "Efficient
 Parameter-free Clustering Using First Neighbor Relations", CVPR 2019), which finds the number itself; for a device that
 number is capped, and then spherical k-means makes the most of it.

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgead.detectors.statistics import require_finite
+
 _KMEANS_BATCH = 1024
 _KMEANS_EPOCHS = 10
 
@@ -95,6 +97,7 @@ def kmeans(points: Tensor, clusters: int, seed: int) -> Tensor:
         clusters: centres wanted.
         seed: of the initialisation (k-means++) and the batches.
     """
+    require_finite(points)
     if len(points) <= clusters:
         return points.clone()
     from sklearn.cluster import MiniBatchKMeans

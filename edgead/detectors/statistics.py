@@ -69,7 +69,7 @@ class LocationStatistics:
 
     def update(self, rows: Tensor, folds: NDArray[np.int64]) -> None:
         """Take ``rows (n, P, C)`` of n images and the fold ``(n,)`` of each."""
-        located = rows.permute(1, 0, 2)
+        located = rows.permute(1, 0, 2).to(self._outer.dtype)
         if self._origin is None:
             self._origin = located.mean(1, keepdim=True)
         located = located - self._origin
@@ -77,7 +77,6 @@ class LocationStatistics:
             members = located[:, torch.from_numpy(np.flatnonzero(folds == fold))]
             self._count[fold] += members.shape[1]
             self._sum[fold] += members.double().sum(1)
-            members = members.to(self._outer.dtype)
             self._outer[fold].baddbmm_(members.transpose(1, 2), members)
 
     def means(self, used: Sequence[int]) -> tuple[float, Tensor, Tensor]:
@@ -139,10 +138,12 @@ class LocationStatistics:
             if basis is not None:
                 scatter = basis.T @ (scatter @ basis)
             scatter += count * offset[new, :, None] * offset[new, None, :]
-            products = torch.cat([products[first - held :], scatter.unflatten(0, (last - known, width))])
+            products = torch.cat(
+                [products[first - held :], scatter.reshape(last - known, width, dimensions, dimensions)]
+            )
             held = first
             inner = slice(top - first, bottom - first)
-            around = offset[first * width : last * width].unflatten(0, (last - first, width))
+            around = offset[first * width : last * width].reshape(last - first, width, dimensions)
             cells = window_sum(torch.ones_like(around[:, :, :1]), window)[inner].flatten(0, 1)
             pooled = window_sum(around, window)[inner].flatten(0, 1) / cells
             summed = window_sum(products, window)[inner].flatten(0, 1)
@@ -170,29 +171,52 @@ def whiten(covariance: Tensor) -> tuple[Tensor, float]:
     (from 1e-9) is added to its diagonal.
 
     Raises:
-        DataError: a feature is NaN or infinite, or no jitter helped.
+        DataError: something is NaN or infinite, or no jitter helped.
     """
+    require_finite(covariance)
     identity = torch.eye(covariance.shape[1], dtype=covariance.dtype)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     jitter = 0.0
-    if failed.any() or not torch.isfinite(factor).all():
-        covariance, factor = covariance.clone(), factor.clone()
-        for index in torch.nonzero(failed.bool() | ~torch.isfinite(factor).all(2).all(1))[:, 0].tolist():
-            scale = float(covariance[index].diagonal().mean())
-            for exponent in range(-9, 1):
-                added = scale * 10.0**exponent
-                single, info = torch.linalg.cholesky_ex(covariance[index] + added * identity)
-                if int(info) == 0 and bool(torch.isfinite(single).all()):
-                    factor[index], jitter = single, max(jitter, added)
-                    break
-            else:
-                raise DataError("the features of a training image are not finite or too large; check the backbone")
+    for index in torch.nonzero(failed)[:, 0].tolist():
+        scale = float(covariance[index].diagonal().mean())
+        for exponent in range(-9, 1):
+            added = scale * 10.0**exponent
+            factor[index], info = torch.linalg.cholesky_ex(covariance[index] + added * identity)
+            if int(info) == 0:
+                jitter = max(jitter, added)
+                break
+        else:
+            raise DataError("the features of the training images have no covariance; check the backbone's weights")
     return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False), jitter
+
+
+def whiten_low_rank(covariance: Tensor, rank: int, floor: float) -> tuple[Tensor, Tensor]:
+    """Return factors ``(b, rank, d)`` and precision ``(b,)`` of `edgead.detectors.heads.LowRankWhitening`, float64.
+
+    Args:
+        covariance: ``(b, d, d)`` float64, d > rank.
+        rank: eigenpairs kept.
+        floor: what no eigenvalue is below but for rounding.
+    """
+    require_finite(covariance)
+    variances, axes = torch.linalg.eigh(covariance)
+    variances = variances.clamp(min=floor)
+    others = covariance.shape[1] - rank
+    precision = 1.0 / variances[:, :others].mean(1)
+    gain = torch.sqrt((precision[:, None] - 1.0 / variances[:, others:]).clamp(min=0.0))
+    return (axes[:, :, others:] * gain[:, None]).transpose(1, 2), precision
+
+
+def require_finite(values: Tensor) -> None:
+    """Raise `DataError` where something made from features is NaN or infinite."""
+    if not bool(torch.isfinite(values).all()):
+        raise DataError("the features of a training image are NaN or infinite; check the backbone's weights")
 
 
 def random_orthonormal(channels: int, dimensions: int, seed: int) -> Tensor:
     """Return ``(channels, dimensions)`` float64 with orthonormal columns in uniformly random directions."""
     gaussian = torch.from_numpy(np.random.default_rng(seed).standard_normal((channels, dimensions)))
+    basis: Tensor
     basis, triangle = torch.linalg.qr(gaussian)
     # LAPACKs differ in the signs they choose.
     return basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
@@ -200,6 +224,7 @@ def random_orthonormal(channels: int, dimensions: int, seed: int) -> Tensor:
 
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return variances ``(C,)``, largest first, and axes ``(C, C)`` in columns, the largest entry of each positive."""
+    require_finite(covariance)
     variances, axes = torch.linalg.eigh(covariance)
     variances, axes = variances.flip(0).clamp(min=0.0), axes.flip(1)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))

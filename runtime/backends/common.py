@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,16 @@ def load_openvino() -> Any:
         if hidden:
             sys.modules.pop("openvino_telemetry", None)
     return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the process's one OpenVINO core; raises as `load_openvino`.
+
+    Each core gives its thread a stack for signal handlers and takes it away at its end, without asking whether another
+    core still counts on it (seen with 2026.4): after two that overlapped, the next Ctrl-C is a segmentation fault.
+    """
+    return load_openvino().Core()
 
 
 def _not_importable(package: str, extra: str, error: ImportError) -> BackendUnavailable:

@@ -17,6 +17,7 @@ from edgead.runtime.backends.common import (
     check_settings,
     first_line,
     load_openvino,
+    openvino_core,
     run_batches,
 )
 from edgead.runtime.errors import BackendError, BackendUnavailable
@@ -30,7 +31,7 @@ class _OpenVinoCpu:
     def __init__(self, model: Path, *, threads: int | None, batch: int, name: str, hint: str) -> None:
         check_settings(threads, batch)
         openvino = load_openvino()
-        core = openvino.Core()
+        core = openvino_core()
         if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise _no_bf16("OpenVINO does not offer it here")
         # The precision is always said: on CPUs that have bf16 it is OpenVINO's silent default, and it flips decisions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -250,6 +251,25 @@ def test_no_library_writes_home_reports_or_chatters(graph: Path, tmp_path: Path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs POSIX signals")
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_signals_are_survived_after_backends_that_overlapped(name: str, graph: Path) -> None:
+    # A library that changes how signals are handled must leave a process that can still be told to stop.
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom edgead.runtime.backends import open_backend\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('told'))\n"
+        "opened = [open_backend(sys.argv[1], Path(sys.argv[2])) for _ in range(3)]\n"
+        "while opened:\n"
+        "    opened.pop(0).close()\n    os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    if name not in available():
+        pytest.skip(f"{name} is not installed")
+    done = subprocess.run([sys.executable, "-c", program, name, str(graph)], capture_output=True, text=True)
+    if "BackendUnavailable" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert (done.returncode, done.stdout) == (0, "told\n" * 3), done.stderr
 
 
 def test_a_missing_library_names_the_command() -> None:
