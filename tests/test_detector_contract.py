@@ -32,7 +32,12 @@ from edgead.runtime.stream import Stream
 
 SIZE = 128
 BACKENDS = ("onnxruntime", "openvino")
-SMALL: dict[str, dict[str, Any]] = {"patchcore": {"bank_size": 256}, "padim": {"dimensions": 24}}
+SMALL: dict[str, dict[str, Any]] = {
+    "patchcore": {"bank_size": 256},
+    "padim": {"dimensions": 24},
+    "protoad": {"prototypes": 50},
+    "npad": {"dimensions": 16, "centroids": 50},
+}
 
 
 def settings(name: str) -> dict[str, Any]:

@@ -158,9 +158,10 @@ class _LocalSubspace:
         count = float(self._count[used].sum())
         mean = self._sum[used].sum(0) / count
         center, covariance = self._channels.moments(used)
-        # The variance within locations is what the total leaves after that between them.
-        between = (mean - center).T @ (mean - center) / len(mean)
-        variances, axes = principal_axes(covariance - between)
+        # The scatter within locations is what the total leaves after that between them.
+        patches = count * len(mean)
+        within = (patches - 1.0) * covariance - count * (mean - center).T @ (mean - center)
+        variances, axes = principal_axes(within)
         kept = self._components(variances)
         # Few components: two thin products. Many: one product with the complement.
         complement = 3 * kept > len(variances)

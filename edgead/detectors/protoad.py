@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edgead.coreset import Progress
 from edgead.detectors import base
 from edgead.detectors.sampling import PatchReservoir, kmeans
+from edgead.detectors.statistics import require_finite
 from edgead.features import FeatureExtractor
 
 # Rows compared with all others at a time.
@@ -123,6 +124,7 @@ def finch(points: Tensor) -> list[NDArray[np.int64]]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
+    require_finite(points)
     levels: list[NDArray[np.int64]] = []
     labels = np.arange(len(points))
     current = points

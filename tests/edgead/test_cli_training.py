@@ -120,7 +120,7 @@ def test_a_changed_decision_is_3_and_writes_nothing(edgead, plate_model, plate_b
     out.parent.mkdir()
     outcome = edgead("export", model, "-o", out, "--json")
     assert outcome.code == 3
-    assert outcome.out == ""
+    assert json.loads(outcome.out)["passed"] is False
     assert "nothing was written (--allow-drift overrides)" in outcome.error
     assert list(out.parent.iterdir()) == []
 

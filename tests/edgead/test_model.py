@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,24 @@ def test_saving_over_a_model_replaces_all_of_it(saved: Path, tiny_model: Trained
     fewer.save(saved)
     assert sorted(load_model(saved).references) == sorted(tiny_model.references[:2])
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two folders change places in one step")
+def test_a_model_that_is_replaced_is_there_at_every_instant(saved: Path, tiny_model: TrainedModel) -> None:
+    missing, done = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal missing
+        while not done.is_set():
+            missing += not (saved / "model.json").exists()
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        for _ in range(20):
+            tiny_model.save(saved)
+        done.set()
+        looking.result()
+    assert missing == 0
 
 
 def test_an_empty_folder_may_be_filled(tiny_model: TrainedModel, tmp_path: Path) -> None:
