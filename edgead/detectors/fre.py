@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from edgead.coreset import Progress
 from edgead.detectors import base
+from edgead.detectors.moments import ChannelStatistics, principal_axes
 from edgead.detectors.sampling import PatchReservoir
-from edgead.detectors.statistics import ChannelStatistics, principal_axes
 from edgead.features import FeatureExtractor, resize_map
 from edgead.runtime.errors import ConfigError
 

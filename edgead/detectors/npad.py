@@ -26,8 +26,7 @@ from edgead.detectors.heads import (
     TriangularWhitening,
     pack_triangles,
 )
-from edgead.detectors.sampling import MapReservoir, PatchReservoir, kmeans
-from edgead.detectors.statistics import (
+from edgead.detectors.moments import (
     ChannelStatistics,
     LocationStatistics,
     principal_axes,
@@ -35,6 +34,7 @@ from edgead.detectors.statistics import (
     whiten,
     whiten_low_rank,
 )
+from edgead.detectors.sampling import MapReservoir, PatchReservoir, kmeans
 from edgead.features import FeatureExtractor
 from edgead.runtime.errors import ConfigError
 

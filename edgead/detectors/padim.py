@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgead.coreset import Progress
 from edgead.detectors import base
 from edgead.detectors.heads import MahalanobisHead
-from edgead.detectors.statistics import LocationStatistics, whiten
+from edgead.detectors.moments import LocationStatistics, whiten
 from edgead.features import FeatureExtractor
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from edgead.coreset import Progress
 from edgead.detectors import base
+from edgead.detectors.moments import require_finite
 from edgead.detectors.sampling import PatchReservoir, kmeans
-from edgead.detectors.statistics import require_finite
 from edgead.features import FeatureExtractor
 
 # Rows compared with all others at a time.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgead.detectors.statistics import require_finite
+from edgead.detectors.moments import require_finite
 
 _KMEANS_BATCH = 1024
 _KMEANS_EPOCHS = 10
@@ -111,8 +111,9 @@ def kmeans(points: Tensor, clusters: int, seed: int) -> Tensor:
         n_init=1,
         compute_labels=False,
     )
-    # As many threads as torch may use: scikit-learn would take every core.
-    with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
+    # One thread: the batches are small, and on a busy machine OpenMP's threads wait for each other several times longer
+    # than they compute. It also keeps a process that forks later free of a half-copied thread pool.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # equal points, such as a blank background, are no mistake
         model.fit(points.numpy())
     return torch.from_numpy(np.ascontiguousarray(model.cluster_centers_, dtype=np.float32))

@@ -18,8 +18,8 @@ from edgead.coreset import silent
 from edgead.data import load_images, open_category
 from edgead.detectors import create_detector
 from edgead.detectors.base import Collector, assign_folds, fit_closed_form
+from edgead.detectors.moments import LocationStatistics, random_orthonormal, whiten
 from edgead.detectors.npad import NPadHead
-from edgead.detectors.statistics import LocationStatistics, random_orthonormal, whiten
 from edgead.export.graph import export_onnx
 from edgead.export.lint import lint
 from edgead.export.weights import split_weights
