@@ -113,7 +113,7 @@ def finch(points: Tensor) -> list[NDArray[np.int64]]:
     """Cluster unit vectors by first neighbours, from fine to coarse.
 
     Two points are linked where one is the other's nearest, or both have the same nearest; the connected components are
-    the clusters. Their means are clustered in the same way until one is left or nothing merges.
+    the clusters. Their means are clustered in the same way until one is left; each level at least halves their number.
 
     Args:
         points: ``(n, C)`` float32, unit rows.

@@ -271,6 +271,18 @@ def test_a_held_out_model_takes_its_scale_from_others_too() -> None:
         np.testing.assert_allclose(zscore, wanted, rtol=1e-3)
 
 
+def test_the_final_scale_is_the_same_after_the_held_out_models_as_alone() -> None:
+    normals = random_features(10, 6, (4, 3))
+    settings = {"dimensions": 4, "centroids": EVERY_PATCH}
+    collector, folds = gather(normals, settings)
+    for fold in range(folds.max() + 1):
+        collector.head(fold, silent)
+    alone, after = head(normals, **settings), collector.head(None, silent)
+    assert alone.state_dict().keys() == after.state_dict().keys()
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, after.state_dict()[key]), key
+
+
 def test_a_held_out_fold_has_no_part_in_its_model() -> None:
     normals = random_features(12, 6, (4, 3))
     folds = assign_folds(12, SEED)
