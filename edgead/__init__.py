@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from edgead.fitting import fit
     from edgead.model import TrainedModel, load_model
     from edgead.opening import open_inspector
-
-__version__ = "0.1.0"
+    from edgead.runtime.version import __version__ as __version__
 
 __all__ = [
     "TrainedModel",
@@ -32,6 +31,7 @@ __all__ = [
 
 # name -> (module, extra that brings what the module needs)
 _LAZY = {
+    "__version__": ("runtime.version", ""),
     "TrainedModel": ("model", "export"),
     "evaluate": ("evaluation", "train"),
     "export_bundle": ("export.exporting", "export"),

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgead import __version__
 from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
 from edgead.detectors import create_detector
 from edgead.export.exporting import Exportable
@@ -27,6 +26,7 @@ from edgead.runtime.files import reason
 from edgead.runtime.manifest import ThresholdSection
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
+from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
 
 FORMAT_VERSION = 1

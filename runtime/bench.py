@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead import __version__
 from edgead.runtime.backends import available, choose
 from edgead.runtime.bench_report import Accuracy, BenchReport, BenchRow
 from edgead.runtime.bundle import Bundle
@@ -27,6 +26,7 @@ from edgead.runtime.inspector import Inspector
 from edgead.runtime.manifest import Manifest
 from edgead.runtime.preprocess import resize
 from edgead.runtime.timings import Latency
+from edgead.runtime.version import __version__
 
 DEFAULT_FRAMES = 200
 DEFAULT_FRAME_SIZE = (1280, 1024)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgead import __version__
 from edgead.runtime.bundle import Bundle, replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.frame import BadFrame, Decision, Frame
@@ -24,6 +23,7 @@ from edgead.runtime.manifest import Manifest, ThresholdSection
 from edgead.runtime.sources import Source, open_source
 from edgead.runtime.threshold import Threshold, calibrate, normals_needed
 from edgead.runtime.uri import redact
+from edgead.runtime.version import __version__
 
 PROBE = "probe-"  # references that `edgead fit` planted a defect on
 PROVENANCE_KEY = "calibrations"

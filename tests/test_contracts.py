@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,19 @@ def test_imports_point_down_only() -> None:
     found = lint_imports(ROOT)
     assert found.returncode == 0, found.stdout + found.stderr
     assert " 0 broken" in found.stdout
+
+
+def test_lower_floors_take_nothing_from_the_package_above() -> None:
+    # `from edgead import name` is an import of the package itself, which no layer holds, so import-linter passes it.
+    reaching_up = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for floor in ("runtime", "export")
+        for path in sorted((ROOT / floor).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and node.module == "edgead")
+        or (isinstance(node, ast.Import) and any(alias.name == "edgead" for alias in node.names))
+    ]
+    assert reaching_up == []
 
 
 def test_planted_violations_are_found_on_every_floor(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def _say(text: str) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from edgead import __version__
+        from edgead.runtime.version import __version__
 
         typer.echo(f"edgead {__version__}")
         raise typer.Exit
