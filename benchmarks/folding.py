@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import openvino
+import timm
 import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import interleave
-from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, _load_weights, _statistics, _timm
+from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, copy_weights, input_statistics
 from edgead.detectors.padim import MahalanobisHead
 from edgead.detectors.patchcore import NearestNeighbourHead
 from edgead.export.graph import export_onnx
@@ -39,9 +40,9 @@ class PlainModel(nn.Module):
         if name != DEFAULT_BACKBONE:
             raise SystemExit(f"this benchmark is for {DEFAULT_BACKBONE}, the model has {name}")
         spec = BackboneSpec()
-        self.network = _timm().create_model("tf_efficientnet_lite0", features_only=True).eval()
-        _load_weights(self.network, spec)
-        mean, std = _statistics(self.network, spec)
+        self.network = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+        copy_weights(self.network, spec)
+        mean, std = input_statistics(self.network, spec)
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)
         reductions = self.network.feature_info.reduction()
         self.taps = [reductions.index(stride) for stride in model.card.backbone["strides"]]

@@ -117,10 +117,10 @@ def build_backbone(spec: BackboneSpec, size: tuple[int, int], *, load_weights: b
     if missing:
         raise ConfigError(f"backbone '{spec.name}' has no tap of stride {missing[0]}; it has {reductions}")
     if load_weights and spec.weights not in ("hub", "random"):
-        _load_weights(network, spec)
+        copy_weights(network, spec)
 
     indices = [reductions.index(stride) for stride in spec.strides]
-    mean, std = _statistics(network, spec)
+    mean, std = input_statistics(network, spec)
     body = _cut(network.eval(), indices, size)
     _fold_batch_norm(body)
     _fold_scale(body, std)
@@ -148,7 +148,8 @@ def _timm() -> Any:
     return timm
 
 
-def _statistics(network: nn.Module, spec: BackboneSpec) -> tuple[Sequence[float], Sequence[float]]:
+def input_statistics(network: nn.Module, spec: BackboneSpec) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and standard deviation a channel, ``(3,)`` each in grey levels, that the weights expect."""
     if spec.name == DEFAULT_BACKBONE:
         return _LITE0_MEAN, _LITE0_STD
     config: Any = getattr(network, "default_cfg", None) or getattr(network, "pretrained_cfg", {})
@@ -157,7 +158,8 @@ def _statistics(network: nn.Module, spec: BackboneSpec) -> tuple[Sequence[float]
     return [255.0 * value for value in mean], [255.0 * value for value in std]
 
 
-def _load_weights(network: nn.Module, spec: BackboneSpec) -> None:
+def copy_weights(network: nn.Module, spec: BackboneSpec) -> None:
+    """Copy the spec's weights, package or file, into timm's ``network``; raises `DataError` where they do not fit."""
     path = _lite0_file() if spec.weights == "package" else Path(spec.weights)
     if spec.weights == "package" and spec.name != DEFAULT_BACKBONE:
         raise ConfigError(f"the weights package is for {DEFAULT_BACKBONE}; use {spec.name}@hub or {spec.name}@FILE")

@@ -18,7 +18,7 @@ from edgead.data import Category, Sample, load_images, open_category
 from edgead.detectors import create_detector
 from edgead.detectors.base import fit_closed_form
 from edgead.features import build_extractor
-from edgead.model import TrainedModel, check_size, make_card, require_images
+from edgead.model import TrainedModel, check_size, make_card
 from edgead.probes import KINDS, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
@@ -60,7 +60,6 @@ def fit(
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     category = open_category(categories[0], train_only=True)
-    require_images(len(category.train), category.name)
     spec = BackboneSpec.parse(backbone)
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)

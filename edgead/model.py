@@ -21,7 +21,7 @@ from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
 from edgead.detectors import create_detector
 from edgead.export.exporting import Exportable
 from edgead.features import build_extractor
-from edgead.runtime.errors import BundleError, ConfigError, DataError
+from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.files import reason
 from edgead.runtime.manifest import ThresholdSection
 from edgead.runtime.preprocess import RESIZE_RULE
@@ -123,8 +123,7 @@ class TrainedModel:
         """
         from safetensors.torch import save_file
 
-        if path.exists() and not (path / _JSON).is_file() and not (path.is_dir() and not any(path.iterdir())):
-            raise ConfigError(f"{path} exists and is no model directory; choose another -o or remove it")
+        check_model_path(path)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +142,12 @@ class TrainedModel:
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_model_path(path: Path) -> None:
+    """Raise `ConfigError` where something that is no model is in the way; call it before training, too."""
+    if path.exists() and not (path / _JSON).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is no model directory; choose another -o or remove it")
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -286,9 +291,3 @@ def check_size(height: int, width: int) -> tuple[int, int]:
         if side % 32 or not 64 <= side <= 2048:
             raise ConfigError(f"--size must be a multiple of 32 from 64 to 2048, got {side}")
     return height, width
-
-
-def require_images(count: int, where: str) -> None:
-    """Raise `DataError` where too few good images were found to fit and to calibrate."""
-    if count < 2:
-        raise DataError(f"{where} has {count} good image(s); at least 2 are needed, 100 or more are advised")

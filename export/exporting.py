@@ -18,7 +18,7 @@ from edgead.export.parity import Comparison
 from edgead.export.torch_backend import TorchBackend
 from edgead.export.weights import split_weights
 from edgead.runtime.backends import REGISTRY, Backend, available, open_backend
-from edgead.runtime.bundle import Bundle, write_bundle
+from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import BackendUnavailable, ConfigError, ParityError
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
@@ -130,8 +130,7 @@ def export_bundle(
         ExportError, LintError: the module cannot be exported as it is.
         ConfigError, DataError, BundleError: wrong arguments, unreadable image, unwritable path.
     """
-    if out.suffix != ".edgead":
-        raise ConfigError(f"a bundle's name ends in .edgead, got '{out.name}'; try {out.with_suffix('.edgead')}")
+    check_bundle_path(out)
     tell = progress or (lambda _stage, _done, _total: None)
     named = _load(model, images)
 

@@ -252,7 +252,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         ConfigError: another suffix.
         BundleError: unsafe or missing member, too large a manifest, unreadable source, disk full.
     """
-    path = _checked_path(path)
+    path = check_bundle_path(path)
     _check_names(files)
     contents = {name: _measure(partial(_source_chunks, source)) for name, source in files.items()}
     with atomic_write(path, BundleError) as stream:
@@ -264,7 +264,7 @@ def replace_manifest(path: str | Path, out: str | Path, manifest: Manifest) -> N
 
     A signature is dropped, because it signed the old manifest. Same errors as `Bundle.open` and `write_bundle`.
     """
-    out = _checked_path(out)
+    out = check_bundle_path(out)
     # The inner context closes the bundle before the new file takes its place, which Windows insists on.
     with atomic_write(out, BundleError) as stream, Bundle.open(path) as bundle:
         contents = {
@@ -286,10 +286,18 @@ def _write(stream: BinaryIO, manifest: Manifest, contents: Mapping[str, _Content
     write_entries(stream, entries)
 
 
-def _checked_path(path: str | Path) -> Path:
+def check_bundle_path(path: str | Path) -> Path:
+    """Return the path where a bundle may be written; call it before a long job, too.
+
+    Raises:
+        ConfigError: another suffix than ``.edgead``.
+        BundleError: it is a folder, or there is no folder to write it into.
+    """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ConfigError(f"a bundle's name ends in {SUFFIX}, got '{path.name}'; try {path.with_suffix(SUFFIX)}")
+    if path.is_dir():
+        raise BundleError(f"cannot write {path}: it is a folder; choose another name")
     if not path.parent.is_dir():
         raise BundleError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     return path

@@ -65,15 +65,3 @@ def parse_frame_size(text: str) -> tuple[int, int]:
     if match is None:
         raise ConfigError(f"--frame-size takes WIDTHxHEIGHT, such as 1280x1024, not '{text}'")
     return int(match[1]), int(match[2])
-
-
-def refuse_bundle_path(path: Path) -> None:
-    """Raise before a long job what writing the bundle would raise after it."""
-    from edgead.runtime.errors import BundleError, ConfigError
-
-    if path.suffix != ".edgead":
-        raise ConfigError(f"a bundle's name ends in .edgead, got '{path.name}'; try {path.with_suffix('.edgead')}")
-    if path.is_dir():
-        raise BundleError(f"cannot write {path}: it is a folder; choose another name")
-    if not path.parent.is_dir():
-        raise BundleError(f"cannot write {path}: there is no folder {path.parent}; create it first")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, BundleArgument, RateOption, ThreadsOption, refuse_bundle_path
+from edgead.cli._options import BackendOption, BundleArgument, RateOption, ThreadsOption
 from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
@@ -183,7 +183,9 @@ def calibrate(
     threads: ThreadsOption = None,
 ) -> None:
     """Set the thresholds of a bundle again, from good parts before this camera."""
-    refuse_bundle_path(output)
+    from edgead.runtime.bundle import check_bundle_path
+
+    check_bundle_path(output)
     from edgead.runtime.calibrate import calibrate_bundle
 
     with out.progress() as step:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import refuse_bundle_path, require
+from edgead.cli._options import require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def export(
     Exits with 3, and writes nothing, where a decision changes on a runtime that is installed here.
     """
     _refuse_precisions({"--fp16": fp16, "--int8": int8, "--calibration": calibration, "--max-drop": max_drop})
-    refuse_bundle_path(output)
+    from edgead.runtime.bundle import check_bundle_path
+
+    check_bundle_path(output)
     require("export", "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript")
     from edgead.export.exporting import export_bundle
     from edgead.model import load_model

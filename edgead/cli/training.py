@@ -54,9 +54,11 @@ def fit(
 ) -> None:
     """Train on photos of good parts, and set the threshold from good parts that the model has not seen."""
     network_size, chosen = parse_size(size), parse_settings(settings or ())
-    _refuse_occupied(output)
     require("train", "torch", "torchvision", "timm", "safetensors")
     from edgead.fitting import fit as fit_model
+    from edgead.model import check_model_path
+
+    check_model_path(output)
 
     started = time.perf_counter()
     with out.progress() as step:
@@ -74,15 +76,6 @@ def fit(
     payload = _fit_payload(model, output, time.perf_counter() - started)
     _warn_about_model(out, model)
     out.finish(payload, _fit_table(payload, model.threshold))
-
-
-def _refuse_occupied(output: Path) -> None:
-    """Raise before training what saving would raise after it."""
-    from edgead.runtime.errors import ConfigError
-
-    free = not output.exists() or (output / "model.json").is_file() or (output.is_dir() and not any(output.iterdir()))
-    if not free:
-        raise ConfigError(f"{output} exists and is no model directory; choose another -o or remove it")
 
 
 def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
