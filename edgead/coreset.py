@@ -2,11 +2,11 @@
 
 Each step takes the patch farthest from everything taken so far (PatchCore, Roth et al. 2022, section 3.2; the
 2-approximation of Gonzalez 1985). The published code shortens the vectors by a random projection to make a step
-cheap; on weakly textured parts that costs accuracy (magnetic tile, 64 of 152 dimensions: image AUROC .897 instead of
-.911). Here steps are grouped instead, without changing the result: a distance to the selection only shrinks as the
-selection grows, so a stale distance is an upper bound (lazy greedy, Minoux 1978). Among the farthest few patches the
-exact greedy choice can be followed for as long as it beats the bound on all the others; then one matrix product brings
-every distance up to date.
+cheap; on weakly textured parts that costs accuracy (magnetic tile, 64 of 152 dimensions, 2048 rows, two and three
+seeds: image AUROC .898 instead of .909). Here steps are grouped instead, without changing the result: a distance to the
+selection only shrinks as the selection grows, so a stale distance is an upper bound (lazy greedy, Minoux 1978). Among
+the farthest few patches the exact greedy choice can be followed for as long as it beats the bound on all the others;
+then one matrix product brings every distance up to date.
 """
 
 from __future__ import annotations

@@ -118,8 +118,7 @@ class Inspector:
             DataError: the array has another shape or dtype.
         """
         if not isinstance(frame, Frame):
-            layout = "gray" if frame.ndim == 2 else "rgb"
-            frame = Frame(frame, 0, time.monotonic_ns(), "array", "gray" if layout == "gray" else "rgb")
+            frame = Frame(frame, 0, time.monotonic_ns(), "array", "gray" if frame.ndim == 2 else "rgb")
         return self.inspect_batch((frame,))[0]
 
     def inspect_batch(self, frames: Sequence[Frame]) -> list[Result]:
