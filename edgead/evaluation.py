@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,12 +28,10 @@ from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.routed import UNKNOWN_CATEGORY
 
 SCHEMA = "edgead.eval/1"
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")
-
-# The one reason for which a healthy model leaves an image without a score: a router that does not know the part.
-_ROUTED_AWAY = "unknown category"
 
 
 class Inspecting(Protocol):
@@ -58,6 +57,7 @@ class ImageScore:
     threshold: float
     decision: Decision
     reason: str | None = None
+    category: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -68,6 +68,7 @@ class ImageScore:
             "threshold": self.threshold,
             "decision": self.decision.value,
             "reason": self.reason,
+            "category": self.category,
         }
 
 
@@ -98,6 +99,7 @@ class CategoryReport:
         empty_masks: defective images whose mask holds no anomalous pixel at network size; they count for the image
             metrics, and for the pixel metrics as images without a defect.
         images: in the order of ``category.test``.
+        routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """
 
     name: str
@@ -112,6 +114,10 @@ class CategoryReport:
     empty_masks: int
     images: tuple[ImageScore, ...]
 
+    @property
+    def routed_to(self) -> dict[str, int]:
+        return dict(Counter(image.category for image in self.images if image.category is not None))
+
     def metric(self, name: str) -> Metric | None:
         """Return a metric by one of the names in `METRICS`."""
         value: Metric | None = getattr(self, name)
@@ -122,6 +128,8 @@ class CategoryReport:
         result: dict[str, Any] = {name: _metric_dict(self.metric(name)) for name in METRICS}
         result |= {"n_normal": self.n_normal, "n_anomalous": self.n_anomalous}
         result |= {"decisions": self.decisions.to_dict(), "empty_masks": self.empty_masks}
+        if self.routed_to:
+            result["routed_to"] = self.routed_to
         if images:
             result["images"] = [image.to_dict() for image in self.images]
         return result
@@ -185,18 +193,20 @@ def evaluate(
     Raises:
         DataError: no good or no defective test image, an unreadable image or mask, or an image that was not
             inspected for another reason than a router that does not know it: metrics would lack its score.
+
+    An image of unknown category is not inspected, but it was scored by the nearest head, and the metrics count it.
     """
     judged = _judge(inspector, category, progress)
-    known = [one for one in judged if not one.routed_away]
-    scores = [one.image.score for one in known]
-    labels = [one.image.anomalous for one in known]
+    scored = [one for one in judged if math.isfinite(one.image.score)]
+    scores = [one.image.score for one in scored]
+    labels = [one.image.anomalous for one in scored]
     by_pixel = overlap = None
     try:
         auroc = image_auroc(scores, labels, bootstrap=bootstrap, seed=seed)
         best = f1_max(scores, labels, bootstrap=bootstrap, seed=seed)
         rate = false_alarm_rate_at_zero_escapes(scores, labels, bootstrap=bootstrap, seed=seed)
         if category.has_masks:
-            pixels = count_pixels([one.map for one in known if one.map is not None], [one.mask for one in known])
+            pixels = count_pixels([one.map for one in scored if one.map is not None], [one.mask for one in scored])
             by_pixel = pixel_auroc(pixels, bootstrap=bootstrap, seed=seed)
             overlap = aupro(pixels, bootstrap=bootstrap, seed=seed)
     except DataError as error:
@@ -210,7 +220,7 @@ def evaluate(
         aupro=overlap,
         f1_max=best,
         false_alarm_rate_at_zero_escapes=rate,
-        decisions=_decisions([one.image for one in known], len(judged)),
+        decisions=_decisions([one.image for one in judged if not one.routed_away], len(judged)),
         empty_masks=sum(one.mask is not None and not one.mask.any() for one in judged),
         images=tuple(one.image for one in judged),
     )
@@ -249,9 +259,10 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
                 threshold=result.threshold,
                 decision=result.decision,
                 reason=result.reason,
+                category=result.category,
             )
             kept = None
-            if has_masks and not routed_away:
+            if has_masks and math.isfinite(result.score):
                 if result.map is None or not np.isfinite(result.map).all():
                     raise DataError(
                         f"{category.name}/{name}: the anomaly map is missing or not finite; refit the model"
@@ -267,7 +278,7 @@ def _routed_away(result: Result, name: str) -> bool:
     """Return whether the image was routed away; raises `DataError` where it was not inspected for another reason."""
     if result.decision is not Decision.NOT_INSPECTED:
         return False
-    if result.reason is not None and _ROUTED_AWAY in result.reason:
+    if result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY):
         return True
     raise DataError(f"{name} was not inspected ({result.reason or 'no reason given'}); metrics need a score for it")
 

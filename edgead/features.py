@@ -45,8 +45,12 @@ class FeatureExtractor(nn.Module):
         return FeatureExtractor(self.backbone, self.grid, kept).eval()
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.from_taps(self.backbone(images))
+
+    def from_taps(self, taps: Sequence[Tensor]) -> Tensor:
+        """Return the features made of what the backbone gave, ``(N, C_i, h_i, w_i)`` each."""
         maps = []
-        for index, tap in enumerate(self.backbone(images)):
+        for index, tap in enumerate(taps):
             if self.selected:
                 # Before pooling and resizing, which then work on the kept channels only.
                 tap = tap.index_select(1, getattr(self, f"selection_{index}"))

@@ -15,14 +15,18 @@ from PIL import Image
 from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, build_backbone, describe_backbone
 from edgead.coreset import Progress, silent
 from edgead.data import Category, Sample, load_images, open_category
-from edgead.detectors import create_detector
+from edgead.detectors import create_detector, pools_categories
 from edgead.detectors.base import fit_closed_form
+from edgead.detectors.dfc import PooledFit
+from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
-from edgead.model import TrainedModel, check_size, make_card
+from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, make_card
 from edgead.probes import KINDS, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.manifest import ThresholdSection
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
+from edgead.scoring import ScoringModule
 
 DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
@@ -42,7 +46,8 @@ def fit(
     """Fit a detector on good images and set its threshold from them; no test image is read.
 
     Args:
-        categories: one category folder (MVTec or LOCO layout), plain folder of good images, or CSV list.
+        categories: one category folder (MVTec or LOCO layout), plain folder of good images, or CSV list; several, or
+            one that holds parts of several kinds, for a detector that pools categories (``dfc``).
         detector, settings: registered name and its settings.
         backbone: ``NAME`` or ``NAME@WEIGHTS``, see `BackboneSpec.parse`.
         size: network size in pixels, a side or ``(height, width)``, multiples of 32.
@@ -55,31 +60,68 @@ def fit(
     """
     height, width = check_size(*((size, size) if isinstance(size, int) else size))
     method = create_detector(detector, settings)
-    if len(categories) != 1:
-        raise ConfigError(f"detector '{detector}' takes one category, got {len(categories)}; fit one model for each")
+    pooled = pools_categories(detector)
+    if not pooled and len(categories) != 1:
+        raise ConfigError(
+            f"detector '{detector}' takes one category, got {len(categories)}; "
+            "fit one model for each, or one for all with --detector dfc"
+        )
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
-    category = open_category(categories[0], train_only=True)
+    opened = [open_category(path, train_only=True) for path in categories]
+    _require_different_names(opened)
     spec = BackboneSpec.parse(backbone)
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)
-    images = _Normals(category.train, height, width)
-    fitted = fit_closed_form(method, images, build_extractor(network, (height, width)), seed=seed, progress=progress)
-    threshold = calibrate(fitted.normal_scores, false_alarm_rate)
+    images = _Normals([sample for category in opened for sample in category.train], height, width)
+    extractor = build_extractor(network, (height, width))
+    counts = {category.name: len(category.train) for category in opened}
+    routing = None
+    module: ScoringModule | RoutedModule
+    if pooled:
+        sources = [category.name for category in opened for _ in category.train]
+        found = method.fit(images, sources, extractor, seed=seed, progress=progress)
+        module, scores = found.module, found.normal_scores
+        routing = _routing_card(found, method.settings.head, false_alarm_rate)
+        counts = {category.name: len(category.images) for category in found.categories}
+    else:
+        fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
+        module, scores = fitted.module, fitted.normal_scores
     card = make_card(
         detector=method.name,
         settings=method.settings,
         backbone=spec,
         backbone_info=info,
         size=(height, width),
-        grid=fitted.module.extractor.grid,
+        grid=module.extractor.grid,
         seed=seed,
-        threshold=threshold,
-        normal_scores=fitted.normal_scores.tolist(),
-        categories={category.name: len(category.train)},
-        fingerprint={category.name: category.fingerprint("train")},
+        threshold=calibrate(scores, false_alarm_rate),
+        normal_scores=scores.tolist(),
+        categories=counts,
+        fingerprint={category.name: category.fingerprint("train") for category in opened},
+        routing=routing,
     )
-    return TrainedModel(card, fitted.module, make_references(category, seed))
+    references = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
+    return TrainedModel(card, module, tuple(one for group in references for one in group))
+
+
+def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> RoutingCard:
+    cards = {}
+    for category in found.categories:
+        threshold = calibrate(found.normal_scores[list(category.images)], false_alarm_rate)
+        cards[category.name] = CategoryCard(
+            threshold=ThresholdSection.from_threshold(threshold),
+            minimum_similarity=category.minimum_similarity,
+            sources=dict(category.sources),
+        )
+    return RoutingCard(head=head, categories=cards, silhouettes=dict(found.silhouettes), purity=found.purity)
+
+
+def _require_different_names(categories: Sequence[Category]) -> None:
+    names = [category.name for category in categories]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two categories are called '{name}'; rename a folder")
 
 
 class _Normals:
@@ -93,6 +135,9 @@ class _Normals:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def select(self, indices: Sequence[int]) -> _Normals:
+        return _Normals([self._samples[index] for index in indices], self._height, self._width)
+
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
         with closing(load_images(self._samples, self._height, self._width)) as images:
@@ -105,15 +150,17 @@ class _Normals:
             yield np.stack(held)
 
 
-def make_references(category: Category, seed: int, count: int = REFERENCE_IMAGES) -> tuple[tuple[str, bytes], ...]:
+def make_references(
+    category: Category, seed: int, count: int = REFERENCE_IMAGES, prefix: str = ""
+) -> tuple[tuple[str, bytes], ...]:
     """Return PNGs of ``count`` good images at native size, and of the same images with planted defects."""
     chosen = np.random.default_rng(seed).permutation(len(category.train))[:count]
     references = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
         kind = KINDS[number % len(KINDS)]
-        references.append((f"good-{number}.png", _png(image)))
-        references.append((f"probe-{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
+        references.append((f"good-{prefix}{number}.png", _png(image)))
+        references.append((f"probe-{prefix}{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
     return tuple(references)
 
 

@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
 from edgead.detectors import create_detector
-from edgead.export.exporting import Exportable
+from edgead.detectors.routing import RoutedModule
+from edgead.export.exporting import Exportable, Routing
 from edgead.features import build_extractor
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.files import reason
+from edgead.runtime.limits import Limits
 from edgead.runtime.manifest import ThresholdSection
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
@@ -39,6 +41,36 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class CategoryCard(_Section):
+    """One category of a routed model.
+
+    Attributes:
+        threshold: in standard deviations over the category's held-out normals, as the head's scores are.
+        minimum_similarity: below it an image is not taken for a part of the category.
+        sources: folder name -> number of its images that the category got.
+    """
+
+    threshold: ThresholdSection
+    minimum_similarity: float
+    sources: dict[str, int]
+
+
+class RoutingCard(_Section):
+    """How a routed model was made.
+
+    Attributes:
+        head: detector of the heads.
+        categories: by name, in the order of the router's columns.
+        silhouettes: number of categories -> mean silhouette, where the number was looked for.
+        purity: share of the images that lie in a category together with most of their folder's.
+    """
+
+    head: str
+    categories: dict[str, CategoryCard]
+    silhouettes: dict[int, float]
+    purity: float
+
+
 class ModelCard(_Section):
     """The content of ``model.json``.
 
@@ -51,7 +83,8 @@ class ModelCard(_Section):
         threshold: see `edgead.runtime.threshold.Threshold`.
         normal_scores: score of each training image by a model that never saw it, in image order.
         categories: category name -> number of training images.
-        fingerprint: category name -> digest of its training images.
+        fingerprint: folder name -> digest of its training images.
+        routing: of a model of several categories; its ``categories`` are then those that were found.
     """
 
     format_version: int
@@ -70,6 +103,7 @@ class ModelCard(_Section):
     categories: dict[str, int]
     fingerprint: dict[str, str]
     versions: dict[str, str]
+    routing: RoutingCard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +112,24 @@ class TrainedModel:
 
     Attributes:
         card: what `ModelCard` says.
-        module: the scoring module, in eval mode.
+        module: the scoring module, or the routed one of several categories, in eval mode.
         references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
     """
 
     card: ModelCard
-    module: ScoringModule
+    module: ScoringModule | RoutedModule
     references: tuple[tuple[str, bytes], ...]
 
     @property
     def threshold(self) -> Threshold:
         return self.card.threshold.to_threshold()
+
+    @property
+    def limits(self) -> Limits:
+        """The thresholds that scores are held against."""
+        routing = self.card.routing
+        own = {} if routing is None else {name: one.threshold.value for name, one in routing.categories.items()}
+        return Limits(self.card.threshold.value, own)
 
     def exportable(self, name: str) -> Exportable:
         """Return what the export layer needs; ``name`` becomes the bundle's."""
@@ -111,7 +152,20 @@ class TrainedModel:
                 "data_fingerprint": card.fingerprint,
                 "seed": card.seed,
                 "versions": card.versions,
-            },
+            }
+            | ({} if card.routing is None else {"routing": card.routing.model_dump(mode="json")}),
+            routing=self._routing(),
+        )
+
+    def _routing(self) -> Routing | None:
+        card = self.card.routing
+        if card is None or not isinstance(self.module, RoutedModule):
+            return None
+        return Routing(
+            router=self.module.router,
+            heads=dict(zip(card.categories, self.module.heads, strict=True)),
+            thresholds={name: one.threshold.to_threshold() for name, one in card.categories.items()},
+            minimum_similarity={name: one.minimum_similarity for name, one in card.categories.items()},
         )
 
     def save(self, path: Path) -> None:
@@ -130,7 +184,8 @@ class TrainedModel:
             (temporary / _REFERENCES).mkdir(parents=True)
             for name, data in self.references:
                 (temporary / _REFERENCES / name).write_bytes(data)
-            tensors = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
+            state = self.module.save_tensors() if isinstance(self.module, RoutedModule) else self.module.state_dict()
+            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary / _WEIGHTS)
             # Last, because its presence is what makes the folder a model.
             (temporary / _JSON).write_text(json.dumps(self.card.model_dump(), indent=2, sort_keys=True) + "\n")
@@ -213,6 +268,7 @@ def make_card(
     normal_scores: Sequence[float],
     categories: Mapping[str, int],
     fingerprint: Mapping[str, str],
+    routing: RoutingCard | None = None,
 ) -> ModelCard:
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
@@ -234,14 +290,19 @@ def make_card(
         categories=dict(categories),
         fingerprint=dict(fingerprint),
         versions={"edgead": __version__, "torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__},
+        routing=routing,
     )
 
 
-def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule:
+def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule | RoutedModule:
     detector = create_detector(card.detector, card.settings)
     spec = BackboneSpec(card.backbone["name"], "random", tuple(card.backbone["strides"]))
     size = (card.height, card.width)
     extractor = build_extractor(build_backbone(spec, size, load_weights=False), size)
+    if card.routing is not None:
+        routed: RoutedModule = detector.empty(extractor, tensors, card.seed)
+        routed.load_tensors(tensors)
+        return routed.eval().requires_grad_(False)
     extractor = detector.extractor(extractor, card.seed)
     head = detector.empty_head({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
     module = ScoringModule(extractor, head, smooth=bool(detector.settings.smooth))

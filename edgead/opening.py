@@ -27,16 +27,19 @@ def open_inspector(path: str | Path, *, backend: str = "auto", threads: int | No
     if backend not in ("auto", "torch"):
         raise ConfigError(f"{path} is a model directory and runs on torch; export it to run it on '{backend}'")
     try:
-        from edgead.export.torch_backend import TorchBackend
+        from torch import set_num_threads as set_threads
+
         from edgead.model import load_model
     except ImportError as error:
         raise BackendUnavailable(missing_extra(str(error.name), "export")) from error
     model = load_model(path)
+    if threads is not None:
+        set_threads(threads)
     return Inspector(
-        TorchBackend(model.module, threads=threads),
+        model.exportable(path.name).torch_backend(),
         height=model.card.height,
         width=model.card.width,
-        threshold=model.threshold,
+        threshold=model.limits,
         name=path.name,
         why="a model directory runs on torch",
     )

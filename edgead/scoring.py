@@ -35,7 +35,10 @@ class ScoringModule(nn.Module):
 
     def score_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Score features that were extracted before, ``(N, C, gh, gw)``; used for out-of-fold scores."""
-        raw, weight = self.head(features)
+        return self.finish(*self.head(features))
+
+    def finish(self, raw: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return score and map for what the head gave, ``(N, gh, gw)`` and ``(N,)`` or None."""
         smoothed: Tensor = self.smoothing(raw)
         score = smoothed.amax(dim=(1, 2))
         return (score if weight is None else score * weight), smoothed

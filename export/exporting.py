@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edgead.export.graph import export_onnx
+from edgead.export.graph import OUTPUTS, export_onnx
 from edgead.export.lint import require_clean
 from edgead.export.parity import Comparison
 from edgead.export.torch_backend import TorchBackend
-from edgead.export.weights import split_weights
-from edgead.runtime.backends import REGISTRY, Backend, available, open_backend
+from edgead.export.weights import LARGE_BYTES, split_weights
+from edgead.runtime.backends import REGISTRY, Backend, available
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import BackendUnavailable, ConfigError, ParityError
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
+from edgead.runtime.limits import Limits, Verdict
 from edgead.runtime.manifest import (
     CategorySection,
     DetectorSection,
@@ -33,11 +34,30 @@ from edgead.runtime.manifest import (
     ThresholdSection,
 )
 from edgead.runtime.preprocess import RESIZE_RULE, resize
+from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, RoutedBackend, head_file, open_model
 from edgead.runtime.threshold import Threshold
 
 SCHEMA = "edgead.export/1"
 FP32_FILE = "model.fp32.onnx"
+ROUTER_FILE = "router.fp32.onnx"
+SHARED_BYTES = 16 << 10  # weights above are stored once where several graphs have them
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What a routed model is made of.
+
+    Attributes:
+        router: ``images -> votes (N, K), similarity (N,)``, columns in the order of the categories' names.
+        heads: category -> scoring module.
+        thresholds, minimum_similarity: of each category.
+    """
+
+    router: nn.Module
+    heads: Mapping[str, nn.Module]
+    thresholds: Mapping[str, Threshold]
+    minimum_similarity: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,7 @@ class Exportable:
         normal_scores: raw scores of held-out normals; their median gives the scale of score differences.
         detector, settings, categories (name -> training images), provenance: recorded as they are.
         references: ``(name, PNG bytes)``, real images at native size.
+        routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
     """
 
     name: str
@@ -66,6 +87,14 @@ class Exportable:
     categories: Mapping[str, int]
     references: Sequence[tuple[str, bytes]]
     provenance: Mapping[str, Any]
+    routing: Routing | None = None
+
+    def torch_backend(self) -> Backend:
+        """Return the model itself as a backend, the reference of every comparison."""
+        if self.routing is None:
+            return TorchBackend(self.module)
+        heads = {name: TorchBackend(head) for name, head in self.routing.heads.items()}
+        return RoutedBackend(TorchBackend(self.routing.router), heads, self.routing.minimum_similarity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +140,7 @@ def export_bundle(
     *,
     images: Sequence[Path] = (),
     allow_drift: bool = False,
+    fused: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a model to one bundle and prove on real images that it decides the same.
@@ -123,6 +153,8 @@ def export_bundle(
         out: a path ending in ``.edgead``; replaced at the end or left as it was.
         images: files or folders; none means the model's own references.
         allow_drift: write the bundle although a decision changed, and say so in its manifest.
+        fused: write one graph that routes and scores, in place of a router and a head for each category; it computes
+            the features once, and holds all heads in memory either way.
         progress: called with ``(stage, done, total)``.
 
     Raises:
@@ -131,22 +163,18 @@ def export_bundle(
         ConfigError, DataError, BundleError: wrong arguments, unreadable image, unwritable path.
     """
     check_bundle_path(out)
+    if fused and model.routing is None:
+        raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
     tell = progress or (lambda _stage, _done, _total: None)
     named = _load(model, images)
-
-    tell("graph", 0, 1)
-    graph = export_onnx(model.module, model.height, model.width)
-    require_clean(graph)
-    data, weights = split_weights(graph)
-    tell("graph", 1, 1)
-
-    files: dict[str, bytes | Path] = {FP32_FILE: data, **weights}
+    main, files = _graphs(model, fused, tell)
+    manifest = _manifest(model, main)
     with TemporaryDirectory(prefix="edgead-export-") as folder:
-        for member, content in (*weights.items(), (FP32_FILE, data)):
+        for member, content in files.items():
             target = Path(folder, member)
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(content)
-        records, unavailable = _measure(model, Path(folder, FP32_FILE), named, tell)
+        records, unavailable = _measure(model, manifest, Path(folder, main), named, tell)
 
     changed = {name: comparison for name, comparison in records.items() if comparison.changed or not comparison.finite}
     gated = {name: comparison for name, comparison in changed.items() if _gates(name)}
@@ -157,12 +185,35 @@ def export_bundle(
         for name, comparison in records.items()
     }
     if gated and not allow_drift:
-        failed = ExportReport(out, None, 0, {FP32_FILE: parity}, unavailable)
+        failed = ExportReport(out, None, 0, {main: parity}, unavailable)
         raise ParityError(_complaint(gated), failed.to_dict())
-    files.update(_reference_members(model))
-    write_bundle(out, _manifest(model, {FP32_FILE: parity}), files)
+    members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
+    write_bundle(out, manifest.model_copy(update={"parity": {main: parity}}), members)
     with Bundle.open(out) as bundle:
-        return ExportReport(out, bundle.sha256, out.stat().st_size, {FP32_FILE: parity}, unavailable)
+        return ExportReport(out, bundle.sha256, out.stat().st_size, {main: parity}, unavailable)
+
+
+def _graphs(model: Exportable, fused: bool, tell: Progress) -> tuple[str, dict[str, bytes]]:
+    """Return the name of the main graph file, and all graph and weight files."""
+    routing = model.routing
+    modules: dict[str, tuple[nn.Module, Sequence[str]]]
+    if routing is None:
+        modules = {FP32_FILE: (model.module, OUTPUTS)}
+    elif fused:
+        modules = {FP32_FILE: (model.module, FUSED_OUTPUTS)}
+    else:
+        modules = {ROUTER_FILE: (routing.router, ROUTER_OUTPUTS)}
+        modules |= {head_file(name, "fp32"): (head, OUTPUTS) for name, head in routing.heads.items()}
+    files: dict[str, bytes] = {}
+    for done, (name, (module, outputs)) in enumerate(modules.items()):
+        tell("graph", done, len(modules))
+        graph = export_onnx(module, model.height, model.width, outputs)
+        require_clean(graph, outputs)
+        # Router and heads have one backbone, whose weights a low limit lets them share.
+        data, weights = split_weights(graph, LARGE_BYTES if len(modules) == 1 else SHARED_BYTES)
+        files |= {name: data, **weights}
+    tell("graph", len(modules), len(modules))
+    return next(iter(modules)), files
 
 
 def _gates(backend: str) -> bool:
@@ -182,27 +233,31 @@ def _load(model: Exportable, images: Sequence[Path]) -> list[tuple[str, NDArray[
 
 
 def _measure(
-    model: Exportable, file: Path, named: Sequence[tuple[str, NDArray[np.uint8]]], tell: Progress
+    model: Exportable,
+    manifest: Manifest,
+    file: Path,
+    named: Sequence[tuple[str, NDArray[np.uint8]]],
+    tell: Progress,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every installed runtime with torch, one image after the other through all of them."""
     unavailable = {name: "not installed" for name in REGISTRY if name not in available()}
     backends: dict[str, Backend] = {}
+    limits = manifest.limits()
     try:
         for name in available():
             try:
-                backends[name] = open_backend(name, file)
+                backends[name] = open_model(name, manifest, file, "fp32")
             except BackendUnavailable as error:
                 unavailable[name] = str(error)
         if not backends:
             raise BackendUnavailable("no runtime to compare with is installed; run: pip install 'edgead[cpu]'")
         scale = max(model.threshold.value - float(np.median(model.normal_scores)), 0.0)
-        value = model.threshold.value
-        comparisons = {name: Comparison(value, value, scale) for name in backends}
-        torch_backend = TorchBackend(model.module)
+        comparisons = {name: Comparison(scale) for name in backends}
+        trained = model.torch_backend()
         for done, (name, image) in enumerate(named, start=1):
-            expected = _score(torch_backend, image)
+            expected = _judge(trained, image, limits)
             for runtime, backend in backends.items():
-                comparisons[runtime].add(name, expected, _score(backend, image))
+                comparisons[runtime].add(name, expected, _judge(backend, image, limits))
             tell("parity", done, len(named))
     finally:
         for backend in backends.values():
@@ -210,9 +265,9 @@ def _measure(
     return comparisons, unavailable
 
 
-def _score(backend: Backend, image: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
-    score, grid = backend.run(image[None])
-    return float(score[0]), grid[0].copy()
+def _judge(backend: Backend, image: NDArray[np.uint8], limits: Limits) -> tuple[Verdict, NDArray[np.float32]]:
+    found = backend.run(image[None])
+    return limits.judge(found, 0), found.map[0].copy()
 
 
 def _complaint(gated: Mapping[str, Comparison]) -> str:
@@ -220,35 +275,61 @@ def _complaint(gated: Mapping[str, Comparison]) -> str:
     if not comparison.finite:
         return f"{name} gives scores that are not finite; nothing was written"
     changed = comparison.changed
-    index = comparison.names.index(changed[0])
+    reference, candidate = comparison.reference[changed[0]], comparison.candidate[changed[0]]
     return (
-        f"{len(changed)} of {len(comparison.names)} decisions change on {name}, first {changed[0]} "
-        f"(score {comparison.reference[index]:.6g} became {comparison.candidate[index]:.6g}, "
-        f"threshold {comparison.reference_threshold:.6g}); nothing was written (--allow-drift overrides)"
+        f"{len(changed)} of {len(comparison.names)} decisions change on {name}, first "
+        f"{comparison.names[changed[0]]} ({_describe(reference)} became {_describe(candidate)}); "
+        "nothing was written (--allow-drift overrides)"
     )
 
 
+def _describe(verdict: Verdict) -> str:
+    category = f" as {verdict.category}" if verdict.category else ""
+    return f"{verdict.decision}{category} with score {verdict.score:.6g} at threshold {verdict.threshold:.6g}"
+
+
 def _reference_members(model: Exportable) -> dict[str, bytes]:
-    backend = TorchBackend(model.module)
+    backend = model.torch_backend()
     size = (model.height, model.width)
     names = sorted(name for name, _ in model.references)
     images = dict(model.references)
-    results = [_score(backend, resize(decode_image(images[name], name), *size)) for name in names]
+    results = [backend.run(resize(decode_image(images[name], name), *size)[None]) for name in names]
     members = {f"{REFERENCES}{name}": images[name] for name in names}
-    scores = np.array([score for score, _ in results], np.float32)
-    members[EXPECTED_NAME] = pack_expected(names, scores, np.stack([grid for _, grid in results]))
+    category = known = None
+    if model.routing is not None:
+        category = [str(one.category[0]) for one in results if one.category is not None]
+        known = [one.reason is None or one.reason[0] is None for one in results]
+    members[EXPECTED_NAME] = pack_expected(
+        names,
+        np.concatenate([one.score for one in results]),
+        np.concatenate([one.map for one in results]),
+        category=category,
+        known=known,
+    )
     return members
 
 
-def _manifest(model: Exportable, parity: dict[str, dict[str, ParityRecord]]) -> Manifest:
+def _manifest(model: Exportable, main: str) -> Manifest:
+    """Return the manifest without members and parity."""
+    routing = model.routing
+    categories = {
+        name: CategorySection(n_train=count)
+        if routing is None
+        else CategorySection(
+            n_train=count,
+            threshold=ThresholdSection.from_threshold(routing.thresholds[name]),
+            minimum_similarity=routing.minimum_similarity[name],
+        )
+        for name, count in model.categories.items()
+    }
     return Manifest(
         name=model.name,
+        graph="single" if routing is None else "routed",
         detector=DetectorSection(name=model.detector, settings=dict(model.settings)),
         input=InputSection(height=model.height, width=model.width, resize=RESIZE_RULE),
         map=MapSection(height=model.grid[0], width=model.grid[1]),
         threshold=ThresholdSection.from_threshold(model.threshold),
-        categories={name: CategorySection(n_train=count) for name, count in model.categories.items()},
-        precisions={"fp32": PrecisionSection(file=FP32_FILE, runtimes=tuple(REGISTRY))},
-        parity=parity,
+        categories=categories,
+        precisions={"fp32": PrecisionSection(file=main, runtimes=tuple(REGISTRY))},
         provenance=dict(model.provenance),
     )

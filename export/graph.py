@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,18 +18,20 @@ from edgead.runtime.errors import ExportError
 OPSET = 18
 IR_VERSION = 10
 BATCH_AXIS = "batch"
+OUTPUTS = ("score", "map")
 
 
-def export_onnx(module: nn.Module, height: int, width: int) -> onnx.ModelProto:
-    """Export a scoring module.
+def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[str] = OUTPUTS) -> onnx.ModelProto:
+    """Export a scoring module, or another that takes images and gives one float32 entry an image and output.
 
     Args:
         module: ``(N, height, width, 3)`` uint8 -> ``(score (N,), map (N, gh, gw))`` float32, in eval mode.
         height, width: network size in pixels.
+        outputs: names of what the module returns.
 
     Returns:
-        A checked model: opset 18, input ``images``, outputs ``score`` and ``map``, the batch axis named ``batch``, all
-        other shapes static.
+        A checked model: opset 18, input ``images``, the outputs, the batch axis named ``batch``, all other shapes
+        static.
 
     Raises:
         ExportError: torch's exporter could not express the module.
@@ -44,7 +46,7 @@ def export_onnx(module: nn.Module, height: int, width: int) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["images"],
-                output_names=["score", "map"],
+                output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS, min=1, max=1024)},),
                 verbose=False,
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgead.export.graph import BATCH_AXIS, IR_VERSION, OPSET
+from edgead.export.graph import BATCH_AXIS, IR_VERSION, OPSET, OUTPUTS
 from edgead.runtime.errors import LintError
 
 # Operators with data-dependent shapes or control flow: TensorRT refuses them or falls off its fast path.
@@ -30,20 +30,25 @@ class Problem:
         return f"{self.node}: {self.message}"
 
 
-def lint(model: onnx.ModelProto) -> list[Problem]:
-    """Return every broken rule; an empty list means that the graph may ship."""
-    return [*_model_rules(model), *_input_rules(model.graph), *_node_rules(model.graph), *_weight_rules(model.graph)]
+def lint(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> list[Problem]:
+    """Return every broken rule of a graph that has these outputs; an empty list means that it may ship."""
+    return [
+        *_model_rules(model, outputs),
+        *_input_rules(model.graph),
+        *_node_rules(model.graph),
+        *_weight_rules(model.graph),
+    ]
 
 
-def require_clean(model: onnx.ModelProto) -> None:
+def require_clean(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> None:
     """Raise `LintError` naming the first broken rule and how many more there are."""
-    problems = lint(model)
+    problems = lint(model, outputs)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise LintError(f"the exported graph breaks a rule: {problems[0]}{more}")
 
 
-def _model_rules(model: onnx.ModelProto) -> Iterator[Problem]:
+def _model_rules(model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Problem]:
     if model.ir_version > IR_VERSION:
         yield Problem(
             "model", f"IR version {model.ir_version} is too new for ONNX Runtime on JetPack; write {IR_VERSION}"
@@ -52,8 +57,9 @@ def _model_rules(model: onnx.ModelProto) -> Iterator[Problem]:
         if imported.domain in ("", "ai.onnx") and imported.version != OPSET:
             yield Problem("model", f"opset {imported.version}; export with opset {OPSET}")
     graph = model.graph
-    if [value.name for value in graph.input] != ["images"] or [v.name for v in graph.output] != ["score", "map"]:
-        yield Problem("model", "the graph must map 'images' to 'score' and 'map'")
+    if [value.name for value in graph.input] != ["images"] or [v.name for v in graph.output] != list(outputs):
+        wanted = " and ".join(f"'{name}'" for name in outputs)
+        yield Problem("model", f"the graph must map 'images' to {wanted}")
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or len(dims) != 4:

@@ -8,32 +8,33 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends.common import as_inference
 from edgead.runtime.errors import BackendError
 
 
 class TorchBackend:
-    """Runs a scoring module on the CPU in FP32, one image at a time.
+    """Runs a scoring module, or a router, on the CPU in FP32, one image at a time.
 
     One at a time, because the batch size changes the order of floating-point sums in torch's kernels, and a
     reference must not depend on who stood beside an image.
     """
 
-    def __init__(self, module: nn.Module, *, threads: int | None = None) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self._module: nn.Module | None = module.eval()
-        if threads is not None:
-            torch.set_num_threads(threads)
 
     def run(self, images: NDArray[np.uint8]) -> Inference:
+        return as_inference(self.compute(images))
+
+    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return what the module gives for ``images (N, h, w, 3)`` uint8, one array an output."""
         if self._module is None:
             raise BackendError("the backend is closed")
-        scores, maps = [], []
+        found: list[list[NDArray[np.float32]]] = []
         with torch.inference_mode():
             for image in images:
                 # A copy: torch takes no read-only arrays, which the resize may give.
-                score, grid = self._module(torch.from_numpy(image[None].copy()))
-                scores.append(score.numpy())
-                maps.append(grid.numpy())
-        return Inference(np.concatenate(scores), np.concatenate(maps))
+                found.append([values.numpy() for values in self._module(torch.from_numpy(image[None].copy()))])
+        return [np.concatenate(values) for values in zip(*found, strict=True)]
 
     def describe(self) -> BackendInfo:
         return BackendInfo(

@@ -13,8 +13,8 @@ from edgead.runtime.bundle import WEIGHTS
 LARGE_BYTES = 1 << 20
 
 
-def split_weights(model: onnx.ModelProto) -> tuple[bytes, dict[str, bytes]]:
-    """Move every initialiser over 1 MiB out of the graph.
+def split_weights(model: onnx.ModelProto, large: int = LARGE_BYTES) -> tuple[bytes, dict[str, bytes]]:
+    """Move every initialiser of more than ``large`` bytes out of the graph.
 
     Returns:
         The graph's bytes, and member name ``weights/<sha256>.bin`` -> raw little-endian content.
@@ -26,7 +26,7 @@ def split_weights(model: onnx.ModelProto) -> tuple[bytes, dict[str, bytes]]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             continue
         array = numpy_helper.to_array(tensor)
-        if array.nbytes <= LARGE_BYTES:
+        if array.nbytes <= large:
             continue
         data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         member = f"{WEIGHTS}{hashlib.sha256(data).hexdigest()}.bin"

@@ -21,8 +21,10 @@ from edgead.runtime.bench_report import Accuracy, BenchReport, BenchRow
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import BackendError, BackendUnavailable, BundleError, ConfigError
-from edgead.runtime.frame import Decision, Frame, decide
+from edgead.runtime.expected import expected_inferences
+from edgead.runtime.frame import Decision, Frame
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.limits import Verdict
 from edgead.runtime.manifest import Manifest
 from edgead.runtime.preprocess import resize
 from edgead.runtime.timings import Latency
@@ -74,17 +76,14 @@ def bench(
     """
     _validate(frames, rate_fps, frame_size)
     with Bundle.open(path) as bundle, ExitStack() as stack:
-        if bundle.manifest.graph != "single":
-            raise BundleError(f"{path} is a routed bundle, which this version of edgead cannot measure; upgrade edgead")
         images = {name: decode_image(png, name) for name, png in bundle.references()}
         if not images:
             raise BundleError(f"{path} holds no reference images to make frames of; export it again")
         candidates, skipped = _open_all(bundle, backends, threads, stack)
-        expected = bundle.expected()
-        known = dict(zip(expected["names"].tolist(), expected["score"].tolist(), strict=True))
+        known = _expected_verdicts(bundle)
         pool = _frame_pool(list(images.values()), frame_size)
         for candidate in candidates:
-            candidate.accuracy = _accuracy(candidate.inspector, images, known, bundle.manifest.threshold.value)
+            candidate.accuracy = _accuracy(candidate.inspector, images, known)
             candidate.warm(pool, WARM_UP)
         _take_turns(candidates, pool, frames, rate_fps, progress)
         return BenchReport(
@@ -204,15 +203,19 @@ def _frame_pool(images: Sequence[NDArray[np.uint8]], frame_size: tuple[int, int]
     return [np.ascontiguousarray(resize(image, height, width)[:, :, ::-1]) for image in images[:fitting]]
 
 
-def _accuracy(
-    inspector: Inspector, images: dict[str, NDArray[np.uint8]], expected: dict[str, float], threshold: float
-) -> Accuracy:
+def _expected_verdicts(bundle: Bundle) -> dict[str, Verdict]:
+    limits = bundle.manifest.limits()
+    return {name: limits.judge(one, 0) for name, one in expected_inferences(bundle.expected()).items()}
+
+
+def _accuracy(inspector: Inspector, images: dict[str, NDArray[np.uint8]], expected: dict[str, Verdict]) -> Accuracy:
     differences, changed = [0.0], []
     for index, (name, image) in enumerate(images.items()):
         result = inspector(Frame(image, index, time.monotonic_ns(), "references"))
-        difference = abs(result.score - expected[name])
+        verdict = expected[name]
+        difference = abs(result.score - verdict.score)
         differences.append(difference if math.isfinite(difference) else math.inf)
-        if result.decision is not decide(expected[name], threshold)[0]:
+        if result.decision is not verdict.decision or result.category != verdict.category:
             changed.append(name)
     return Accuracy(len(images), max(differences), tuple(changed))
 

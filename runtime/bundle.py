@@ -30,6 +30,7 @@ from edgead.runtime.manifest import (
     fold_name,
     parse_manifest,
 )
+from edgead.runtime.routed import head_file
 from edgead.runtime.scratch import private_directory
 
 SUFFIX = ".edgead"
@@ -103,6 +104,7 @@ class Bundle:
 
         Returns:
             ``names (N,)`` str, as in `references`; ``score (N,)`` float32; ``map (N, gh, gw)`` float32; all finite.
+            Of a routed model also ``category (N,)`` str and ``known (N,)`` bool.
 
         Raises:
             BundleError: the bundle holds none, or not these arrays.
@@ -148,7 +150,7 @@ class Bundle:
                 f"{self.path} has no precision '{precision}'.{suggest(precision, self.manifest.precisions)}"
             )
         graph = self.manifest.precisions[precision].file
-        heads = {f"head-{category}.{precision}.onnx" for category in self.manifest.categories}
+        heads = {head_file(category, precision) for category in self.manifest.categories}
         names = [n for n in self.manifest.members if n == graph or n in heads or n.startswith(WEIGHTS)]
         with private_directory() as directory:
             self.extract(directory, names)

@@ -17,9 +17,10 @@ from typing import Any
 
 from edgead.runtime.bundle import Bundle, replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
-from edgead.runtime.frame import BadFrame, Decision, Frame
+from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.manifest import Manifest, ThresholdSection
+from edgead.runtime.routed import UNKNOWN_CATEGORY
 from edgead.runtime.sources import Source, open_source
 from edgead.runtime.threshold import Threshold, calibrate, normals_needed
 from edgead.runtime.uri import redact
@@ -38,8 +39,10 @@ class CalibrationReport:
     Attributes:
         source: without secrets.
         images: good parts that were scored; ``unreadable`` frames of a camera were left out.
-        old, new: threshold by precision.
-        rejected_before: of ``images``, how many the old threshold of each precision called anomalous.
+        unknown: frames left out because a routed model knew no category for them.
+        old, new: threshold by precision, of a routed model by ``precision/category``; a category that the source
+            showed less than twice keeps its threshold and is in neither.
+        rejected_before: how many of the images the old threshold called anomalous, by the same keys.
         warnings: one line each on why the new thresholds deserve a second look.
     """
 
@@ -49,6 +52,7 @@ class CalibrationReport:
     backend: dict[str, Any]
     images: int
     unreadable: int
+    unknown: int
     old: Mapping[str, Threshold]
     new: Mapping[str, Threshold]
     rejected_before: Mapping[str, int]
@@ -64,6 +68,7 @@ class CalibrationReport:
             "backend": self.backend,
             "images": self.images,
             "unreadable": self.unreadable,
+            "unknown": self.unknown,
             "thresholds": {
                 key: {
                     **threshold.to_dict(),
@@ -123,12 +128,8 @@ def calibrate_bundle(
     with Bundle.open(path) as bundle:
         manifest, sha256 = bundle.manifest, bundle.sha256
         probes = _probe_scores(bundle)
-    if manifest.graph != "single":
-        raise BundleError(f"{path} is a routed bundle, which this version of edgead cannot calibrate; upgrade edgead")
-    old = {
-        key: (manifest.precisions[key].threshold or manifest.threshold).to_threshold()
-        for key in sorted(manifest.precisions, key=lambda key: (key != "fp32", key))
-    }
+    precisions = sorted(manifest.precisions, key=lambda key: (key != "fp32", key))
+    old = {key: threshold for precision in precisions for key, threshold in _thresholds(manifest, precision).items()}
     targets = {
         key: false_alarm_rate if false_alarm_rate is not None else threshold.target_false_alarm_rate
         for key, threshold in old.items()
@@ -139,7 +140,7 @@ def calibrate_bundle(
     with ExitStack() as stack:
         inspectors = {
             key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
-            for key in old
+            for key in precisions
         }
         opened = open_source(source) if isinstance(source, str | Path) else source
         stack.callback(opened.close)
@@ -147,14 +148,22 @@ def calibrate_bundle(
             n = max(100, *(normals_needed(target) for target in targets.values()))
         info = next(iter(inspectors.values())).describe().to_dict()
         taken = _collect(opened, inspectors, n, min_interval_s, progress)
-    scores = taken.scores
-    count = len(next(iter(scores.values())))
-    if count < 2:
+    count = taken.images
+    scores = {key: values for key, values in taken.scores.items() if len(values) > 1}
+    if count < 2 or not scores:
         raise DataError(
             f"{opened.source_id} showed {count} images; a threshold needs 2 at least, 100 or more are advised"
         )
     new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
-    warnings = list(_doubts(old["fp32"], new["fp32"], scores["fp32"], probes) if "fp32" in old else ())
+    if manifest.graph == "single":
+        warnings = list(_doubts(old["fp32"], new["fp32"], scores["fp32"], probes) if "fp32" in old else ())
+    else:
+        warnings = [f"{key}: {threshold.explain()}" for key, threshold in new.items() if not threshold.supported]
+        warnings += [
+            f"{key} keeps its threshold; the source showed it less than twice" for key in old.keys() - new.keys()
+        ]
+    if taken.unknown:
+        warnings.append(f"{taken.unknown} frames of {opened.source_id} showed no known category and were left out")
     if n is not None and count < n:
         warnings.append(f"{opened.source_id} ended after {count} of {n} images")
     if taken.unreadable:
@@ -170,7 +179,8 @@ def calibrate_bundle(
         backend=info,
         images=count,
         unreadable=taken.unreadable,
-        old=old,
+        unknown=taken.unknown,
+        old={key: old[key] for key in new},
         new=new,
         rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
         warnings=tuple(warnings),
@@ -180,7 +190,9 @@ def calibrate_bundle(
 @dataclass(slots=True)
 class _Taken:
     scores: dict[str, list[float]]
+    images: int = 0
     unreadable: int = 0
+    unknown: int = 0
 
 
 def _collect(
@@ -190,9 +202,8 @@ def _collect(
     min_interval_s: float,
     progress: Progress | None,
 ) -> _Taken:
-    taken = _Taken({key: [] for key in inspectors})
+    taken = _Taken({})
     due_ns: float = -math.inf
-    done = 0
     for frame in source.frames():
         if isinstance(frame, BadFrame):
             if not source.live:
@@ -203,18 +214,34 @@ def _collect(
         if source.live and frame.timestamp_ns < due_ns:
             continue
         due_ns = frame.timestamp_ns + min_interval_s * 1e9
-        for key, inspector in inspectors.items():
-            taken.scores[key].append(_score(inspector, frame))
-        done += 1
+        found = {key: inspector(frame) for key, inspector in inspectors.items()}
+        if any(_is_unknown(result) for result in found.values()):
+            taken.unknown += 1
+            continue
+        for key, result in found.items():
+            name = key if result.category is None else f"{key}/{result.category}"
+            taken.scores.setdefault(name, []).append(_score(result, frame))
+        taken.images += 1
         if progress is not None:
-            progress(done, n or 0)
-        if done == n:
+            progress(taken.images, n or 0)
+        if taken.images == n:
             break
     return taken
 
 
-def _score(inspector: Inspector, frame: Frame) -> float:
-    result = inspector(frame)
+def _thresholds(manifest: Manifest, precision: str) -> dict[str, Threshold]:
+    entry = manifest.precisions[precision]
+    if manifest.graph == "single":
+        return {precision: (entry.threshold or manifest.threshold).to_threshold()}
+    sections = {name: entry.categories.get(name, category.threshold) for name, category in manifest.categories.items()}
+    return {f"{precision}/{name}": section.to_threshold() for name, section in sections.items() if section is not None}
+
+
+def _is_unknown(result: Result) -> bool:
+    return result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY)
+
+
+def _score(result: Result, frame: Frame) -> float:
     if result.decision is Decision.NOT_INSPECTED or not math.isfinite(result.score):
         which = frame.name or f"frame {frame.index} of {frame.source_id}"
         raise BackendError(
@@ -272,10 +299,20 @@ def _recalibrated(
     }
     earlier = manifest.provenance.get(PROVENANCE_KEY, [])
     sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in new.items()}
-    precisions = {
-        # The bundle's own threshold is that of fp32, which therefore needs none beside it.
-        key: entry.model_copy(update={"threshold": None if key == "fp32" else sections[key]})
-        for key, entry in manifest.precisions.items()
+    routed = manifest.graph == "routed"
+    # The bundle's own thresholds are those of fp32, which therefore needs none beside them.
+    precisions = dict(manifest.precisions)
+    for key, entry in manifest.precisions.items():
+        if key != "fp32":
+            own = {name: sections.get(f"{key}/{name}") for name in manifest.categories}
+            kept = entry.categories | {name: section for name, section in own.items() if section is not None}
+            update = {"categories": kept} if routed else {"threshold": sections[key]}
+            precisions[key] = entry.model_copy(update=update)
+        elif not routed:
+            precisions[key] = entry.model_copy(update={"threshold": None})
+    categories = {
+        name: entry.model_copy(update={"threshold": sections.get(f"fp32/{name}", entry.threshold)})
+        for name, entry in manifest.categories.items()
     }
     # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
     parity = {
@@ -287,6 +324,7 @@ def _recalibrated(
             "parity": parity,
             "threshold": sections.get("fp32", manifest.threshold),
             "precisions": precisions,
+            "categories": categories if routed else manifest.categories,
             "provenance": {
                 **manifest.provenance,
                 PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],

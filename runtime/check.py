@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, choose, open_backend
+from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError, suggest
-from edgead.runtime.frame import Decision, decide
+from edgead.runtime.expected import expected_inferences
+from edgead.runtime.frame import Decision
+from edgead.runtime.limits import Limits
 from edgead.runtime.preprocess import resize, self_check
+from edgead.runtime.routed import open_model
 
 # How far a score may lie from the torch model's, as a share of the *margin*: threshold minus the median score of the
 # references that torch calls OK, which is the way a good part has to go to become a false alarm. A share of the score
@@ -44,6 +46,8 @@ class ReferenceCheck:
     map_difference: float
     expected_decision: Decision
     decision: Decision
+    expected_category: str | None = None
+    category: str | None = None
 
     @property
     def score_difference(self) -> float:
@@ -99,7 +103,11 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (schema ``edgead.check/1``); a value that is not finite becomes null."""
         worst = self.worst
-        changed = [r.name for r in self.references if r.decision is not r.expected_decision]
+        changed = [
+            r.name
+            for r in self.references
+            if r.decision is not r.expected_decision or r.category != r.expected_category
+        ]
         return {
             "schema": "edgead.check/1",
             "passed": self.passed,
@@ -166,12 +174,10 @@ def check_bundle(
     files = list(find_images(images))
     with Bundle.open(path) as bundle:
         manifest, key = bundle.manifest, precision or "fp32"
-        if manifest.graph != "single":
-            raise BundleError(f"{path} is a routed bundle, which this version of edgead cannot replay; upgrade edgead")
         if key not in manifest.precisions:
             raise ConfigError(f"{path} has no precision '{key}'.{suggest(key, manifest.precisions)}")
         references = _references(bundle)
-        limits = manifest.precisions[key].threshold or manifest.threshold
+        limits = manifest.limits(key)
         size = manifest.input.height, manifest.input.width
         total = len(references) + len(files)
         step = iter(range(1, total + 1))
@@ -181,18 +187,18 @@ def check_bundle(
                 progress(next(step), total)
 
         with bundle.model_files(key) as model:
-            network = open_backend(chosen, model, threads=threads)
+            network = open_model(chosen, manifest, model, key, threads=threads)
             try:
                 info = network.describe()
                 reduced = key != "fp32" or info.precision != "fp32"
                 share = REDUCED_TOLERANCE if reduced else FP32_TOLERANCE
-                margin = share * _margin(references, manifest.threshold.value)
+                trained = manifest.limits()
                 replayed = []
                 for reference in references:
-                    result = _replay(network, reference, size, margin, (manifest.threshold.value, limits.value))
-                    replayed.append(result)
+                    margin = share * _margin(reference, references, trained)
+                    replayed.append(_replay(network, reference, size, margin, (trained, limits)))
                     done()
-                judged = _judge(network, files, size, limits.value, done) if files else None
+                judged = _judge(network, files, size, limits, done) if files else None
             finally:
                 network.close()
     return CheckReport(
@@ -212,8 +218,7 @@ def check_bundle(
 class _Reference:
     name: str
     png: bytes
-    score: float
-    map: NDArray[np.float32]
+    expected: Inference  # of this one image
 
 
 def _references(bundle: Bundle) -> list[_Reference]:
@@ -223,54 +228,59 @@ def _references(bundle: Bundle) -> list[_Reference]:
     expected = bundle.expected()
     if sorted(expected["names"].tolist()) != sorted(images):
         raise BundleError(f"{bundle.path}: reference images and expected results differ in name; export it again")
-    rows = zip(expected["names"].tolist(), expected["score"].tolist(), expected["map"], strict=True)
-    return sorted((_Reference(name, images[name], score, grid) for name, score, grid in rows), key=lambda r: r.name)
+    if (bundle.manifest.graph == "routed") != ("category" in expected):
+        raise BundleError(f"{bundle.path}: the expected results are of another kind of graph; export it again")
+    found = [_Reference(name, images[name], one) for name, one in expected_inferences(expected).items()]
+    return sorted(found, key=lambda reference: reference.name)
 
 
-def _margin(references: Sequence[_Reference], threshold: float) -> float:
-    scores = [reference.score for reference in references]
+def _margin(reference: _Reference, references: Sequence[_Reference], limits: Limits) -> float:
+    """Return the way from the median good reference of the same category to the threshold."""
+    own = limits.judge(reference.expected, 0)
+    verdicts = [limits.judge(other.expected, 0) for other in references]
+    scores = [verdict.score for verdict in verdicts if verdict.category == own.category]
     # Without a reference that torch calls OK, the distance of the median defect is the best scale there is.
-    good = [score for score in scores if score <= threshold] or scores
-    return abs(threshold - statistics.median(good))
+    good = [score for score in scores if score <= own.threshold] or scores
+    return abs(own.threshold - statistics.median(good))
 
 
 def _replay(
-    network: Backend, reference: _Reference, size: tuple[int, int], margin: float, thresholds: tuple[float, float]
+    network: Backend, reference: _Reference, size: tuple[int, int], margin: float, limits: tuple[Limits, Limits]
 ) -> ReferenceCheck:
-    score, grid = _score(network, decode_image(reference.png, reference.name), size)
-    if grid.shape != reference.map.shape:
-        raise BackendError(f"the network gives a map of {grid.shape} cells, expected are {reference.map.shape}")
+    found = network.run(resize(decode_image(reference.png, reference.name), *size)[None])
+    if found.map.shape != reference.expected.map.shape:
+        shapes = f"{found.map.shape[1:]} cells, expected are {reference.expected.map.shape[1:]}"
+        raise BackendError(f"the network gives a map of {shapes}")
+    expected, verdict = limits[0].judge(reference.expected, 0), limits[1].judge(found, 0)
     return ReferenceCheck(
         name=reference.name,
-        expected_score=reference.score,
-        score=score,
-        tolerance=margin + ROUNDING * abs(reference.score) + 1e-12,
-        map_difference=float(np.abs(grid.astype(np.float64) - reference.map).max()),
-        expected_decision=decide(reference.score, thresholds[0])[0],
-        decision=decide(score, thresholds[1])[0],
+        expected_score=expected.score,
+        score=verdict.score,
+        tolerance=margin + ROUNDING * abs(expected.score) + 1e-12,
+        map_difference=float(np.abs(found.map.astype(np.float64) - reference.expected.map).max()),
+        expected_decision=expected.decision,
+        decision=verdict.decision,
+        expected_category=expected.category,
+        category=verdict.category,
     )
 
 
-def _score(network: Backend, image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[float, NDArray[np.float32]]:
-    score, grid = network.run(resize(image, *size)[None])
-    return float(score[0]), grid[0]
-
-
 def _judge(
-    network: Backend, files: Sequence[Path], size: tuple[int, int], threshold: float, done: Callable[[], None]
+    network: Backend, files: Sequence[Path], size: tuple[int, int], limits: Limits, done: Callable[[], None]
 ) -> ImagesCheck:
     decisions = dict.fromkeys((decision.value for decision in Decision), 0)
     not_finite: list[str] = []
     unreadable: dict[str, str] = {}
     for file in files:
         try:
-            score, grid = _score(network, read_image(file), size)
+            found = network.run(resize(read_image(file), *size)[None])
         except DataError as error:
             unreadable[str(file)] = str(error)
             decisions[Decision.NOT_INSPECTED.value] += 1
         else:
-            decisions[decide(score, threshold)[0].value] += 1
-            if not (math.isfinite(score) and np.isfinite(grid).all()):
+            verdict = limits.judge(found, 0)
+            decisions[verdict.decision.value] += 1
+            if not (math.isfinite(verdict.score) and np.isfinite(found.map).all()):
                 not_finite.append(str(file))
         done()
     return ImagesCheck(decisions, tuple(not_finite), unreadable)
@@ -286,6 +296,8 @@ def _problems(references: Sequence[ReferenceCheck], images: ImagesCheck | None) 
             yield f"{reference.name}: the score or map is not finite on this device"
         elif reference.decision is not reference.expected_decision:
             yield f"{reference.name}: {reference.expected_decision} became {reference.decision}"
+        elif reference.category != reference.expected_category:
+            yield f"{reference.name}: {reference.expected_category} was taken for {reference.category}"
         elif reference.excess > 1:
             yield (
                 f"{reference.name}: the score differs by {reference.score_difference:.3g}, "

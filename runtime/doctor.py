@@ -219,7 +219,7 @@ def _backend(name: str) -> Component:
             lacks = "cannot be loaded" not in str(error)
             return Component(name, "missing" if lacks else "broken", str(error), None if lacks else mend)
         try:
-            score, grid = backend.run(images)
+            score, grid, *_ = backend.run(images)
             info = backend.describe()
         finally:
             backend.close()

@@ -5,37 +5,54 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from edgead.runtime.backends import Inference
 from edgead.runtime.errors import BundleError
+from edgead.runtime.routed import UNKNOWN_CATEGORY
 
 REFERENCES = "references/"
 EXPECTED_NAME = "references/expected.npz"
 
 _KEYS = ("names", "score", "map")
+_ROUTED_KEYS = ("category", "known")
 _MAX_BYTES = 256 << 20
 
 
-def pack_expected(names: Sequence[str], score: NDArray[np.float32], map: NDArray[np.float32]) -> bytes:
+def pack_expected(
+    names: Sequence[str],
+    score: NDArray[np.float32],
+    map: NDArray[np.float32],
+    *,
+    category: Sequence[str] | None = None,
+    known: Sequence[bool] | None = None,
+) -> bytes:
     """Return the bytes of ``expected.npz``; the same arrays give the same bytes.
 
     Args:
         names: ``N`` reference names relative to ``references/``, unique.
         score: ``(N,)`` finite. map: ``(N, gh, gw)`` finite.
+        category, known: of a routed model: the category of each, and whether it was taken for a part of it.
 
     Raises:
         BundleError: shapes, names or values that `unpack_expected` would refuse.
     """
-    arrays = {"names": np.array(list(names), dtype=np.str_), "score": np.float32(score), "map": np.float32(map)}
+    arrays: dict[str, NDArray[Any]] = {
+        "names": np.array(list(names), dtype=np.str_),
+        "score": np.float32(score),
+        "map": np.float32(map),
+    }
+    if category is not None and known is not None:
+        arrays |= {"category": np.array(list(category), dtype=np.str_), "known": np.array(list(known), dtype=np.bool_)}
     _check(arrays, "the expected results")
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for key in _KEYS:
+        for key in arrays:
             member = io.BytesIO()
             npy.write_array(member, np.ascontiguousarray(arrays[key]), version=(1, 0), allow_pickle=False)
             # A ZipInfo of its own: writestr with a plain name would store the time of day.
@@ -47,7 +64,8 @@ def unpack_expected(data: bytes, label: str) -> dict[str, NDArray[Any]]:
     """Read ``expected.npz`` without pickle and without believing a claimed size.
 
     Returns:
-        ``names (N,)`` str, ``score (N,)`` float32, ``map (N, gh, gw)`` float32.
+        ``names (N,)`` str, ``score (N,)`` float32, ``map (N, gh, gw)`` float32; of a routed model also
+        ``category (N,)`` str and ``known (N,)`` bool.
 
     Raises:
         BundleError: not these arrays, or a value that is not finite.
@@ -55,15 +73,29 @@ def unpack_expected(data: bytes, label: str) -> dict[str, NDArray[Any]]:
     where = f"{label}: {EXPECTED_NAME}"
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sorted(archive.namelist()) != sorted(f"{key}.npy" for key in _KEYS):
+            held = sorted(archive.namelist())
+            keys = next((k for k in (_KEYS, _KEYS + _ROUTED_KEYS) if held == sorted(f"{key}.npy" for key in k)), None)
+            if keys is None:
                 raise BundleError(f"{where} must hold names, score and map; export it again")
-            arrays = {key: _read_array(archive, f"{key}.npy") for key in _KEYS}
+            arrays = {key: _read_array(archive, f"{key}.npy") for key in keys}
     except BundleError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged files
         raise BundleError(f"{where} cannot be read ({' '.join(str(error).split())[:200]}); export it again") from error
     _check(arrays, where)
     return arrays
+
+
+def expected_inferences(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Inference]:
+    """Return reference name -> what the torch model gave on it, as a backend would have."""
+    found = {}
+    for row, name in enumerate(arrays["names"].tolist()):
+        category = reason = None
+        if "category" in arrays:
+            category = [str(arrays["category"][row])]
+            reason = [None if arrays["known"][row] else UNKNOWN_CATEGORY]
+        found[name] = Inference(arrays["score"][row : row + 1], arrays["map"][row : row + 1], category, reason)
+    return found
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
@@ -92,3 +124,6 @@ def _check(arrays: dict[str, NDArray[Any]], where: str) -> None:
         raise BundleError(f"{where}: names, score and map do not belong together; export it again")
     if not (np.isfinite(score).all() and np.isfinite(grid).all()):
         raise BundleError(f"{where} holds a value that is not finite; export it again")
+    for key, kind in (("category", "U"), ("known", "b")):
+        if key in arrays and (arrays[key].dtype.kind != kind or arrays[key].shape != names.shape):
+            raise BundleError(f"{where}: {key} does not belong to names; export it again")

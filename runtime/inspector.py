@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, Inference, choose, open_backend
+from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError, suggest
-from edgead.runtime.frame import Decision, Frame, Result, decide
+from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.limits import Limits
 from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import Threshold
 
@@ -31,7 +32,8 @@ class Inspector:
     Args:
         backend: anything that keeps the `Backend` protocol; closed together with the inspector.
         height, width: network size in pixels.
-        threshold: raw score; `ANOMALY` iff score > threshold.
+        threshold: raw score; `ANOMALY` iff score > threshold. A routed backend takes `Limits`, which hold one for each
+            category.
         name: what is inspected, for messages.
         why: one line on how the backend was chosen.
     """
@@ -42,7 +44,7 @@ class Inspector:
         *,
         height: int,
         width: int,
-        threshold: Threshold | float,
+        threshold: Threshold | Limits | float,
         name: str = "",
         why: str = "",
     ) -> None:
@@ -50,11 +52,18 @@ class Inspector:
         self.width = width
         self.name = name
         self.why = why
-        self.threshold = threshold.value if isinstance(threshold, Threshold) else float(threshold)
+        if not isinstance(threshold, Limits):
+            threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
+        self.limits = threshold
         self._backend = backend
         self._lock = threading.Lock()
         self._cleanup = ExitStack()
         self._cleanup.callback(backend.close)
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of frames that no category is known of; a routed model has others in ``limits``."""
+        return self.limits.value
 
     @classmethod
     def open(
@@ -81,6 +90,7 @@ class Inspector:
             ConfigError: unknown backend or precision.
         """
         from edgead.runtime.bundle import Bundle
+        from edgead.runtime.routed import open_model
 
         chosen, why = choose(backend)
         with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
@@ -92,12 +102,12 @@ class Inspector:
             entry = manifest.precisions[precision]
             _require_parity(manifest, entry.file, chosen)
             model = stack.enter_context(bundle.model_files(precision))
-            opened = open_backend(chosen, model, threads=threads, batch=batch)
+            opened = open_model(chosen, manifest, model, precision, threads=threads, batch=batch)
             inspector = cls(
                 opened,
                 height=manifest.input.height,
                 width=manifest.input.width,
-                threshold=(entry.threshold or manifest.threshold).to_threshold(),
+                threshold=manifest.limits(precision),
                 name=manifest.name,
                 why=why,
             )
@@ -132,14 +142,13 @@ class Inspector:
         prepared = time.perf_counter()
         try:
             with self._lock:
-                scores, maps = self._backend.run(images)
+                inference = self._backend.run(images)
         except EdgeadError as error:
             return [self._not_inspected(frame, str(error)) for frame in frames]
         inferred = time.perf_counter()
         results = []
         for index, frame in enumerate(frames):
-            score = float(scores[index])
-            decision, reason = decide(score, self.threshold)
+            verdict = self.limits.judge(inference, index)
             timings = {
                 "preprocess": (prepared - started) * 1e3 / len(frames),
                 "network": (inferred - prepared) * 1e3 / len(frames),
@@ -147,15 +156,16 @@ class Inspector:
             }
             results.append(
                 Result(
-                    score=score,
-                    threshold=self.threshold,
-                    decision=decision,
+                    score=verdict.score,
+                    threshold=verdict.threshold,
+                    decision=verdict.decision,
                     frame_index=frame.index,
                     timestamp_ns=frame.timestamp_ns,
                     source_id=frame.source_id,
-                    map=maps[index],
+                    category=verdict.category,
+                    map=inference.map[index],
                     timings=timings,
-                    reason=reason,
+                    reason=verdict.reason,
                     name=frame.name,
                 )
             )

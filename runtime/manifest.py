@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from edgead.runtime.errors import BundleError
+from edgead.runtime.limits import Limits
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
 
@@ -166,9 +167,14 @@ class ThresholdSection(_Section):
 
 
 class CategorySection(_Section):
-    """One category the model was fitted on; its own threshold where the model is routed."""
+    """One category the model was fitted on.
+
+    Where the model is routed it has a threshold of its own, and the similarity to its parts below which an image is
+    not inspected.
+    """
 
     threshold: ThresholdSection | None = None
+    minimum_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     n_train: _Count
 
 
@@ -183,12 +189,14 @@ class PrecisionSection(_Section):
     """One graph file: the backends it is for, and its own threshold (None: the bundle's).
 
     ``runtimes`` holds backend names. In a routed bundle ``file`` is the router, and the heads of the same precision
-    are the members ``head-<category>.<precision>.onnx``.
+    are the members ``head-<category>.<precision>.onnx``; without such members ``file`` routes and scores. A routed
+    precision other than fp32 has the thresholds of its ``categories`` here.
     """
 
     file: _GraphFile
     runtimes: Annotated[tuple[_Text, ...], BeforeValidator(_as_tuple)]
     threshold: ThresholdSection | None = None
+    categories: dict[_ComponentName, ThresholdSection] = {}
 
 
 class ParityRecord(_Section):
@@ -232,7 +240,30 @@ class Manifest(_Section):
     def _consistent(self) -> Manifest:
         if self.graph == "single" and self.map is None:
             raise ValueError("a single graph must state its map grid")
+        if self.graph == "routed":
+            if not self.categories:
+                raise ValueError("a routed graph must state its categories")
+            for name, category in self.categories.items():
+                if category.threshold is None or category.minimum_similarity is None:
+                    raise ValueError(f"category {name!r} of a routed graph lacks its threshold or minimum_similarity")
         return self
+
+    def limits(self, precision: str = "fp32") -> Limits:
+        """Return the thresholds that the scores of a precision are held against."""
+        entry = self.precisions.get(precision)
+        own = entry.categories if entry is not None else {}
+        sections = {name: own.get(name, category.threshold) for name, category in self.categories.items()}
+        routed = self.graph == "routed"
+        return Limits(
+            ((entry.threshold if entry is not None else None) or self.threshold).value,
+            {name: section.value for name, section in sections.items() if routed and section is not None},
+        )
+
+    def minimum_similarity(self) -> dict[str, float]:
+        """Return the similarity below which an image is no part of a category, of each category; empty if single."""
+        if self.graph == "single":
+            return {}
+        return {name: category.minimum_similarity or 0.0 for name, category in self.categories.items()}
 
     def to_json(self) -> bytes:
         """Return the canonical bytes of ``manifest.json``: UTF-8, sorted keys, two blanks of indent."""

@@ -35,6 +35,12 @@ def export(
     allow_drift: Annotated[
         bool, typer.Option("--allow-drift", help="Write the bundle though a decision changed, and record it there.")
     ] = False,
+    single_graph: Annotated[
+        bool,
+        typer.Option(
+            "--single-graph", help="For a model of several categories: one graph in place of a router and heads."
+        ),
+    ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", hidden=True)] = False,
     int8: Annotated[bool, typer.Option("--int8", hidden=True)] = False,
     calibration: Annotated[Path | None, _LATER] = None,
@@ -57,7 +63,12 @@ def export(
     with out.progress() as step:
         try:
             report = export_bundle(
-                trained.exportable(output.stem), output, images=images or (), allow_drift=allow_drift, progress=step
+                trained.exportable(output.stem),
+                output,
+                images=images or (),
+                allow_drift=allow_drift,
+                fused=single_graph,
+                progress=step,
             )
         except ParityError as error:
             if error.report is not None:

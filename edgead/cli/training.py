@@ -38,7 +38,9 @@ def fit(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="MODEL_DIR", help="Where the model goes.", show_default=False)
     ],
-    detector: Annotated[str, typer.Option(metavar="NAME", help="patchcore or padim.")] = "patchcore",
+    detector: Annotated[
+        str, typer.Option(metavar="NAME", help="patchcore, padim, npad, fre, protoad; dfc takes several categories.")
+    ] = "patchcore",
     backbone: Annotated[
         str, typer.Option(metavar="NAME[@WEIGHTS]", help="A timm model; WEIGHTS: hub, random, a file or a folder.")
     ] = "efficientnet_lite0",
@@ -80,8 +82,10 @@ def fit(
 
 def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
     card, threshold = model.card, model.threshold
-    meaning = {**threshold.to_dict(), "meaning": threshold.explain()}
-    return {
+    thresholds = dict.fromkeys(card.categories, threshold)
+    if card.routing is not None:
+        thresholds = {name: one.threshold.to_threshold() for name, one in card.routing.categories.items()}
+    payload = {
         "schema": "edgead.fit/1",
         "model": str(output),
         "detector": card.detector,
@@ -91,9 +95,12 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
         "seed": card.seed,
         "images": sum(card.categories.values()),
         "categories": card.categories,
-        "thresholds": dict.fromkeys(card.categories, meaning),
+        "thresholds": {name: {**one.to_dict(), "meaning": one.explain()} for name, one in thresholds.items()},
         "seconds": round(seconds, 3),
     }
+    if card.routing is not None:
+        payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
+    return payload
 
 
 def _warn_about_model(out: Output, model: TrainedModel) -> None:
@@ -102,13 +109,27 @@ def _warn_about_model(out: Output, model: TrainedModel) -> None:
             "THE BACKBONE HAS RANDOM WEIGHTS, as asked for with @random: good for trying things out, not for a line; "
             "leave @random away for trained ones"
         )
-    if not model.threshold.supported:
+    routing = model.card.routing
+    if routing is not None:
+        for name, category in routing.categories.items():
+            own = category.threshold.to_threshold()
+            if not own.supported:
+                out.warn(f"{name}: {own.explain()}")
+        if routing.purity < 1:
+            out.warn(
+                f"{1 - routing.purity:.1%} of the images lie in a category with another folder's; "
+                "give the number of categories with --set categories=N if that is wrong"
+            )
+    elif not model.threshold.supported:
         out.warn(model.threshold.explain())
 
 
 def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
     from edgead.cli._output import listing
 
+    thresholds = {"threshold": threshold.explain()}
+    if "routing" in payload:
+        thresholds = {f"threshold of {name}": one["meaning"] for name, one in payload["thresholds"].items()}
     return listing(
         f"Fitted {payload['model']}",
         {
@@ -117,7 +138,7 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "backbone": f"{payload['backbone']['name']}, weights: {payload['backbone']['weights']}",
             "network size": f"{payload['size']['height']}x{payload['size']['width']} pixels (height x width)",
             "good images": ", ".join(f"{name}: {count}" for name, count in payload["categories"].items()),
-            "threshold": threshold.explain(),
+            **thresholds,
             "seconds": f"{payload['seconds']:.1f}",
         },
     )
@@ -171,9 +192,14 @@ def _eval_tables(report: EvalReport, model: Path) -> list[Any]:
         rows.append(["mean", *(_interval(report.mean(name)) for name in METRICS)])
     title = f"{model} on {report.backend.name} ({report.backend.precision}); below each figure its 95 % interval"
     columns = ["category", "false alarms", "escapes", "not inspected"]
+    decisions = [_decisions(one) for one in report.categories]
+    if any(one.routed_to for one in report.categories):
+        columns.append("taken for")
+        for row, one in zip(decisions, report.categories, strict=True):
+            row.append(", ".join(f"{name} {count}" for name, count in one.routed_to.items()))
     return [
         table(title, ["category", *headings], rows),
-        table("Decisions at the threshold", columns, [_decisions(one) for one in report.categories]),
+        table("Decisions at the threshold", columns, decisions),
     ]
 
 

@@ -18,24 +18,32 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "npad": ("npad", "NPad"),
     "fre": ("fre", "Fre"),
     "protoad": ("protoad", "ProtoAD"),
+    "dfc": ("dfc", "Dfc"),
 }
 
-__all__ = ["REGISTRY", "Detector", "Settings", "create_detector"]
+__all__ = ["REGISTRY", "Detector", "Settings", "create_detector", "pools_categories"]
 
 
-def create_detector(name: str, settings: Mapping[str, Any] | None = None) -> Detector:
+def pools_categories(name: str) -> bool:
+    """Whether a registered detector fits one model of several categories; raises `ConfigError` for an unknown name."""
+    return bool(getattr(_factory(name), "pools_categories", False))
+
+
+def create_detector(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """Create a detector from its registered name and settings (strings are converted, as ``--set`` gives them).
+
+    Returns:
+        A `Detector`, or one that pools categories (`edgead.detectors.dfc.Dfc`), see `pools_categories`.
 
     Raises:
         ConfigError: unknown name, unknown setting or a value out of range; the nearest name is suggested.
     """
-    if name not in REGISTRY:
-        raise ConfigError(f"unknown detector '{name}'.{suggest(name, REGISTRY)}")
-    module, attribute = REGISTRY[name]
-    factory = getattr(import_module(f"edgead.detectors.{module}"), attribute)
+    factory = _factory(name)
     schema: type[Settings] = factory.Settings
     for key in settings or {}:
-        if key not in schema.model_fields:
+        # "head.KEY" belongs to a detector inside the detector, which checks it.
+        nested = key.startswith("head.") and "head_settings" in schema.model_fields
+        if key not in schema.model_fields and not nested:
             raise ConfigError(f"detector '{name}' has no setting '{key}'.{suggest(key, schema.model_fields)}")
     try:
         values = schema.model_validate(dict(settings or {}))
@@ -43,5 +51,11 @@ def create_detector(name: str, settings: Mapping[str, Any] | None = None) -> Det
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"setting '{where}' of detector '{name}': {first['msg']} (got {first['input']!r})") from error
-    detector: Detector = factory(values)
-    return detector
+    return factory(values)
+
+
+def _factory(name: str) -> Any:
+    if name not in REGISTRY:
+        raise ConfigError(f"unknown detector '{name}'.{suggest(name, REGISTRY)}")
+    module, attribute = REGISTRY[name]
+    return getattr(import_module(f"edgead.detectors.{module}"), attribute)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,9 @@ class TrainingImages(Protocol):
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """Yield ``(n, h, w, 3)`` uint8 RGB, n = size but for the last one."""
+
+    def select(self, indices: Sequence[int]) -> TrainingImages:
+        """Return some of the images, in the order of ``indices``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def fit_closed_form(
     folds = assign_folds(count, seed)
     extractor = detector.extractor(extractor, seed)
     collector = detector.collector(count, extractor, seed)
-    for first, features in _features(images, extractor, batch, progress, "features"):
+    for first, features in extract(images, extractor, batch, progress, "features"):
         collector.update(features, folds[first : first + len(features)])
 
     smooth = bool(detector.settings.smooth)
@@ -105,7 +108,7 @@ def fit_closed_form(
         for fold in range(folds.max() + 1)
     ]
     scores = np.empty(count, np.float64)
-    for first, features in _features(images, extractor, batch, progress, "out-of-fold scores"):
+    for first, features in extract(images, extractor, batch, progress, "out-of-fold scores"):
         members = folds[first : first + len(features)]
         for fold in np.unique(members):
             rows = np.flatnonzero(members == fold)
@@ -116,9 +119,10 @@ def fit_closed_form(
     return Fit(module.requires_grad_(False), scores)
 
 
-def _features(
+def extract(
     images: TrainingImages, extractor: FeatureExtractor, batch: int, progress: Progress, stage: str
 ) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index of the first image of a batch and the batch's features ``(n, C, gh, gw)``."""
     done = 0
     for pixels in images.batches(batch):
         yield done, extractor(torch.from_numpy(np.ascontiguousarray(pixels)))

@@ -9,6 +9,7 @@ means.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -91,8 +92,8 @@ class PooledLayer(FeatureExtractor):
         self.pool = pool
         self.fine = extractor.grid
 
-    def forward(self, images: Tensor) -> Tensor:
-        tap = resize_map(self.backbone(images)[self.layer], self.fine)
+    def from_taps(self, taps: Sequence[Tensor]) -> Tensor:
+        tap = resize_map(taps[self.layer], self.fine)
         return F.avg_pool2d(tap, self.pool)
 
 

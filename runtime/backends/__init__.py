@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,10 +16,15 @@ from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra
 
 
 class Inference(NamedTuple):
-    """Raw output for a batch: ``score (N,)`` float32 and ``map (N, gh, gw)`` float32, higher is more anomalous."""
+    """Raw output for a batch: ``score (N,)`` float32 and ``map (N, gh, gw)`` float32, higher is more anomalous.
+
+    A routed model also says the category it took each image for, and its reason where it is not sure enough to judge.
+    """
 
     score: NDArray[np.float32]
     map: NDArray[np.float32]
+    category: Sequence[str | None] | None = None
+    reason: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,19 @@ class Backend(Protocol):
 
     def run(self, images: NDArray[np.uint8]) -> Inference:
         """Score ``images (N, h, w, 3)`` uint8 RGB at network size; raises `BackendError` where the library fails."""
+
+    def describe(self) -> BackendInfo:
+        """Return what really runs."""
+
+    def close(self) -> None:
+        """Release the model; calling it twice is allowed."""
+
+
+class Network(Protocol):
+    """Executes one graph, whatever its outputs are. Not thread-safe: one caller at a time."""
+
+    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return the outputs asked for at opening, ``(N, ...)`` each; raises `BackendError` where the library fails."""
 
     def describe(self) -> BackendInfo:
         """Return what really runs."""
@@ -108,7 +126,19 @@ def open_backend(name: str, model: Path, *, threads: int | None = None, batch: i
         threads: number of CPU threads; None leaves the choice to the library.
         batch: the batch size the backend is compiled for; 0 keeps the batch axis dynamic.
     """
-    name, _ = choose(name)
-    entry = REGISTRY[name]
-    factory: Callable[..., Backend] = getattr(import_module(f"edgead.runtime.backends.{entry.module}"), entry.factory)
-    return factory(model, threads=threads, batch=batch)
+    opened: Backend = _factory(name)(model, threads=threads, batch=batch)
+    return opened
+
+
+def open_network(
+    name: str, model: Path, outputs: Sequence[str], *, threads: int | None = None, batch: int = 1
+) -> Network:
+    """Open a graph file with other outputs than a score and a map; arguments as in `open_backend`."""
+    opened: Network = _factory(name)(model, threads=threads, batch=batch, outputs=tuple(outputs))
+    return opened
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    entry = REGISTRY[choose(name)[0]]
+    factory: Callable[..., Any] = getattr(import_module(f"edgead.runtime.backends.{entry.module}"), entry.factory)
+    return factory

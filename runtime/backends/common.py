@@ -79,17 +79,25 @@ def check_settings(threads: int | None, batch: int) -> None:
         raise ConfigError(f"batch must be at least 1, or 0 for any size, got {batch}")
 
 
-def check_graph(model: str, inputs: Sequence[str], outputs: Sequence[str], shape: Sequence[int | None]) -> None:
-    """Raise `BackendError` unless the graph keeps the contract ``images (N, h, w, 3) -> score, map``.
+def check_graph(
+    model: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shape: Sequence[int | None],
+    wanted: Sequence[str] = OUTPUTS,
+) -> None:
+    """Raise `BackendError` unless the graph keeps the contract ``images (N, h, w, 3) -> wanted``.
 
     Args:
         model: file name, for messages.
         inputs, outputs: names of the graph's inputs and outputs.
         shape: shape of the first input, None where an axis is dynamic.
+        wanted: outputs that will be asked for.
     """
-    if list(inputs) != [INPUT] or not set(OUTPUTS) <= set(outputs):
+    if list(inputs) != [INPUT] or not set(wanted) <= set(outputs):
         raise BackendError(
-            f"{model} maps {', '.join(inputs)} to {', '.join(outputs)}; a scoring graph maps images to score and map"
+            f"{model} maps {', '.join(inputs)} to {', '.join(outputs)}; "
+            f"this graph must map {INPUT} to {' and '.join(wanted)}"
         )
     if len(shape) != 4 or shape[3] != 3 or None in shape[1:3]:
         shown = ", ".join("?" if size is None else str(size) for size in shape)
@@ -108,35 +116,41 @@ def check_images(images: NDArray[np.uint8], height: int, width: int) -> NDArray[
 
 
 def run_batches(
-    images: NDArray[np.uint8], batch: int, run: Callable[[NDArray[np.uint8]], tuple[Any, Any]]
-) -> Inference:
-    """Score any number of images with a network compiled for ``batch`` (0: any size).
+    images: NDArray[np.uint8], batch: int, run: Callable[[NDArray[np.uint8]], Sequence[Any]]
+) -> list[NDArray[np.float32]]:
+    """Run any number of images through a network compiled for ``batch`` (0: any size); returns its outputs.
 
     A last, smaller batch is filled up with copies of its last image, whose results are dropped: images are scored
-    independently of each other. Raises `BackendError` where the outputs break the contract.
+    independently of each other. Raises `BackendError` where an output is not float32 with one entry an image.
     """
     step = batch or len(images)
-    parts = []
+    parts: list[list[NDArray[np.float32]]] = []
     for start in range(0, len(images), step):
         chunk = images[start : start + step]
         count = len(chunk)
         if count < step:
             chunk = np.concatenate([chunk, np.repeat(chunk[-1:], step - count, axis=0)])
-        score, grid = run(chunk)
-        if (
-            score.dtype != np.float32
-            or grid.dtype != np.float32
-            or grid.ndim != 3
-            or not (score.shape == (step,) and len(grid) == step)
-        ):
-            raise BackendError(
-                f"the network gave score {score.shape} {score.dtype} and map {grid.shape} {grid.dtype} for {step} "
-                "images; a scoring graph gives (N,) and (N, gh, gw) float32"
-            )
-        parts.append((score[:count], grid[:count]))
+        outputs = run(chunk)
+        for values in outputs:
+            if values.dtype != np.float32 or values.ndim < 1 or len(values) != step:
+                raise BackendError(
+                    f"the network gave {values.shape} {values.dtype} for {step} images; "
+                    "a graph gives one float32 entry an image"
+                )
+        parts.append([values[:count] for values in outputs])
     if len(parts) == 1:
-        return Inference(*parts[0])
-    return Inference(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+        return parts[0]
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+
+def as_inference(outputs: Sequence[NDArray[np.float32]]) -> Inference:
+    """Return score and map; raises `BackendError` unless they are ``(N,)`` and ``(N, gh, gw)``."""
+    score, grid = outputs
+    if score.ndim != 1 or grid.ndim != 3:
+        raise BackendError(
+            f"the network gave score {score.shape} and map {grid.shape}; a scoring graph gives (N,) and (N, gh, gw)"
+        )
+    return Inference(score, grid)
 
 
 def first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
+    as_inference,
     check_graph,
     check_images,
     check_settings,
@@ -29,6 +31,7 @@ class OnnxRuntimeBackend:
         model: graph file, its ``weights/`` folder beside it.
         threads: CPU threads; None leaves the choice to the library, and `describe` then reports 0.
         batch: batch size to compile for; 0 keeps the batch axis dynamic. `run` takes any number of images either way.
+        outputs: what `compute` returns; `run` needs a score and a map.
 
     Raises:
         BackendUnavailable: the library is missing.
@@ -36,14 +39,20 @@ class OnnxRuntimeBackend:
         ConfigError: ``threads`` or ``batch`` is out of range.
     """
 
-    def __init__(self, model: Path, *, threads: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
+    ) -> None:
         check_settings(threads, batch)
+        self._outputs = list(outputs)
         onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a routed
+        # model: router and head in turn took three times as long.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if batch:
             options.add_free_dimension_override_by_name("batch", batch)
         try:
@@ -52,8 +61,8 @@ class OnnxRuntimeBackend:
             raise BackendError(f"onnxruntime cannot load {model.name}: {first_line(error)}") from error
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
-        outputs = [output.name for output in self._session.get_outputs()]
-        check_graph(model.name, [value.name for value in inputs], outputs, shape)
+        named = [output.name for output in self._session.get_outputs()]
+        check_graph(model.name, [value.name for value in inputs], named, shape, self._outputs)
         self._height, self._width = int(shape[1] or 0), int(shape[2] or 0)
         # What the graph was really fixed to: a file exported with a static batch keeps its own.
         self._batch = shape[0] or 0
@@ -68,6 +77,10 @@ class OnnxRuntimeBackend:
 
     def run(self, images: NDArray[np.uint8]) -> Inference:
         """Score ``images (N, h, w, 3)`` uint8, N >= 1; the arrays returned are the caller's to keep."""
+        return as_inference(self.compute(images))
+
+    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return the outputs for ``images (N, h, w, 3)`` uint8, N >= 1; the arrays are the caller's to keep."""
         if self._session is None:
             raise BackendError("the backend is closed")
         return run_batches(check_images(images, self._height, self._width), self._batch, self._run)
@@ -80,9 +93,9 @@ class OnnxRuntimeBackend:
         """Release the session; calling it twice is allowed."""
         self._session = None
 
-    def _run(self, images: NDArray[np.uint8]) -> tuple[Any, Any]:
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         try:
-            score, grid = self._session.run(OUTPUTS, {INPUT: images})
+            found: Sequence[Any] = self._session.run(self._outputs, {INPUT: images})
         except Exception as error:
             raise BackendError(f"onnxruntime failed: {first_line(error)}") from error
-        return score, grid
+        return found

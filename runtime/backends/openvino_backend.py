@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
+    as_inference,
     check_graph,
     check_images,
     check_settings,
@@ -28,8 +30,11 @@ _PRECISION_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 class _OpenVinoCpu:
     """Runs the graph on OpenVINO's CPU plugin in the precision ``hint``; refuses where it would run in another one."""
 
-    def __init__(self, model: Path, *, threads: int | None, batch: int, name: str, hint: str) -> None:
+    def __init__(
+        self, model: Path, *, threads: int | None, batch: int, outputs: Sequence[str], name: str, hint: str
+    ) -> None:
         check_settings(threads, batch)
+        self._outputs = tuple(outputs)
         openvino = load_openvino()
         core = openvino_core()
         if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -44,7 +49,7 @@ class _OpenVinoCpu:
             raise BackendError(f"openvino cannot read {model.name}: {first_line(error)}") from error
         shape = [None if size.is_dynamic else int(size.get_length()) for size in _input_shape(graph)]
         inputs = [value.any_name for value in graph.inputs]
-        check_graph(model.name, inputs, [n for value in graph.outputs for n in value.names], shape)
+        check_graph(model.name, inputs, [n for value in graph.outputs for n in value.names], shape, self._outputs)
         self._height, self._width = int(shape[1] or 0), int(shape[2] or 0)
         self._batch = batch if shape[0] is None else shape[0]
         try:
@@ -71,6 +76,10 @@ class _OpenVinoCpu:
 
     def run(self, images: NDArray[np.uint8]) -> Inference:
         """Score ``images (N, h, w, 3)`` uint8, N >= 1; the arrays returned are the caller's to keep."""
+        return as_inference(self.compute(images))
+
+    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return the outputs for ``images (N, h, w, 3)`` uint8, N >= 1; the arrays are the caller's to keep."""
         if self._request is None:
             raise BackendError("the backend is closed")
         return run_batches(check_images(images, self._height, self._width), self._batch, self._run)
@@ -83,21 +92,22 @@ class _OpenVinoCpu:
         """Release the compiled model; calling it twice is allowed."""
         self._request = None
 
-    def _run(self, images: NDArray[np.uint8]) -> tuple[Any, Any]:
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         try:
             # The inputs are shared for the time of this call; the outputs are copies, for the request is used again.
             results = self._request.infer({INPUT: images}, share_inputs=True, share_outputs=False)
-            score, grid = (results[name] for name in OUTPUTS)
+            return [results[name] for name in self._outputs]
         except Exception as error:
             raise BackendError(f"openvino failed: {first_line(error)}") from error
-        return score, grid
 
 
 class OpenVinoBackend(_OpenVinoCpu):
     """Runs the graph in FP32 on OpenVINO's CPU plugin. Arguments and errors as in `OnnxRuntimeBackend`."""
 
-    def __init__(self, model: Path, *, threads: int | None = None, batch: int = 1) -> None:
-        super().__init__(model, threads=threads, batch=batch, name="openvino", hint="f32")
+    def __init__(
+        self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
+    ) -> None:
+        super().__init__(model, threads=threads, batch=batch, outputs=outputs, name="openvino", hint="f32")
 
 
 class OpenVinoBf16Backend(_OpenVinoCpu):
@@ -106,8 +116,10 @@ class OpenVinoBf16Backend(_OpenVinoCpu):
     Arguments and errors as in `OnnxRuntimeBackend`; also `BackendUnavailable` where the CPU has no bfloat16.
     """
 
-    def __init__(self, model: Path, *, threads: int | None = None, batch: int = 1) -> None:
-        super().__init__(model, threads=threads, batch=batch, name="openvino-bf16", hint="bf16")
+    def __init__(
+        self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
+    ) -> None:
+        super().__init__(model, threads=threads, batch=batch, outputs=outputs, name="openvino-bf16", hint="bf16")
 
 
 def _input_shape(graph: Any) -> Any:

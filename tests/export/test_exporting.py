@@ -15,7 +15,9 @@ from edgead.export.parity import Comparison
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.check import check_bundle
 from edgead.runtime.errors import ConfigError, DataError, ParityError
+from edgead.runtime.frame import decide
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.limits import Verdict
 
 
 class Drifting(nn.Module):
@@ -107,14 +109,19 @@ def test_wrong_arguments(exportable, tmp_path):
     assert not (tmp_path / "small.edgead").exists()
 
 
+def judged(score: float, category: str | None = None) -> Verdict:
+    decision, reason = decide(score, 1.0)
+    return Verdict(score, 1.0, decision, category, reason)
+
+
 def test_flips_and_borderline_changes_are_told_apart():
     grid = np.zeros((2, 2), np.float32)
-    comparison = Comparison(reference_threshold=1.0, candidate_threshold=1.0, scale=0.5)
+    comparison = Comparison(scale=0.5)
     scores = [(0.2, 0.201), (0.999, 1.001), (0.5, 0.501), (0.9, 1.1)] + [(0.1, 0.1)] * 100
     for number, (reference, candidate) in enumerate(scores):
-        comparison.add(f"{number}.png", (reference, grid), (candidate, grid))
+        comparison.add(f"{number}.png", (judged(reference), grid), (judged(candidate), grid))
     record = comparison.record()
-    assert comparison.changed == ["1.png", "3.png"]
+    assert comparison.changed == [1, 3]
     assert (record.flips, record.borderline) == (1, 1)
     assert record.epsilon is not None
     assert record.epsilon <= 0.02 * 0.5
@@ -124,7 +131,15 @@ def test_flips_and_borderline_changes_are_told_apart():
 
 def test_a_score_that_is_not_finite_is_never_hidden():
     grid = np.zeros((2, 2), np.float32)
-    comparison = Comparison(1.0, 1.0, 0.5)
-    comparison.add("a.png", (0.5, grid), (float("nan"), grid))
+    comparison = Comparison(0.5)
+    comparison.add("a.png", (judged(0.5), grid), (judged(float("nan")), grid))
     assert not comparison.finite
+    assert comparison.record().flips == 1
+
+
+def test_a_part_taken_for_another_category_is_a_flip_even_where_the_decision_stays():
+    grid = np.zeros((2, 2), np.float32)
+    comparison = Comparison(0.5)
+    comparison.add("a.png", (judged(0.5, "plate"), grid), (judged(0.5, "tile"), grid))
+    assert comparison.changed == [0]
     assert comparison.record().flips == 1

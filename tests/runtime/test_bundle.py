@@ -560,12 +560,15 @@ def test_model_files_go_away_after_an_error(small: Path) -> None:
             pass
 
 
-def test_routed_bundles_bring_their_heads(tmp_path: Path, make_manifest: MakeManifest) -> None:
+def test_routed_bundles_bring_their_heads(
+    tmp_path: Path, make_manifest: MakeManifest, tiny_threshold: Threshold
+) -> None:
     path = tmp_path / "x.edgead"
+    category = {"n_train": 1, "threshold": tiny_threshold.to_dict(), "minimum_similarity": 0.5}
     manifest = make_manifest(
         graph="routed",
         precisions={"fp32": {"file": "router.fp32.onnx", "runtimes": ["onnxruntime"]}},
-        categories={"plate": {"n_train": 1}, "tile": {"n_train": 1}},
+        categories={"plate": category, "tile": category},
     )
     files = {f"{name}.onnx": b"" for name in ("router.fp32", "head-plate.fp32", "head-tile.fp32", "head-tile.fp16")}
     write_bundle(path, manifest, files)

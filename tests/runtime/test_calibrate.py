@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import available
-from edgead.runtime.bundle import Bundle, write_bundle
+from edgead.runtime.bundle import Bundle
 from edgead.runtime.calibrate import calibrate_bundle
 from edgead.runtime.check import check_bundle
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError, SourceError, SourceLost
@@ -254,12 +254,3 @@ def test_an_unknown_record_of_earlier_calibrations_is_kept(make_bundle, folder, 
     calibrate_bundle(path, folder, tmp_path / "new.edgead")
     with Bundle.open(tmp_path / "new.edgead") as bundle:
         assert bundle.manifest.provenance["calibrations"][0] == "by hand, in March"
-
-
-def test_a_routed_bundle_is_refused(make_bundle, folder, tmp_path):
-    path = make_bundle()
-    with Bundle.open(path) as bundle:
-        files = {name: bundle.read(name) for name in bundle.manifest.members}
-        routed = bundle.manifest.model_copy(update={"graph": "routed"})
-    write_bundle(path, routed, files)
-    refused(BundleError, "routed", path, folder, tmp_path / "new.edgead")

@@ -88,6 +88,7 @@ def test_a_backend_that_computes_nonsense_is_broken(tmp_path: Path) -> None:
         "import numpy\n__version__ = '9.9'\n"
         "def disable_telemetry_events(): pass\n"
         "class SessionOptions:\n    def add_free_dimension_override_by_name(self, name, value): pass\n"
+        "    def add_session_config_entry(self, name, value): pass\n"
         "class Value:\n    def __init__(self, name, shape=()): self.name, self.shape = name, shape\n"
         "class InferenceSession:\n"
         "    def __init__(self, *a, **k): pass\n"

@@ -191,7 +191,18 @@ def test_another_resize_rule_is_refused(content: dict[str, Any]) -> None:
 
 def test_a_routed_bundle_may_leave_the_grid_to_its_heads(content: dict[str, Any]) -> None:
     content |= {"graph": "routed", "map": None}
+    content["categories"] = {
+        "plate": {"n_train": 9, "threshold": content["threshold"], "minimum_similarity": 0.5},
+    }
     assert parse(content).map is None
+
+
+@pytest.mark.parametrize("missing", ["threshold", "minimum_similarity"])
+def test_a_routed_bundle_states_how_each_category_is_judged(content: dict[str, Any], missing: str) -> None:
+    category = {"n_train": 9, "threshold": content["threshold"], "minimum_similarity": 0.5}
+    content |= {"graph": "routed", "categories": {"plate": {**category, missing: None}}}
+    with pytest.raises(BundleError, match="plate"):
+        parse(content)
 
 
 def test_manifests_are_frozen(content: dict[str, Any]) -> None:

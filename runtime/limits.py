@@ -1,0 +1,51 @@
+"""From raw scores to decisions: the thresholds of a model, one or one for each category it routes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgead.runtime.backends import Inference
+from edgead.runtime.frame import Decision, decide
+
+
+class Verdict(NamedTuple):
+    """The judgement of one image: raw score, the threshold it was held against, and what follows."""
+
+    score: float
+    threshold: float
+    decision: Decision
+    category: str | None
+    reason: str | None
+
+    def same(self, other: Verdict) -> bool:
+        """Whether another verdict says the same of the part: its decision and, where routed, its category."""
+        return self.decision is other.decision and self.category == other.category
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Thresholds in raw score units; `ANOMALY` iff score > threshold.
+
+    Attributes:
+        value: of a model that routes nothing, and for frames that no category is known of.
+        categories: threshold of each category of a routed model.
+    """
+
+    value: float
+    categories: Mapping[str, float] = field(default_factory=dict)
+
+    def judge(self, inference: Inference, index: int) -> Verdict:
+        """Judge one image of a batch.
+
+        A part of an unknown category is `NOT_INSPECTED`; its score is kept, since an evaluation can use it.
+        """
+        score = float(inference.score[index])
+        category = None if inference.category is None else inference.category[index]
+        reason = None if inference.reason is None else inference.reason[index]
+        threshold = self.value if category is None else self.categories.get(category, self.value)
+        if reason is not None:
+            return Verdict(score, threshold, Decision.NOT_INSPECTED, category, reason)
+        decision, reason = decide(score, threshold)
+        return Verdict(score, threshold, decision, category, reason)
