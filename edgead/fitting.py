@@ -19,7 +19,7 @@ from edgead.detectors import create_detector
 from edgead.detectors.base import fit_closed_form
 from edgead.features import build_extractor
 from edgead.model import TrainedModel, check_size, make_card
-from edgead.probes import KINDS, plant
+from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
@@ -111,7 +111,7 @@ def make_references(category: Category, seed: int, count: int = REFERENCE_IMAGES
     references = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
-        kind = KINDS[number % len(KINDS)]
+        kind = STRUCTURAL[number % len(STRUCTURAL)]
         references.append((f"good-{number}.png", _png(image)))
         references.append((f"probe-{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
     return tuple(references)
