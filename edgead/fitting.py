@@ -21,7 +21,7 @@ from edgead.detectors.dfc import PooledFit
 from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
 from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, make_card
-from edgead.probes import KINDS, plant
+from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.manifest import ThresholdSection
@@ -158,7 +158,7 @@ def make_references(
     references = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
-        kind = KINDS[number % len(KINDS)]
+        kind = STRUCTURAL[number % len(STRUCTURAL)]
         references.append((f"good-{prefix}{number}.png", _png(image)))
         references.append((f"probe-{prefix}{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
     return tuple(references)
