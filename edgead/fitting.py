@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, build_backbone, describe_backbone
+from edgead.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
 from edgead.coreset import Progress, silent
 from edgead.data import Category, Sample, load_images, open_category
 from edgead.detectors import create_detector, pools_categories
@@ -38,6 +38,7 @@ def fit(
     detector: str = "patchcore",
     settings: Mapping[str, Any] | None = None,
     backbone: str = DEFAULT_BACKBONE,
+    taps: Sequence[int] = DEFAULT_TAPS,
     size: int | tuple[int, int] = DEFAULT_SIZE,
     seed: int = 0,
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
@@ -50,6 +51,7 @@ def fit(
             one that holds parts of several kinds, for a detector that pools categories (``dfc``).
         detector, settings: registered name and its settings.
         backbone: ``NAME`` or ``NAME@WEIGHTS``, see `BackboneSpec.parse`.
+        taps: where features are taken from the backbone, as strides (input pixels a cell), finest first.
         size: network size in pixels, a side or ``(height, width)``, multiples of 32.
         seed: decides every random choice.
         false_alarm_rate: share of good parts that may be rejected.
@@ -70,7 +72,7 @@ def fit(
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     opened = [open_category(path, train_only=True) for path in categories]
     _require_different_names(opened)
-    spec = BackboneSpec.parse(backbone)
+    spec = BackboneSpec.parse(backbone, taps)
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)
     images = _Normals([sample for category in opened for sample in category.train], height, width)

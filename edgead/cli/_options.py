@@ -57,6 +57,17 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_taps(text: str) -> tuple[int, ...]:
+    """Return the strides of ``8,16``: powers of two from 2 to 64, rising."""
+    from edgead.runtime.errors import ConfigError
+
+    parts = [part.strip() for part in text.split(",")]
+    strides = tuple(int(part) for part in parts if part.isdecimal())
+    if len(strides) != len(parts) or not set(strides) <= {2, 4, 8, 16, 32, 64} or list(strides) != sorted(set(strides)):
+        raise ConfigError(f"--taps takes strides, finest first, such as 8,16 or 8,16,32, not '{text}'")
+    return strides
+
+
 def parse_frame_size(text: str) -> tuple[int, int]:
     """Return ``(width, height)`` of ``1280x1024``, the way cameras are described."""
     from edgead.runtime.errors import ConfigError

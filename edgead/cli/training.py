@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, ThreadsOption, parse_settings, parse_size, require
+from edgead.cli._options import BackendOption, ThreadsOption, parse_settings, parse_size, parse_taps, require
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -44,6 +44,9 @@ def fit(
     backbone: Annotated[
         str, typer.Option(metavar="NAME[@WEIGHTS]", help="A timm model; WEIGHTS: hub, random, a file or a folder.")
     ] = "efficientnet_lite0",
+    taps: Annotated[
+        str, typer.Option(metavar="S,S...", help="Strides of the backbone's features, finest first; 32 adds context.")
+    ] = "8,16",
     size: Annotated[str, typer.Option(metavar="N|HxW", help="Network size in pixels, multiples of 32.")] = "256",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
     settings: Annotated[
@@ -55,7 +58,7 @@ def fit(
     ] = 0.01,
 ) -> None:
     """Train on photos of good parts, and set the threshold from good parts that the model has not seen."""
-    network_size, chosen = parse_size(size), parse_settings(settings or ())
+    network_size, chosen, strides = parse_size(size), parse_settings(settings or ()), parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
     from edgead.fitting import fit as fit_model
     from edgead.model import check_model_path
@@ -69,6 +72,7 @@ def fit(
             detector=detector,
             settings=chosen,
             backbone=backbone,
+            taps=strides,
             size=network_size,
             seed=seed,
             false_alarm_rate=false_alarm_rate,

@@ -307,3 +307,16 @@ def test_a_full_disk_leaves_the_old_bundle(edgead, plate_model, plate_bundle, tm
     assert outcome.code == 2
     assert f"cannot write {bundle}" in outcome.error
     assert content(tmp_path) == before
+
+
+def test_taps_are_taken_where_asked(edgead, parts, tmp_path):
+    target = tmp_path / "m"
+    fitted = edgead(
+        "fit", parts, "--detector", "padim", "--set", "dimensions=8", "--size", 64, "--taps", "16,32", "-o", target
+    )
+    assert fitted.code == 0
+    assert json.loads((target / "model.json").read_text())["backbone"]["strides"] == [16, 32]
+    for taps, wrong in (("8,8", "'8,8'"), ("x", "'x'"), ("16,8", "'16,8'"), ("64", "no tap of stride 64")):
+        refused = edgead("fit", parts, "--taps", taps, "-o", tmp_path / "n")
+        assert refused.code == 2
+        assert wrong in refused.error
