@@ -75,7 +75,7 @@ def dent(image: _Image, scene: Scene, rng: np.random.Generator, strength: float)
     squeeze, turn, light = rng.uniform(0.65, 1.0), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     steep = rng.uniform(1.3, 2.2)  # 1 is a bowl, more is a flat floor with steep flanks
     wobble, phase = rng.uniform(0.03, 0.12), rng.uniform(0, 2 * np.pi)
-    window = scene.window((place[0], place[1]), 1.9 * radius)
+    window = scene.window((place[0], place[1]), 2.4 * radius / squeeze)
     rows, columns = _axes(window, place, turn)
     angle = np.arctan2(rows, columns * squeeze)
     reach = np.hypot(rows, columns * squeeze) / (radius * (1 + wobble * np.sin(3 * angle + phase)))
