@@ -6,6 +6,7 @@ passes has shown no more than that. No test image is opened and no label of one 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from edgead.data import prefetch
 from edgead.evaluation import Inspecting
 from edgead.heldout import Normals
 from edgead.metrics import BOOTSTRAP, Metric, count_pixels, image_auroc, pixel_auroc
-from edgead.probes import KINDS, plant
+from edgead.probes import KINDS, plant, read_scene
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError, suggest
@@ -36,6 +37,8 @@ class KindReport:
 
     Attributes:
         n: probes that were judged; ``caught`` of them lay above the threshold.
+        raised: probes that scored above the same image without the probe, a tie counting half; a model that sees
+            nothing raises half of them.
         not_inspected: probes that a router or a fault left without a score; they never pass the line.
         skipped: probes that could not be planted, such as a missing part where there is none.
         image_auroc: probes against good images; the interval takes them as drawn apart from each other, though a
@@ -46,6 +49,7 @@ class KindReport:
     kind: str
     n: int
     caught: int
+    raised: float
     not_inspected: int
     skipped: int
     image_auroc: Metric | None
@@ -57,6 +61,8 @@ class KindReport:
             "pixel_auroc": None if self.pixel_auroc is None else self.pixel_auroc.to_dict(),
             "caught": self.caught,
             "share_caught": self.caught / self.n if self.n else None,
+            "raised": self.raised,
+            "share_raised": self.raised / self.n if self.n else None,
             "n": self.n,
             "not_inspected": self.not_inspected,
             "skipped": self.skipped,
@@ -146,8 +152,8 @@ def probe(
     if per_kind < 1:
         raise ConfigError(f"there must be at least 1 probe of a kind, got {per_kind}")
     outcomes = list(_judge(inspector, normals, _deal(len(normals.samples), kinds, per_kind, seed), strength, progress))
-    judged = [one for one in outcomes if one.score is not None]
-    own = [one.score for one in judged if one.kind is None and one.score is not None]
+    judged = [one for one in outcomes if math.isfinite(one.score)]
+    own = [one.score for one in judged if one.kind is None]
     scores = own if normals.scores is None else list(normals.scores)
     where = normals.category.name
     complaint = next((one.reason for one in outcomes if one.reason), "no reason given")
@@ -172,10 +178,11 @@ def probe(
 
 
 class _Outcome(NamedTuple):
-    """What became of one image: ``kind`` None without a probe, ``score`` None where it got none or was skipped."""
+    """What became of one image: ``kind`` None without a probe, ``score`` NaN where it got none or was skipped."""
 
     kind: str | None
-    score: float | None = None
+    score: float = math.nan
+    own: float = math.nan  # of the same image without the probe
     threshold: float = 0.0
     caught: bool = False
     map: NDArray[np.float32] | None = None
@@ -191,9 +198,8 @@ def _judge(
     strength: float,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[_Outcome]:
-    own = normals.scores is None
-    indices = [index for index in range(len(normals.samples)) if own or index in jobs]
-    total = len(indices) * own + sum(map(len, jobs.values()))
+    indices = [index for index in range(len(normals.samples)) if normals.scores is None or index in jobs]
+    total = len(indices) + sum(map(len, jobs.values()))
     done = 0
 
     def step() -> None:
@@ -202,7 +208,13 @@ def _judge(
         if progress is not None:
             progress(done, total)
 
-    def ask(pixels: NDArray[np.uint8], name: str, kind: str | None, mask: NDArray[np.bool_] | None) -> _Outcome:
+    def ask(
+        pixels: NDArray[np.uint8],
+        name: str,
+        kind: str | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        before: float = math.nan,
+    ) -> _Outcome:
         result = inspector(Frame(np.ascontiguousarray(pixels), done, time.monotonic_ns(), name))
         step()
         if result.decision is Decision.NOT_INSPECTED:
@@ -211,22 +223,23 @@ def _judge(
         kept = None
         if mask is not None and result.map is not None and np.isfinite(result.map).all():
             kept = np.array(result.map, np.float32)  # a backend may use its output buffer again
-        return _Outcome(kind, result.score, result.threshold, caught, kept, mask)
+        return _Outcome(kind, result.score, before, result.threshold, caught, kept, mask)
 
     # One thread decodes ahead of the network; more would hold more full-size images.
     with closing(prefetch(read_image, [normals.samples[index].path for index in indices], workers=1)) as images:
         for index, image in zip(indices, images, strict=True):
             name = normals.category.relative(normals.samples[index])
-            if own:
-                yield ask(image, name, None, None)
+            own = ask(image, name)
+            yield own
+            scene = read_scene(image)
             for kind, probe_seed in jobs.get(index, ()):
                 try:
-                    painted, mask = plant(image, kind, probe_seed, strength)
+                    painted, mask = plant(image, kind, probe_seed, strength, scene)
                 except DataError as error:
                     step()
                     yield _Outcome(kind, skipped=True, reason=f"{name}: {error}")
                     continue
-                yield ask(painted, name, kind, _resized(mask, inspector.height, inspector.width))
+                yield ask(painted, name, kind, _resized(mask, inspector.height, inspector.width), own.score)
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -255,8 +268,8 @@ def _deal(images: int, kinds: Sequence[str], per_kind: int, seed: int) -> dict[i
 
 
 def _report(kind: str, outcomes: Sequence[_Outcome], normal: Sequence[float], bootstrap: int, seed: int) -> KindReport:
-    judged = [one for one in outcomes if one.score is not None]
-    scores = [one.score for one in judged if one.score is not None]
+    judged = [one for one in outcomes if math.isfinite(one.score)]
+    scores = [one.score for one in judged]
     found = [(one.map, one.mask) for one in judged if one.map is not None and one.mask is not None and one.mask.any()]
     by_image = by_pixel = None
     if scores:
@@ -270,6 +283,7 @@ def _report(kind: str, outcomes: Sequence[_Outcome], normal: Sequence[float], bo
         kind=kind,
         n=len(judged),
         caught=sum(one.caught for one in judged),
+        raised=sum(0.5 * (one.score == one.own) + (one.score > one.own) for one in judged),
         not_inspected=len(outcomes) - len(judged) - skipped,
         skipped=skipped,
         image_auroc=by_image,

@@ -107,9 +107,9 @@ def run_probes(
 def _tables(report: ProbeReport, model: Path) -> list[Any]:
     from edgead.cli._output import table
 
-    columns = ["category", "kind", "image AUROC", "caught", "pixel AUROC", "skipped", "not inspected"]
+    columns = ["category", "kind", "image AUROC", "caught", "raised", "pixel AUROC", "skipped", "not inspected"]
     rows = [_row(one, kind) for one in report.categories for kind in (*one.kinds, one.overall)]
-    title = f"{model}: planted defects of strength {report.strength:g} on {report.backend.name}"
+    title = f"{model}: planted defects of strength {report.strength:g} on {report.backend.name}; below each figure its 95 % interval"
     good = [[one.name, one.source, str(one.n_normals), str(one.false_alarms)] for one in report.categories]
     return [
         table(title, columns, rows, text_columns=2),
@@ -126,6 +126,7 @@ def _row(category: CategoryProbe, report: KindReport) -> list[str]:
         report.kind,
         _interval(report.image_auroc),
         f"{report.caught} of {report.n}",
+        f"{report.raised:g} of {report.n}",
         _interval(report.pixel_auroc),
         str(report.skipped),
         str(report.not_inspected),
@@ -133,4 +134,4 @@ def _row(category: CategoryProbe, report: KindReport) -> list[str]:
 
 
 def _interval(metric: Metric | None) -> str:
-    return "-" if metric is None else f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})"
+    return "-" if metric is None else f"{metric.value:.4f}\n{metric.low:.3f} to {metric.high:.3f}"
