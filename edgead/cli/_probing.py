@@ -109,7 +109,10 @@ def _tables(report: ProbeReport, model: Path) -> list[Any]:
 
     columns = ["category", "kind", "image AUROC", "caught", "raised", "pixel AUROC", "skipped", "not inspected"]
     rows = [_row(one, kind) for one in report.categories for kind in (*one.kinds, one.overall)]
-    title = f"{model}: planted defects of strength {report.strength:g} on {report.backend.name}; below each figure its 95 % interval"
+    title = (
+        f"{model} on {report.backend.name}: planted defects of strength {report.strength:g}; "
+        "below each figure its 95 % interval"
+    )
     good = [[one.name, one.source, str(one.n_normals), str(one.false_alarms)] for one in report.categories]
     return [
         table(title, columns, rows, text_columns=2),
