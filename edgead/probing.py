@@ -37,8 +37,8 @@ class KindReport:
 
     Attributes:
         n: probes that were judged; ``caught`` of them lay above the threshold.
-        raised: probes that scored above the same image without the probe, a tie counting half; a model that sees
-            nothing raises half of them.
+        raised: probes that scored above the same image without the probe; a tie, or such an image without a score,
+            counts half, so that a model that sees nothing raises half of them.
         not_inspected: probes that a router or a fault left without a score; they never pass the line.
         skipped: probes that could not be planted, such as a missing part where there is none.
         image_auroc: probes against good images; the interval takes them as drawn apart from each other, though a
@@ -283,7 +283,7 @@ def _report(kind: str, outcomes: Sequence[_Outcome], normal: Sequence[float], bo
         kind=kind,
         n=len(judged),
         caught=sum(one.caught for one in judged),
-        raised=sum(0.5 * (one.score == one.own) + (one.score > one.own) for one in judged),
+        raised=sum(0.5 if not abs(one.score - one.own) > 0 else float(one.score > one.own) for one in judged),
         not_inspected=len(outcomes) - len(judged) - skipped,
         skipped=skipped,
         image_auroc=by_image,
