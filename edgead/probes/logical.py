@@ -81,22 +81,24 @@ def _take_away(painted: _Image, scene: Scene, part: Part, mask: _Mask, rng: np.r
 
 
 def _turn(painted: _Image, image: _Image, scene: Scene, part: Part, strength: float, rng: np.random.Generator) -> None:
-    mask = part.within(strength)
-    rows, columns = np.nonzero(mask)
+    # The whole part decides, so that the strength says to how much something is done, not what.
+    rows, columns = np.nonzero(part.mask)
     box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    inside, pixels = mask[box], scene.small[box].astype(np.float64)
+    inside, pixels = part.mask[box], scene.small[box].astype(np.float64)
     best, found = 0.0, (-1, -1)
     for turn in ((-1, -1), (-1, 1), (1, -1)):
         change = np.abs(pixels[:: turn[0], :: turn[1]] - pixels).mean(axis=2)
         visible = float((change * inside).sum() / inside.sum())
         if visible > best:
             best, found = visible, turn
-    if best >= _VISIBLE:
+    if best >= _VISIBLE:  # all of it at every strength: half a part turned is odder than a whole one
         if not part.is_texture:
-            fill(painted, scene, mask, part.around, rng)
-        _paste(painted, image, scene, mask, (0, 0), part, turn=found)
+            fill(painted, scene, part.mask, part.around, rng)
+        _paste(painted, image, scene, part.mask, (0, 0), part, turn=found)
         return
-    shift = _elsewhere(mask, part, rng)
+    mask = part.within(strength)
+    shift = _elsewhere(part.mask, part, rng)
+    rows, columns = np.nonzero(mask)
     other = np.zeros_like(mask)
     other[rows + shift[0], columns + shift[1]] = True
     _paste(painted, image, scene, other, (-shift[0], -shift[1]), part)
