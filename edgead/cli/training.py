@@ -11,6 +11,14 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, ThreadsOption, parse_settings, parse_size, parse_taps, require
+from edgead.cli._probing import (
+    KindsOption,
+    PerKindOption,
+    ProbeOptions,
+    ProbeSeedOption,
+    StrengthOption,
+    run_probes,
+)
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -156,12 +164,33 @@ def evaluate(
     ],
     categories: Annotated[
         list[Path],
-        typer.Argument(metavar="CATEGORY_DIR...", help="Folders with test/good and test/<defect>.", show_default=False),
+        typer.Argument(
+            metavar="CATEGORY_DIR...",
+            help="Folders with test/good and test/<defect>; with --probe: of good photos.",
+            show_default=False,
+        ),
     ],
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Plant defects on good images and measure on those, without test images or labels: "
+            "a sanity probe, not a substitute for real defects.",
+        ),
+    ] = False,
+    kinds: KindsOption = None,
+    per_kind: PerKindOption = None,
+    seed: ProbeSeedOption = None,
+    strength: StrengthOption = None,
 ) -> None:
     """Measure a model on the test images, through the code that judges camera frames."""
+    planted = ProbeOptions(kinds, per_kind, seed, strength)
+    if probe:
+        run_probes(out, model, categories, planted, backend=backend, threads=threads)
+        return
+    planted.refuse()
     from edgead.data import open_category
     from edgead.evaluation import EvalReport
     from edgead.evaluation import evaluate as evaluate_category

@@ -22,6 +22,8 @@ from edgead.probes import logical, structural
 from edgead.probes.scene import Scene, read_scene
 from edgead.runtime.errors import ConfigError, DataError, suggest
 
+__all__ = ["KINDS", "LOGICAL", "STRENGTHS", "STRUCTURAL", "Scene", "plant", "read_scene"]
+
 _Paint = Callable[[NDArray[np.uint8], Scene, np.random.Generator, float], NDArray[np.uint8]]
 
 _STRUCTURAL: dict[str, _Paint] = {
@@ -46,7 +48,7 @@ _ATTEMPTS = 8
 
 
 def plant(
-    image: NDArray[np.uint8], kind: str, seed: int, strength: float = 1.0
+    image: NDArray[np.uint8], kind: str, seed: int, strength: float = 1.0, scene: Scene | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Paint one defect on a copy of an image.
 
@@ -60,6 +62,8 @@ def plant(
         strength: visibility from 0.05 to 4. 1 is what an inspector sees at a glance, 0.4 what needs a second look.
             Scales contrast and size of structural kinds; of logical ones how much of a part is concerned and how far
             it moves, up to the whole part at 1.
+
+        scene: `read_scene` of the same image, where several probes go onto one; None: it is read here.
 
     Returns:
         The painted copy, and the mask ``(H, W)`` of exactly the pixels that differ, never empty.
@@ -80,7 +84,7 @@ def plant(
     if min(image.shape[:2]) < SMALLEST_SIDE:
         size = f"{image.shape[1]}x{image.shape[0]}"
         raise DataError(f"a probe needs an image of at least {SMALLEST_SIDE} pixels a side, got {size}")
-    scene = read_scene(image)
+    scene = scene or read_scene(image)
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng((zlib.crc32(kind.encode()), seed, attempt))
         painted = paint(image, scene, rng, strength)

@@ -14,13 +14,14 @@ _Image = NDArray[np.uint8]
 _Mask = NDArray[np.bool_]
 
 _PLACES = 96  # tried for a part that is to go elsewhere
+_VISIBLE = 4.0  # levels, mean over a part that is turned; less is the same part
 
 
 def missing(image: _Image, scene: Scene, rng: np.random.Generator, strength: float) -> _Image:
-    """What is around a part goes on where it was."""
+    """What is around a part goes on where it was; of a texture a patch is worn smooth."""
     part = _choose(find_parts(scene, rng), rng)
     painted = np.array(image)
-    fill(painted, scene, part.within(strength), part.around, rng, grain=0.25 if part.is_texture else 1.0)
+    _take_away(painted, scene, part, part.within(strength), rng)
     return painted
 
 
@@ -43,24 +44,24 @@ def moved(image: _Image, scene: Scene, rng: np.random.Generator, strength: float
     wanted = max(2.0, min(length, strength**2 * size))
     shift = round(shift[0] * wanted / length), round(shift[1] * wanted / length)
     painted = np.array(image)
-    fill(painted, scene, part.mask, part.around, rng, grain=0.25 if part.is_texture else 1.0)
+    _take_away(painted, scene, part, part.mask, rng)
     _paste(painted, image, scene, part.mask, shift, part)
     return painted
 
 
 def swapped(image: _Image, scene: Scene, rng: np.random.Generator, strength: float) -> _Image:
-    """Two parts of the image lie in each other's place; where there is only one, it is put in the wrong way round."""
+    """Two parts of the image lie in each other's place.
+
+    Where there are no two, one is put in the wrong way round; where it looks the same then, it changes places with a
+    piece of what is around it.
+    """
     parts = find_parts(scene, rng)
-    first = _choose(parts, rng)
-    others = [part for part in parts if part is not first and _alike(first, part)]
+    pairs = [(one, other) for one in parts for other in parts if one is not other and _alike(one, other)]
     painted = np.array(image)
-    if not others:
-        mask = first.within(strength)
-        if not first.is_texture:
-            fill(painted, scene, mask, first.around, rng)
-        _paste(painted, image, scene, mask, (0, 0), first, turned=True)
+    if not pairs:
+        _turn(painted, image, scene, _choose(parts, rng), strength, rng)
         return painted
-    second = _choose(others, rng)
+    first, second = pairs[int(rng.integers(len(pairs)))]
     masks = first.within(strength), second.within(strength)
     if not first.is_texture:  # a patch is covered by the other one
         for part, mask in zip((first, second), masks, strict=True):
@@ -70,6 +71,38 @@ def swapped(image: _Image, scene: Scene, rng: np.random.Generator, strength: flo
     _paste(painted, image, scene, masks[0], (int(way[0]), int(way[1])), first)
     _paste(painted, image, scene, masks[1], (-int(way[0]), -int(way[1])), second)
     return painted
+
+
+def _take_away(painted: _Image, scene: Scene, part: Part, mask: _Mask, rng: np.random.Generator) -> None:
+    if part.is_texture:  # what is left of the patch is as good as the rest
+        fill(painted, scene, mask, part.around | (part.mask & ~mask), rng, grain=0.25)
+    else:
+        fill(painted, scene, mask, part.around, rng)
+
+
+def _turn(painted: _Image, image: _Image, scene: Scene, part: Part, strength: float, rng: np.random.Generator) -> None:
+    # The whole part decides, so that the strength says to how much something is done, not what.
+    rows, columns = np.nonzero(part.mask)
+    box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    inside, pixels = part.mask[box], scene.small[box].astype(np.float64)
+    best, found = 0.0, (-1, -1)
+    for turn in ((-1, -1), (-1, 1), (1, -1)):
+        change = np.abs(pixels[:: turn[0], :: turn[1]] - pixels).mean(axis=2)
+        visible = float((change * inside).sum() / inside.sum())
+        if visible > best:
+            best, found = visible, turn
+    if best >= _VISIBLE:  # all of it at every strength: half a part turned is odder than a whole one
+        if not part.is_texture:
+            fill(painted, scene, part.mask, part.around, rng)
+        _paste(painted, image, scene, part.mask, (0, 0), part, turn=found)
+        return
+    mask = part.within(strength)
+    shift = _elsewhere(part.mask, part, rng)
+    rows, columns = np.nonzero(mask)
+    other = np.zeros_like(mask)
+    other[rows + shift[0], columns + shift[1]] = True
+    _paste(painted, image, scene, other, (-shift[0], -shift[1]), part)
+    _paste(painted, image, scene, mask, shift, part)
 
 
 def _choose(parts: list[Part], rng: np.random.Generator) -> Part:
@@ -112,9 +145,9 @@ def _paste(
     shift: tuple[int, int],
     part: Part,
     *,
-    turned: bool = False,
+    turn: tuple[int, int] = (1, 1),
 ) -> None:
-    """Put the pixels under a mask elsewhere, lit as it is there; ``turned``: the other way round, in their box."""
+    """Put the pixels under a mask elsewhere, lit as it is there; -1 in ``turn`` mirrors rows or columns."""
     from scipy import ndimage
 
     grown = mask if part.is_texture else ndimage.binary_dilation(mask)
@@ -129,8 +162,7 @@ def _paste(
     )
     opacity = scene.sample(soft, source)
     pixels = image[source.slices].astype(np.float64) + _light(scene, mask, shift, part)
-    if turned:
-        opacity, pixels = opacity[::-1, ::-1], pixels[::-1, ::-1]
+    opacity, pixels = opacity[:: turn[0], :: turn[1]], pixels[:: turn[0], :: turn[1]]
     down, right = round(shift[0] * scale[0]), round(shift[1] * scale[1])
     top, left = max(0, source.top + down), max(0, source.left + right)
     bottom, end = min(scene.height, source.bottom + down), min(scene.width, source.right + right)

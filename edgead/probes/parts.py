@@ -86,17 +86,18 @@ def _protruding(scene: Scene) -> list[Part]:
     area = float(body.sum())
     around = _background(scene)
     found: list[Part] = []
+    inside = ndimage.distance_transform_edt(np.pad(body, 1))[1:-1, 1:-1]
     for share in (0.05, 0.09, 0.14, 0.2):
         radius = max(2, round(share * area**0.5))
-        inside = ndimage.distance_transform_edt(np.pad(body, 1))[1:-1, 1:-1]
         core = inside > radius
         if not core.any():
             break
         opened = ndimage.distance_transform_edt(~core) <= radius + 1
+        outside = ndimage.distance_transform_edt(~opened)
         for stump in large_components(ndimage.binary_opening(scene.foreground & ~opened), _SMALLEST * area):
             piece = _with_cut_off(stump, scene.foreground)
             depth = float(inside[piece].max())
-            away = float(ndimage.distance_transform_edt(~opened)[piece].max())
+            away = float(outside[piece].max())
             # A sliver along an edge is no limb: a limb reaches out by at least its own half width.
             if piece.sum() > _LARGEST * area or depth < 1.5 or away < max(3.0, depth):
                 continue

@@ -7,12 +7,12 @@ seed gives the same flaw, fainter or clearer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.probes.drawing import Stroke, around, cloud, draw, jagged, smooth_step, taper, walk, wander
 from edgead.probes.scene import Scene, Window
 
 _Floats = NDArray[np.float64]
@@ -24,19 +24,19 @@ def scratch(image: _Image, scene: Scene, rng: np.random.Generator, strength: flo
     place = _place(scene, rng)
     length = _size(scene, rng.uniform(0.22, 0.5), strength, least=8)
     heading, bend = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.5)
-    points = _walk(place, heading, length, bend, rng.normal(0, 0.05, 32))
+    points = walk(place, heading, length, bend, rng.normal(0, 0.05, 32))
     width = _width(scene, rng.uniform(0.7, 1.3), strength)
-    ink = np.clip(0.8 + 0.5 * _wander(rng, 33), 0.0, 1.0) * _taper(33, 0.2)
-    widths = width * (0.8 + 0.3 * _wander(rng, 33)) * (0.4 + 0.6 * _taper(33, 0.35))
-    strokes = [_Stroke(points, widths, ink)]
+    ink = np.clip(0.8 + 0.5 * wander(rng, 33), 0.0, 1.0) * taper(33, 0.2)
+    widths = width * (0.8 + 0.3 * wander(rng, 33)) * (0.4 + 0.6 * taper(33, 0.35))
+    strokes = [Stroke(points, widths, ink)]
     twin, apart, shade = rng.random() < 0.35, rng.uniform(3, 7) * rng.choice((-1, 1)), rng.choice((-1, 1))
     normal = np.array([np.cos(heading), -np.sin(heading)])
     if twin:
-        strokes.append(_Stroke(points[6:24] + apart * width * normal, 0.8 * widths[6:24], 0.5 * ink[6:24]))
-    window = _around(scene, points, 10 * width + 2)
+        strokes.append(Stroke(points[6:24] + apart * width * normal, 0.8 * widths[6:24], 0.5 * ink[6:24]))
+    window = around(scene, points, 10 * width + 2)
     crop = _Crop.of(image, scene, window, place)
-    line = _draw(window, strokes)
-    flank = _draw(window, [replace(stroke, points=stroke.points + shade * 1.2 * width * normal) for stroke in strokes])
+    line = draw(window, strokes)
+    flank = draw(window, [replace(stroke, points=stroke.points + shade * 1.2 * width * normal) for stroke in strokes])
     sign, pale = _sign(crop, rng, brighter=0.65), rng.uniform(0.4, 0.8)
     # Bare material shows: less colour than the surface had.
     target = crop.grey_mix(pale) + sign * crop.tone(55, strength)
@@ -51,10 +51,10 @@ def stain(image: _Image, scene: Scene, rng: np.random.Generator, strength: float
     squeeze, turn = rng.uniform(0.6, 1.0), rng.uniform(0, np.pi)
     window = scene.window((place[0], place[1]), 1.7 * radius)
     rows, columns = _axes(window, place, turn)
-    ragged = _cloud(window, place, radius, rng)
+    ragged = cloud(window, place, radius, rng)
     level = 1.0 - np.hypot(rows, columns * squeeze) / radius / (0.85 + 0.15 * squeeze) + 0.6 * ragged
     soft = rng.uniform(0.2, 0.55)
-    body = _smooth_step(level / soft)
+    body = smooth_step(level / soft)
     rim = np.exp(-(((level - 0.5 * soft) / (0.6 * soft)) ** 2)) * body
     density = body * (0.75 + 0.5 * ragged) + rng.uniform(0.1, 0.45) * rim
     crop = _Crop.of(image, scene, window, place)
@@ -75,7 +75,7 @@ def dent(image: _Image, scene: Scene, rng: np.random.Generator, strength: float)
     squeeze, turn, light = rng.uniform(0.65, 1.0), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     steep = rng.uniform(1.3, 2.2)  # 1 is a bowl, more is a flat floor with steep flanks
     wobble, phase = rng.uniform(0.03, 0.12), rng.uniform(0, 2 * np.pi)
-    window = scene.window((place[0], place[1]), 1.9 * radius)
+    window = scene.window((place[0], place[1]), 2.4 * radius / squeeze)
     rows, columns = _axes(window, place, turn)
     angle = np.arctan2(rows, columns * squeeze)
     reach = np.hypot(rows, columns * squeeze) / (radius * (1 + wobble * np.sin(3 * angle + phase)))
@@ -96,24 +96,24 @@ def crack(image: _Image, scene: Scene, rng: np.random.Generator, strength: float
     length = _size(scene, rng.uniform(0.25, 0.45), strength, least=8)
     width = _width(scene, rng.uniform(0.5, 0.95), strength)
     heading = rng.uniform(0, 2 * np.pi)
-    trunk = _jagged(place, heading, length, rng)
-    narrowing = 0.3 + 0.7 * _taper(len(trunk), 0.5)
-    strokes = [_Stroke(trunk, width * narrowing * (1 + 0.3 * _wander(rng, len(trunk))), np.ones(len(trunk)))]
+    trunk = jagged(place, heading, length, rng)
+    narrowing = 0.3 + 0.7 * taper(len(trunk), 0.5)
+    strokes = [Stroke(trunk, width * narrowing * (1 + 0.3 * wander(rng, len(trunk))), np.ones(len(trunk)))]
     for _ in range(int(rng.integers(1, 4))):
         start = int(rng.integers(len(trunk) // 5, 4 * len(trunk) // 5))
         turn = rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
         reach = rng.uniform(0.15, 0.4) * length
         way = heading + turn
         middle = trunk[start] + 0.5 * reach * np.array([np.sin(way), np.cos(way)])
-        branch = _jagged(middle, way, reach, rng, levels=3)
+        branch = jagged(middle, way, reach, rng, levels=3)
         branch += trunk[start] - branch[0]
         thin = np.linspace(0.65 * narrowing[start], 0.2, len(branch))
-        strokes.append(_Stroke(branch, width * thin, np.linspace(0.95, 0.5, len(branch))))
+        strokes.append(Stroke(branch, width * thin, np.linspace(0.95, 0.5, len(branch))))
     points = np.concatenate([stroke.points for stroke in strokes])
-    window = _around(scene, points, 4 * width + 2)
+    window = around(scene, points, 4 * width + 2)
     crop = _Crop.of(image, scene, window, place)
-    line = _draw(window, strokes)
-    edge = _draw(
+    line = draw(window, strokes)
+    edge = draw(
         window, [replace(stroke, points=stroke.points + 0.9 * width, ink=0.6 * stroke.ink) for stroke in strokes]
     )
     sign = -1.0 if crop.brightness > 24 else 1.0  # nothing is darker than black
@@ -122,13 +122,6 @@ def crack(image: _Image, scene: Scene, rng: np.random.Generator, strength: float
     # A gap shows no colour of the surface, only what light gets into it.
     target = crop.grey_mix(0.5) + sign * tone
     return crop.put(mixed + line[:, :, None] * (target - mixed))
-
-
-@dataclass(frozen=True, slots=True)
-class _Stroke:
-    points: _Floats  # (P, 2) row and column in the image
-    half_width: _Floats  # (P,) pixels
-    ink: _Floats  # (P,) 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,108 +216,8 @@ def _sign(crop: _Crop, rng: np.random.Generator, brighter: float) -> float:
     return 1.0 if crop.brightness < 50 else wanted
 
 
-def _walk(place: _Floats, heading: float, length: float, bend: float, jitter: _Floats) -> _Floats:
-    """Return points of a bent line of a length whose middle is at a place."""
-    share = np.linspace(-0.5, 0.5, len(jitter))
-    angles = heading + bend * share + jitter
-    steps = length / len(jitter) * np.stack([np.sin(angles), np.cos(angles)], axis=1)
-    points = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    return np.asarray(points - points[len(points) // 2] + place)
-
-
-def _jagged(place: _Floats, heading: float, length: float, rng: np.random.Generator, levels: int = 5) -> _Floats:
-    """Return points of a line broken again and again beside the middle of each piece."""
-    ahead = 0.5 * length * np.array([np.sin(heading), np.cos(heading)])
-    points = np.stack([place - ahead, place + ahead])
-    for level in range(levels):
-        middles = (points[1:] + points[:-1]) / 2
-        along = points[1:] - points[:-1]
-        aside = np.stack([-along[:, 1], along[:, 0]], axis=1)
-        middles += aside * rng.normal(0, 0.2 * 0.95**level, (len(aside), 1))
-        woven = np.empty((len(points) + len(middles), 2))
-        woven[0::2], woven[1::2] = points, middles
-        points = woven
-    return points
-
-
-def _wander(rng: np.random.Generator, count: int) -> _Floats:
-    """Return a smooth random course of about unit deviation."""
-    raw = np.convolve(rng.normal(0, 1, count + 4), np.array([1, 2, 3, 2, 1]) / 9, mode="valid")
-    return np.asarray(np.clip(raw / 0.48, -2, 2))
-
-
-def _taper(count: int, share: float) -> _Floats:
-    """Return 1 in the middle, falling to 0 at both ends over a share of the length."""
-    ends = np.minimum(np.arange(count), np.arange(count)[::-1]) / max(1.0, share * (count - 1))
-    return _smooth_step(np.minimum(ends + 0.08, 1.0))
-
-
-def _smooth_step(values: _Floats) -> _Floats:
-    clipped = np.clip(values, 0.0, 1.0)
-    return np.asarray(clipped * clipped * (3.0 - 2.0 * clipped))
-
-
 def _axes(window: Window, place: _Floats, turn: float) -> tuple[_Floats, _Floats]:
     """Return pixel coordinates from a place, turned."""
     rows, columns = window.grid()
     rows, columns = rows - place[0], columns - place[1]
     return rows * np.cos(turn) - columns * np.sin(turn), rows * np.sin(turn) + columns * np.cos(turn)
-
-
-def _cloud(window: Window, place: _Floats, radius: float, rng: np.random.Generator) -> _Floats:
-    """Return soft noise in [-1, 1] with features down to a sixth of the radius, fixed to the place."""
-    total = np.zeros(window.shape)
-    rows, columns = window.grid()
-    for cells, weight in ((4, 0.6), (8, 0.3), (16, 0.15)):
-        values = rng.uniform(-1, 1, (cells + 4, cells + 4))
-        # The lattice spans twice the radius to either side of the place, whatever the window was clipped to.
-        down = np.clip((rows[:, 0] - place[0]) / (4 * radius) + 0.5, 0, 1) * cells + 1
-        right = np.clip((columns[0] - place[1]) / (4 * radius) + 0.5, 0, 1) * cells + 1
-        total += weight * _lattice(values, down, right)
-    return np.clip(total, -1, 1)
-
-
-def _lattice(values: _Floats, down: _Floats, right: _Floats) -> _Floats:
-    above, before = np.floor(down).astype(np.intp), np.floor(right).astype(np.intp)
-    lower, later = _smooth_step(down - above)[:, None], _smooth_step(right - before)[None, :]
-    top = values[above][:, before] * (1 - later) + values[above][:, before + 1] * later
-    bottom = values[above + 1][:, before] * (1 - later) + values[above + 1][:, before + 1] * later
-    return np.asarray(top * (1 - lower) + bottom * lower)
-
-
-def _around(scene: Scene, points: _Floats, margin: float) -> Window:
-    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
-    top, left = (int(max(0, np.floor(value))) for value in low)
-    bottom, right = min(scene.height, int(np.ceil(high[0])) + 1), min(scene.width, int(np.ceil(high[1])) + 1)
-    return Window(top, left, max(bottom, top + 1), max(right, left + 1))
-
-
-def _draw(window: Window, strokes: Sequence[_Stroke]) -> _Floats:
-    """Return the coverage (0 to 1) of strokes, each piece computed only where it can be seen."""
-    covered = np.zeros(window.shape)
-    for stroke in strokes:
-        for first in range(len(stroke.points) - 1):
-            start, end = stroke.points[first], stroke.points[first + 1]
-            reach = max(stroke.half_width[first], stroke.half_width[first + 1]) + 1
-            top, left = (int(np.floor(value - reach)) for value in np.minimum(start, end))
-            bottom, right = (int(np.ceil(value + reach)) + 1 for value in np.maximum(start, end))
-            part = Window(
-                max(top, window.top), max(left, window.left), min(bottom, window.bottom), min(right, window.right)
-            )
-            if part.top >= part.bottom or part.left >= part.right:
-                continue
-            rows, columns = part.grid()
-            along = end - start
-            share = (rows - start[0]) * along[0] + (columns - start[1]) * along[1]
-            share = np.clip(share / max(float(along @ along), 1e-9), 0, 1)
-            away = np.hypot(rows - start[0] - share * along[0], columns - start[1] - share * along[1])
-            half = stroke.half_width[first] * (1 - share) + stroke.half_width[first + 1] * share
-            ink = stroke.ink[first] * (1 - share) + stroke.ink[first + 1] * share
-            # A line thinner than a pixel covers a share of it.
-            alpha = ink * np.clip(half + 0.5 - away, 0, 1) * np.minimum(1, 2 * half)
-            inner = (
-                slice(part.top - window.top, part.bottom - window.top),
-                slice(part.left - window.left, part.right - window.left),
-            )
-            covered[inner] = np.maximum(covered[inner], alpha)
-    return covered
