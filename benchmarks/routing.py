@@ -3,8 +3,8 @@
     python -m benchmarks.routing ../shared/data/mpdd/metal_plate ../shared/data/aws_aliens/toy …
 
 Three questions: (1) how often is a test image sent to its own category; (2) image AUROC routed, with the right head
-given (oracle), and of models fitted on one category each; (3) each category left out in turn: how many of its images are
-NOT_INSPECTED, and how many of the known good ones.
+given (oracle), and of models fitted on one category each; (3) each category left out in turn: how many of its images
+are NOT_INSPECTED, and how many of the known good ones.
 """
 
 from __future__ import annotations
