@@ -28,12 +28,10 @@ class Grouping:
 
     Attributes:
         labels: ``(n,)`` int64 from 0, the group of each image.
-        strays: ``(n,)`` bool, images that are like no others and were put to the nearest group.
         silhouettes: number of groups -> mean silhouette, of every number that was tried; empty where it was given.
     """
 
     labels: NDArray[np.int64]
-    strays: NDArray[np.bool_]
     silhouettes: dict[int, float]
 
     @property
@@ -59,18 +57,17 @@ def group_images(descriptors: NDArray[np.float32], count: int | None, most: int)
         given = _split(cuts, descriptors, count)
         if given is None:
             raise DataError(f"{len(descriptors)} images do not fall into {count} categories; give a smaller number")
-        return Grouping(*given, {})
+        return Grouping(given, {})
     silhouettes: dict[int, float] = {}
-    n = len(descriptors)
-    best = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    best = np.zeros(len(descriptors), np.int64)
     for groups in range(2, most + 1):
-        found = _split(cuts, descriptors, groups)
-        if found is None:
+        labels = _split(cuts, descriptors, groups)
+        if labels is None:
             break
-        silhouettes[groups] = float(silhouette_score(descriptors, found[0]))
+        silhouettes[groups] = float(silhouette_score(descriptors, labels))
         if silhouettes[groups] >= max(_ONE_CATEGORY, max(silhouettes.values())):
-            best = found
-    return Grouping(*best, silhouettes)
+            best = labels
+    return Grouping(best, silhouettes)
 
 
 def _cuts(descriptors: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -83,19 +80,17 @@ def _cuts(descriptors: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.asarray(cut_tree(tree)[:, ::-1], np.int64)
 
 
-def _split(
-    cuts: NDArray[np.int64], descriptors: NDArray[np.float32], groups: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
-    """Return labels and strays of the first cut that has so many groups beside strays, None where there is none."""
+def _split(cuts: NDArray[np.int64], descriptors: NDArray[np.float32], groups: int) -> NDArray[np.int64] | None:
+    """Return labels of the first cut that has so many groups beside strays, None where there is none."""
     most = max(_STRAYS, int(_STRAY_SHARE * len(descriptors) / groups)) if groups > 1 else 0
     for labels in cuts.T[groups - 1 :]:
         sizes = np.bincount(labels)
         large = np.flatnonzero(sizes > most)
         if len(large) == groups:
-            strays = sizes[labels] <= most
             centers = np.stack([descriptors[labels == group].mean(0) for group in large])
             nearest = large[(descriptors @ centers.T).argmax(1)]
-            return np.searchsorted(large, np.where(strays, nearest, labels)).astype(np.int64), strays
+            kept = np.where(sizes[labels] > most, labels, nearest)
+            return np.asarray(np.searchsorted(large, kept), np.int64)
     return None
 
 

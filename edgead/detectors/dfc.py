@@ -148,7 +148,6 @@ class Dfc:
         pool = _sample(images, extractor, self.settings, seed, progress, batch)
         grouping = group_images(pool.descriptors, self.settings.categories, self.settings.most_categories)
         anchors, held_out = _anchors(pool, grouping, self.settings.anchors, seed)
-        strays = pool.indices[grouping.strays]
         routed = _route(images, extractor, anchors, held_out, pool.folds, progress, batch)
         members = [np.flatnonzero(routed.labels == k) for k in range(grouping.count)]
         names = _names(members, sources)
@@ -170,9 +169,7 @@ class Dfc:
             deviation = max(deviation, 1e-6, 1e-3 * abs(mean))
             scores[rows] = (fitted.normal_scores - mean) / deviation
             heads.append(CategoryModule(fitted.module, mean, deviation))
-            categories.append(
-                CategoryFit(name, tuple(rows), routed.minimum(k, strays), Counter(sources[row] for row in rows))
-            )
+            categories.append(CategoryFit(name, tuple(rows), routed.minimum(k), Counter(sources[row] for row in rows)))
         module = RoutedModule(Router(extractor, anchors[order]), heads).eval()
         largest = sum(max(category.sources.values()) for category in categories)
         return PooledFit(
@@ -212,17 +209,15 @@ class _Routed:
     labels: NDArray[np.int64]
     similarity: NDArray[np.float64]
 
-    def minimum(self, category: int, strays: NDArray[np.int64]) -> float:
+    def minimum(self, category: int) -> float:
         """Return the similarity that separates parts of a category from everything else.
 
         It lies midway between the least similar held-out parts (their .5 % quantile) and the most similar image of any
         other category, which stands for parts never seen. The quantile alone (methods section 5) would call most
         defective parts unknown: they are less similar than any good one, and far more than a part of another kind.
-        Images of the indices ``strays`` are left out: they are no good example of either.
         """
-        counted = ~np.isin(np.arange(len(self.labels)), strays)
-        own = self.similarity[counted & (self.labels == category), category]
-        others = self.similarity[counted & (self.labels != category), category]
+        own = self.similarity[self.labels == category, category]
+        others = self.similarity[self.labels != category, category]
         least = float(np.quantile(own, _UNKNOWN_QUANTILE))
         # Of a single category nobody knows how near others come; as far again as the good parts spread is left to it.
         foreign = float(others.max()) if len(others) else least - 2.0 * (float(np.median(own)) - least)
