@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.runtime.backends import Inference, available
+from edgead.runtime.backends import BackendInfo, Inference, available
 from edgead.runtime.bench import bench
 from edgead.runtime.bundle import Bundle, write_bundle
 from edgead.runtime.calibrate import calibrate_bundle
@@ -26,7 +26,7 @@ from edgead.runtime.frame import Decision, Frame
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.limits import Limits
 from edgead.runtime.manifest import Manifest, parse_manifest
-from edgead.runtime.routed import UNKNOWN_CATEGORY, RoutedBackend, head_file
+from edgead.runtime.routed import UNKNOWN_CATEGORY, FusedBackend, RoutedBackend, head_file
 from edgead.runtime.stream import Stream
 from edgead.runtime.threshold import Threshold, calibrate
 
@@ -236,19 +236,51 @@ def test_a_part_of_no_known_category_is_not_inspected_and_keeps_its_score(
     assert "nan" in str(dark.reason)
 
 
+class Fake:
+    """A network and backend that gives the same whatever it is shown, and counts how often it was closed."""
+
+    def __init__(self, *outputs: Any) -> None:
+        self.outputs = [np.array(output, np.float32) for output in outputs]
+        self.closed = 0
+
+    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        return [output[: len(images)] for output in self.outputs]
+
+    def run(self, images: NDArray[np.uint8]) -> Inference:
+        return Inference(*self.compute(images))
+
+    def describe(self) -> BackendInfo:
+        return BackendInfo("fake", "fake", "fp32", "cpu", 1, "0")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_columns_are_the_names_in_their_order_whatever_the_mapping_s_order() -> None:
+    votes, similarity = [[0, 1, 0], [1, 0, 0], [0, 0, 1]], [1, 1, 1]
+    minimum = {"b": 0.5, "c": 0.5, "a": 0.5}
+    heads = {name: Fake([score] * 3, np.full((3, 2, 2), score)) for score, name in enumerate("cba")}
+    router = Fake(votes, similarity)
+    images = np.zeros((3, 1, 1, 3), np.uint8)
+    backend = RoutedBackend(router, heads, minimum)
+    found = backend.run(images)
+    assert (found.category, found.score.tolist()) == (["b", "a", "c"], [1, 2, 0])
+    assert found.map[:, 0, 0].tolist() == [1, 2, 0]
+    network = Fake([1, 2, 0], np.zeros((3, 2, 2)), votes, similarity)
+    one = FusedBackend(network, minimum)
+    assert one.run(images).category == ["b", "a", "c"]
+    backend.close()
+    one.close()
+    assert [fake.closed for fake in (router, *heads.values(), network)] == [1] * 5
+
+
 def test_a_similarity_at_the_limit_is_known() -> None:
-    class Router:
-        def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-            similarity = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(0)), np.inf, -np.inf], np.float32)
-            return [np.ones((4, 1), np.float32), similarity[: len(images)]]
-
-    class Head:
-        def run(self, images: NDArray[np.uint8]) -> Inference:
-            return Inference(np.ones(len(images), np.float32), np.ones((len(images), 2, 2), np.float32))
-
-    found = RoutedBackend(Router(), {"a": Head()}, {"a": 0.5}).run(np.zeros((4, 1, 1, 3), np.uint8))  # type: ignore[arg-type, dict-item]
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    router = Fake(np.ones((5, 1)), [0.5, below, np.inf, -np.inf, np.nan])
+    backend = RoutedBackend(router, {"a": Fake(np.ones(5), np.ones((5, 2, 2)))}, {"a": 0.5})
+    found = backend.run(np.zeros((5, 1, 1, 3), np.uint8))
     assert found.reason is not None
-    assert [reason is None for reason in found.reason] == [True, False, True, False]
+    assert [reason is None for reason in found.reason] == [True, False, True, False, False]
 
 
 def test_a_non_finite_score_of_a_known_part_is_not_inspected() -> None:
