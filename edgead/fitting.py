@@ -24,12 +24,13 @@ from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, ma
 from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.manifest import ThresholdSection
+from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.scoring import ScoringModule
 
 DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
+_LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
 
 
 def fit(
@@ -68,10 +69,12 @@ def fit(
             f"detector '{detector}' takes one category, got {len(categories)}; "
             "fit one model for each, or one for all with --detector dfc"
         )
+    if not categories:
+        raise ConfigError("there is no category to fit; give its folder")
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     opened = [open_category(path, train_only=True) for path in categories]
-    _require_different_names(opened)
+    _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)
@@ -119,11 +122,23 @@ def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> Routi
     return RoutingCard(head=head, categories=cards, silhouettes=dict(found.silhouettes), purity=found.purity)
 
 
-def _require_different_names(categories: Sequence[Category]) -> None:
-    names = [category.name for category in categories]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two categories are called '{name}'; rename a folder")
+def _check_names(categories: Sequence[Category]) -> None:
+    """Refuse before any work what a bundle could not hold: its members are named after the categories."""
+    seen: dict[str, str] = {}
+    for category in categories:
+        name, folded = category.name, fold_name(category.name)
+        try:
+            check_member_name(name)
+        except ValueError as error:
+            raise ConfigError(f"a category cannot be called '{name}' ({error}); rename the folder") from error
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ConfigError(f"a category's name has at most {_LONGEST_NAME} bytes, '{name}' has more; rename it")
+        if folded in seen:
+            alike = f"two categories are called '{name}'"
+            if seen[folded] != name:
+                alike = f"categories '{seen[folded]}' and '{name}' are one name on some systems"
+            raise ConfigError(f"{alike}; rename a folder")
+        seen[folded] = name
 
 
 class _Normals:

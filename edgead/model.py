@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
-from edgead.detectors import create_detector
+from edgead.detectors import create_detector, pools_categories
 from edgead.detectors.routing import RoutedModule
 from edgead.export.exporting import Exportable, Routing
 from edgead.features import build_extractor
@@ -299,8 +299,12 @@ def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule
     spec = BackboneSpec(card.backbone["name"], "random", tuple(card.backbone["strides"]))
     size = (card.height, card.width)
     extractor = build_extractor(build_backbone(spec, size, load_weights=False), size)
+    if pools_categories(card.detector) != (card.routing is not None):
+        raise ConfigError(f"{_JSON} says how a model of several categories was made, or does not, unlike its detector")
     if card.routing is not None:
         routed: RoutedModule = detector.empty(extractor, tensors, card.seed)
+        if len(routed.heads) != len(card.routing.categories):
+            raise ConfigError(f"{len(routed.heads)} heads for {len(card.routing.categories)} categories")
         routed.load_tensors(tensors)
         return routed.eval().requires_grad_(False)
     extractor = detector.extractor(extractor, card.seed)

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgead.runtime.errors import ExportError
+from edgead.runtime.errors import EdgeadError, ExportError
 
 OPSET = 18
 IR_VERSION = 10
@@ -35,13 +35,15 @@ def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[st
 
     Raises:
         ExportError: torch's exporter could not express the module.
+        EdgeadError: what the module itself raises.
     """
     # Two images: torch.export would take an axis of length one as static.
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     try:
         with _quiet(), torch.no_grad():
+            module.eval()(example)  # what the module itself refuses would come out of the exporter in another dress
             program = torch.onnx.export(
-                module.eval(),
+                module,
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -50,6 +52,8 @@ def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[st
                 dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS, min=1, max=1024)},),
                 verbose=False,
             )
+    except EdgeadError:
+        raise
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch cannot export this module: {reason}") from error

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgead.runtime.bundle import Bundle, replace_manifest
+from edgead.runtime.calibrate_report import CalibrationReport
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
+from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.manifest import Manifest, ThresholdSection
@@ -30,56 +32,6 @@ PROBE = "probe-"  # references that `edgead fit` planted a defect on
 PROVENANCE_KEY = "calibrations"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationReport:
-    """What a calibration changed.
-
-    Attributes:
-        source: without secrets.
-        images: good parts that were scored; ``unreadable`` frames of a camera were left out.
-        unknown: frames left out because a routed model knew no category for them.
-        old, new: threshold by precision, of a routed model by ``precision/category``; a category that the source
-            showed less than twice keeps its threshold and is in neither.
-        rejected_before: how many of the images the old threshold called anomalous, by the same keys.
-        warnings: one line each on why the new thresholds deserve a second look.
-    """
-
-    bundle: str
-    out: str
-    source: str
-    backend: dict[str, Any]
-    images: int
-    unreadable: int
-    unknown: int
-    old: Mapping[str, Threshold]
-    new: Mapping[str, Threshold]
-    rejected_before: Mapping[str, int]
-    warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form (schema ``edgead.calibrate/1``)."""
-        return {
-            "schema": "edgead.calibrate/1",
-            "bundle": self.bundle,
-            "out": self.out,
-            "source": self.source,
-            "backend": self.backend,
-            "images": self.images,
-            "unreadable": self.unreadable,
-            "unknown": self.unknown,
-            "thresholds": {
-                key: {
-                    **threshold.to_dict(),
-                    "meaning": threshold.explain(),
-                    "old": self.old[key].to_dict(),
-                    "rejected_before": self.rejected_before[key],
-                }
-                for key, threshold in self.new.items()
-            },
-            "warnings": list(self.warnings),
-        }
 
 
 def calibrate_bundle(
@@ -150,18 +102,25 @@ def calibrate_bundle(
         taken = _collect(opened, inspectors, n, min_interval_s, progress)
     count = taken.images
     scores = {key: values for key, values in taken.scores.items() if len(values) > 1}
-    if count < 2 or not scores:
+    routed = manifest.graph == "routed"
+    if not scores:
+        seen = f"{count} images" + (f" and {taken.unknown} of no known category" if taken.unknown else "")
+        needed = "2 of a category" if routed else "2"
         raise DataError(
-            f"{opened.source_id} showed {count} images; a threshold needs 2 at least, 100 or more are advised"
+            f"{opened.source_id} showed {seen}; a threshold needs {needed} at least, 100 or more are advised"
         )
     new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
-    if manifest.graph == "single":
-        warnings = list(_doubts(old["fp32"], new["fp32"], scores["fp32"], probes) if "fp32" in old else ())
-    else:
-        warnings = [f"{key}: {threshold.explain()}" for key, threshold in new.items() if not threshold.supported]
-        warnings += [
-            f"{key} keeps its threshold; the source showed it less than twice" for key in old.keys() - new.keys()
-        ]
+    warnings = []
+    for key, values in scores.items():
+        precision, _, category = key.partition("/")
+        if precision == "fp32":  # the others' scores differ from those that the probes got
+            doubts = _doubts(old[key], new[key], values, probes.get(category, {}))
+            warnings += [f"{category}: {doubt}" if routed else doubt for doubt in doubts]
+    warnings += [
+        f"{key} keeps its threshold; the source showed it {'once' if key in taken.scores else 'not at all'}"
+        for key in old
+        if key not in new
+    ]
     if taken.unknown:
         warnings.append(f"{taken.unknown} frames of {opened.source_id} showed no known category and were left out")
     if n is not None and count < n:
@@ -251,13 +210,15 @@ def _score(result: Result, frame: Frame) -> float:
     return result.score
 
 
-def _probe_scores(bundle: Bundle) -> dict[str, float]:
-    """Return what the torch model gave on the references that carry a planted defect."""
-    if not bundle.references():
-        return {}
-    expected = bundle.expected()
-    pairs = zip(expected["names"].tolist(), expected["score"].tolist(), strict=True)
-    return {name: score for name, score in pairs if name.startswith(PROBE)}
+def _probe_scores(bundle: Bundle) -> dict[str, dict[str, float]]:
+    """Return what the torch model gave on the references that carry a planted defect, by category ("" where single)."""
+    found: dict[str, dict[str, float]] = {}
+    if bundle.references():
+        for name, one in expected_inferences(bundle.expected()).items():
+            if name.startswith(PROBE):
+                category = "" if one.category is None else one.category[0]
+                found.setdefault(category or "", {})[name] = float(one.score[0])
+    return found
 
 
 def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Mapping[str, float]) -> list[str]:

@@ -37,7 +37,7 @@ def pack_expected(
     Args:
         names: ``N`` reference names relative to ``references/``, unique.
         score: ``(N,)`` finite. map: ``(N, gh, gw)`` finite.
-        category, known: of a routed model: the category of each, and whether it was taken for a part of it.
+        category, known: of a routed model, both: the category of each, and whether it was taken for a part of it.
 
     Raises:
         BundleError: shapes, names or values that `unpack_expected` would refuse.
@@ -47,8 +47,9 @@ def pack_expected(
         "score": np.float32(score),
         "map": np.float32(map),
     }
-    if category is not None and known is not None:
-        arrays |= {"category": np.array(list(category), dtype=np.str_), "known": np.array(list(known), dtype=np.bool_)}
+    if category is not None or known is not None:
+        arrays["category"] = np.array(list(category or ()), dtype=np.str_)
+        arrays["known"] = np.array(list(known or ()), dtype=np.bool_)
     _check(arrays, "the expected results")
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:

@@ -246,6 +246,9 @@ class Manifest(_Section):
             for name, category in self.categories.items():
                 if category.threshold is None or category.minimum_similarity is None:
                     raise ValueError(f"category {name!r} of a routed graph lacks its threshold or minimum_similarity")
+            for key, entry in self.precisions.items():
+                if unknown := sorted(entry.categories.keys() - self.categories.keys()):
+                    raise ValueError(f"precision {key!r} has a threshold of the category {unknown[0]!r}, which is none")
         return self
 
     def limits(self, precision: str = "fp32") -> Limits:

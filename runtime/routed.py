@@ -113,12 +113,13 @@ def route(
             "export the bundle again"
         )
     categories = [names[winner] for winner in votes.argmax(axis=1)]
-    reasons: list[str | None] = []
-    for name, value in zip(categories, similarity.tolist(), strict=True):
-        known = value >= minimum[name]  # False for NaN
-        text = f"{UNKNOWN_CATEGORY} (similarity {value:.3f} to {name}, its parts reach {minimum[name]:.3f})"
-        reasons.append(None if known else text)
-    return categories, reasons
+    return categories, [_reason(*pair, minimum) for pair in zip(categories, similarity.tolist(), strict=True)]
+
+
+def _reason(name: str, similarity: float, minimum: Mapping[str, float]) -> str | None:
+    if similarity >= minimum[name]:  # never true of NaN
+        return None
+    return f"{UNKNOWN_CATEGORY} (similarity {similarity:.3f} to {name}, its parts reach {minimum[name]:.3f})"
 
 
 def open_model(

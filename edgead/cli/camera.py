@@ -13,7 +13,7 @@ from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.runtime.calibrate import CalibrationReport
+    from edgead.runtime.calibrate_report import CalibrationReport
     from edgead.runtime.summary import StreamSummary
 
 _SourceOption = Annotated[
@@ -211,7 +211,7 @@ def _calibration_table(report: CalibrationReport) -> Any:
     rows = {"good parts": f"{report.images} from {report.source}", "backend": str(report.backend["name"])}
     for key, threshold in report.new.items():
         old = report.old[key]
-        rejected = f"it rejected {report.rejected_before[key]} of these {report.images}"
+        rejected = f"it rejected {report.rejected_before[key]} of these {threshold.n_normals}"
         rows[key] = threshold.explain()
         rows[f"{key} before"] = f"threshold {old.value:.6g} from {old.n_normals} good parts; {rejected}"
     return listing(f"Wrote {report.out}", rows)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgead.detectors.base import Detector, Settings
 from edgead.runtime.errors import ConfigError, suggest
@@ -39,7 +39,7 @@ def create_detector(name: str, settings: Mapping[str, Any] | None = None) -> Any
         ConfigError: unknown name, unknown setting or a value out of range; the nearest name is suggested.
     """
     factory = _factory(name)
-    schema: type[Settings] = factory.Settings
+    schema: type[BaseModel] = factory.Settings
     for key in settings or {}:
         # "head.KEY" belongs to a detector inside the detector, which checks it.
         nested = key.startswith("head.") and "head_settings" in schema.model_fields

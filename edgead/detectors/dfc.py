@@ -11,24 +11,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from edgead.coreset import Progress
 from edgead.detectors import base
 from edgead.detectors.anchors import Grouping, group_images, make_anchors
+from edgead.detectors.moments import require_finite
 from edgead.detectors.routing import CategoryModule, RoutedModule, Router
 from edgead.features import FeatureExtractor
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.manifest import fold_name
 from edgead.scoring import ScoringModule
 
 _PATCHES_AN_IMAGE = 128  # local features kept of each sampled image for the anchors
 _UNKNOWN_QUANTILE = 0.005
+_ROUNDING = 1e-5  # similarities of one image on two runtimes differ by less
 _LEAST_IMAGES = 2 * base.FOLDS  # of a category, so that every fold of a head has two
 
 
@@ -73,11 +77,12 @@ class Dfc:
     name = "dfc"
     pools_categories = True
 
-    class Settings(base.Settings):
-        """Settings of DFC.
+    class Settings(BaseModel):
+        """Settings of DFC; an unknown key is an error.
 
         Attributes:
-            head: detector of each category, any that takes a single one; ``head.KEY`` are its settings.
+            head: detector of each category, any that takes a single one.
+            head_settings: of that detector, given as ``head.KEY``.
             categories: how many there are; None finds the number.
             most_categories: the largest number that is tried where it is not given.
             anchors: unit patches kept of each category to vote for it.
@@ -99,21 +104,22 @@ class Dfc:
             """Take ``head.KEY`` for ``head_settings[KEY]``."""
             if not isinstance(values, dict):
                 return values
-            own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("head.")}
+            own = {key.removeprefix("head."): value for key, value in values.items() if key.startswith("head.")}
             rest = {key: value for key, value in values.items() if not key.startswith("head.")}
-            if own:
-                rest["head_settings"] = {**rest.get("head_settings", {}), **own}
+            given = rest.get("head_settings", {})
+            if own and isinstance(given, dict):
+                rest["head_settings"] = {**given, **own}
             return rest
 
     def __init__(self, settings: Settings | None = None) -> None:
-        from edgead.detectors import create_detector
+        from edgead.detectors import create_detector, pools_categories
 
-        self.settings = settings or self.Settings()
-        self._head = create_detector(self.settings.head, self.settings.head_settings)
-        if getattr(self._head, "pools_categories", False):
-            raise ConfigError(
-                f"setting 'head' of detector 'dfc' takes a detector of one category, not '{self._head.name}'"
-            )
+        settings = settings or self.Settings()
+        if pools_categories(settings.head):
+            raise ConfigError(f"the head of detector 'dfc' is a detector of one category, not '{settings.head}'")
+        self._head = create_detector(settings.head, settings.head_settings)
+        # All of them, so that a model says what its heads were fitted with, whatever later defaults are.
+        self.settings = settings.model_copy(update={"head_settings": self._head.settings.model_dump()})
 
     @torch.inference_mode()
     def fit(
@@ -134,24 +140,23 @@ class Dfc:
             extractor, seed, progress, batch: as in `fit_closed_form`.
 
         Raises:
-            DataError: a category has too few images.
+            DataError: a category has too few images, or features are not finite.
         """
+        needed = (self.settings.categories or 1) * _LEAST_IMAGES
+        if len(images) < needed:
+            raise DataError(f"{len(images)} good images are too few, {needed} are needed, {_LEAST_IMAGES} a category")
         pool = _sample(images, extractor, self.settings, seed, progress, batch)
         grouping = group_images(pool.descriptors, self.settings.categories, self.settings.most_categories)
         anchors, held_out = _anchors(pool, grouping, self.settings.anchors, seed)
         routed = _route(images, extractor, anchors, held_out, pool.folds, progress, batch)
         members = [np.flatnonzero(routed.labels == k) for k in range(grouping.count)]
         names = _names(members, sources)
-        order = np.argsort(np.array(names))
+        _require_enough(members, names, len(images))
+        order = sorted(range(grouping.count), key=names.__getitem__)
         scores = np.empty(len(images), np.float64)
         heads, categories = [], []
         for k in order:
             rows, name = members[k].tolist(), names[k]
-            if len(rows) < _LEAST_IMAGES:
-                raise DataError(
-                    f"category '{name}' has {len(rows)} of the {len(images)} images, and needs {_LEAST_IMAGES}; "
-                    "give more of them, or the number of categories with --set categories=N"
-                )
             fitted = base.fit_closed_form(
                 self._head,
                 images.select(rows),
@@ -164,10 +169,8 @@ class Dfc:
             deviation = max(deviation, 1e-6, 1e-3 * abs(mean))
             scores[rows] = (fitted.normal_scores - mean) / deviation
             heads.append(CategoryModule(fitted.module, mean, deviation))
-            categories.append(
-                CategoryFit(name, tuple(rows), routed.minimum(int(k)), Counter(sources[row] for row in rows))
-            )
-        module = RoutedModule(Router(extractor, anchors[torch.from_numpy(order)]), heads).eval()
+            categories.append(CategoryFit(name, tuple(rows), routed.minimum(k), Counter(sources[row] for row in rows)))
+        module = RoutedModule(Router(extractor, anchors[order]), heads).eval()
         largest = sum(max(category.sources.values()) for category in categories)
         return PooledFit(
             module.requires_grad_(False), scores, tuple(categories), grouping.silhouettes, largest / len(images)
@@ -218,7 +221,7 @@ class _Routed:
         least = float(np.quantile(own, _UNKNOWN_QUANTILE))
         # Of a single category nobody knows how near others come; as far again as the good parts spread is left to it.
         foreign = float(others.max()) if len(others) else least - 2.0 * (float(np.median(own)) - least)
-        return min(least, (least + foreign) / 2.0)
+        return float(np.clip(min(least, (least + foreign) / 2.0) - _ROUNDING, -1.0, 1.0))
 
 
 def _sample(
@@ -229,21 +232,21 @@ def _sample(
     progress: Progress,
     batch: int,
 ) -> _Pool:
-    count = len(images)
+    total = len(images)
     random = np.random.default_rng(seed)
-    keep = min(count, settings.sample_images)
-    indices = np.sort(random.choice(count, keep, replace=False))
+    indices = np.sort(random.choice(total, min(total, settings.sample_images), replace=False))
     cells = extractor.grid[0] * extractor.grid[1]
     deepest = extractor.backbone.channels[-1]
     descriptors, patches = [], []
-    for first, features in base.extract(images.select(indices.tolist()), extractor, batch, progress, "categories"):
-        del first
+    for _, features in base.extract(images.select(indices.tolist()), extractor, batch, progress, "categories"):
         mean = features[:, -deepest:].mean((2, 3)).numpy()
         descriptors.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
-        for rows in features.flatten(2).transpose(1, 2):
+        for image in features.flatten(2).transpose(1, 2):
             chosen = random.choice(cells, min(cells, _PATCHES_AN_IMAGE), replace=False)
-            patches.append(rows[torch.from_numpy(chosen)])
-    return _Pool(indices, np.concatenate(descriptors), torch.stack(patches), base.assign_folds(count, seed))
+            patches.append(image[torch.from_numpy(chosen)])
+    rows = np.concatenate(descriptors)
+    require_finite(torch.from_numpy(rows))
+    return _Pool(indices, rows, torch.stack(patches), base.assign_folds(total, seed))
 
 
 def _anchors(pool: _Pool, grouping: Grouping, size: int, seed: int) -> tuple[Tensor, list[Tensor]]:
@@ -286,12 +289,24 @@ def _names(members: Sequence[NDArray[np.int64]], sources: Sequence[str]) -> list
     if len(set(sources)) == 1 and len(members) > 1:
         return [f"category-{number}" for number in range(1, len(members) + 1)]
     names: list[str] = []
-    used: Counter[str] = Counter()
-    for rows in members:
-        name = Counter(sources[row] for row in rows).most_common(1)[0][0] if len(rows) else "empty"
-        used[name] += 1
-        names.append(name if used[name] == 1 else f"{name}-{used[name]}")
+    # A folder may be called like a numbered one, and names become files, which some systems tell apart less strictly.
+    taken = {fold_name(source) for source in sources}
+    for number, rows in enumerate(members, start=1):
+        name = Counter(sources[row] for row in rows).most_common(1)[0][0] if len(rows) else f"category-{number}"
+        if name in names:
+            name = next(new for n in count(2) if fold_name(new := f"{name}-{n}") not in taken)
+            taken.add(fold_name(name))
+        names.append(name)
     return names
+
+
+def _require_enough(members: Sequence[NDArray[np.int64]], names: Sequence[str], total: int) -> None:
+    for name, rows in zip(names, members, strict=True):
+        if len(rows) < _LEAST_IMAGES:
+            raise DataError(
+                f"category '{name}' of {len(members)} has {len(rows)} of the {total} images and needs {_LEAST_IMAGES}; "
+                "add images like them, take them out, or give another number with --set categories=N"
+            )
 
 
 def _prefixed(progress: Progress, name: str) -> Progress:
