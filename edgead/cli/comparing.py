@@ -137,8 +137,9 @@ def _make_folder(path: Path) -> None:
 def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
     """Write tables and page beside the rows, and return the JSON form."""
     from edgead.cli._output import finite
-    from edgead.comparing.summary import summarise
+    from edgead.comparing.summary import group_rows, summarise
     from edgead.comparing.tables import markdown, to_csv
+    from edgead.pages.compare_page import compare_page
     from edgead.runtime.errors import DataError
     from edgead.runtime.files import atomic_write
 
@@ -147,10 +148,11 @@ def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str
         "compare.json": json.dumps(payload, indent=2, allow_nan=False) + "\n",
         "compare.csv": to_csv(rows),
         "table.md": markdown(payload),
+        "compare.html": compare_page(payload, group_rows(rows, labels)),
     }
     for name, text in files.items():
         with atomic_write(folder / name, DataError) as stream:
-            stream.write(text.encode())
+            stream.write(text.encode("utf-8", "replace"))
     return payload
 
 
@@ -168,7 +170,12 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
     headings = ["category", "detector", "seeds", "image AUROC", "pixel", "AUPRO", "FAR at 0 escapes", "MB", "fit s"]
     rows = [cells(one) for one in payload["summary"]]
     tables = [
-        table(f"{folder}: means over seeds; image AUROC with its 95 % interval", headings, [row[:9] for row in rows]),
+        table(
+            f"{folder}: means over seeds; image AUROC with its 95 % interval",
+            headings,
+            [row[:9] for row in rows],
+            text_columns=2,
+        ),
         table(
             "Beside it",
             [
