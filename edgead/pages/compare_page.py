@@ -13,7 +13,7 @@ from edgead.comparing.summary import Group
 from edgead.comparing.tables import MISSING, p_value
 from edgead.evaluation import METRICS
 from edgead.pages import plots
-from edgead.pages.html import Markup, cell, document, element, facts, join, section, table
+from edgead.pages.html import Markup, cell, document, element, facts, join, number, section, table
 
 TITLES = {
     "image_auroc": "image AUROC",
@@ -103,14 +103,14 @@ def _name(one: dict[str, Any]) -> list[Markup | str]:
 
 def _figure(metric: dict[str, Any] | None) -> Markup:
     if metric is None:
-        return cell(MISSING, -1.0)
-    return cell(f"{metric['mean']:.4f}", metric["mean"], f"{metric['low']:.4f} – {metric['high']:.4f}")
+        return number(MISSING, None)
+    return number(f"{metric['mean']:.4f}", metric["mean"], f"{metric['low']:.4f} – {metric['high']:.4f}")
 
 
 def _spread(metric: dict[str, Any] | None) -> Markup:
     if metric is None or len(metric["seeds"]) < 2:
-        return cell(MISSING, -1.0)
-    return cell(f"{metric['min']:.4f} – {metric['max']:.4f}", metric["max"] - metric["min"])
+        return number(MISSING, None)
+    return number(f"{metric['min']:.4f} – {metric['max']:.4f}", metric["max"] - metric["min"])
 
 
 def _main_table(summary: Sequence[dict[str, Any]]) -> Markup:
@@ -126,9 +126,9 @@ def _main_table(summary: Sequence[dict[str, Any]]) -> Markup:
                 _figure(metrics["image_auroc"]),
                 _spread(metrics["image_auroc"]),
                 *(_figure(metrics[name]) for name in METRICS[1:]),
-                cell(len(one["seeds"]), len(one["seeds"])),
-                cell(f"{one['bytes'] / 1e6:.1f}", one["bytes"]),
-                cell(f"{one['fit_seconds']:.1f}", one["fit_seconds"]),
+                number(len(one["seeds"]), len(one["seeds"])),
+                number(f"{one['bytes'] / 1e6:.1f}", one["bytes"]),
+                number(f"{one['fit_seconds']:.1f}", one["fit_seconds"]),
             ]
         )
     note = "Means over seeds, below each its 95 % interval. A click on a heading sorts. – means: no masks, or one seed."
@@ -179,7 +179,7 @@ def _differences(summary: Sequence[dict[str, Any]], series: dict[str, int]) -> M
         found = one["difference"]
         test = found["image_auroc"]
         if test is None:
-            cells = [cell(MISSING, -2.0, found["reason"]), cell(MISSING, 2.0), cell(MISSING, 2.0)]
+            cells = [number(MISSING, None, found["reason"]), number(MISSING, None), number(MISSING, None)]
         else:
             dots.append(
                 plots.Dot(
@@ -188,8 +188,8 @@ def _differences(summary: Sequence[dict[str, Any]], series: dict[str, int]) -> M
             )
             cells = [
                 _signed(test),
-                cell(p_value(test["p"]).removeprefix("p = "), 2.0 if test["p"] is None else test["p"]),
-                cell(p_value(test["p_holm"]).removeprefix("p = "), 2.0 if test["p_holm"] is None else test["p_holm"]),
+                number(p_value(test["p"]).removeprefix("p = "), test["p"]),
+                number(p_value(test["p_holm"]).removeprefix("p = "), test["p_holm"]),
             ]
         rows.append([*_name(one), *cells, *(_signed(found[name]) for name in METRICS[1:])])
     headings = ["category", "detector", "image AUROC", "p", "p (Holm)", *(TITLES[name] for name in METRICS[1:])]
@@ -214,8 +214,8 @@ def _differences(summary: Sequence[dict[str, Any]], series: dict[str, int]) -> M
 
 def _signed(found: dict[str, Any] | None) -> Markup:
     if found is None:
-        return cell(MISSING, -2.0)
-    return cell(f"{found['value']:+.4f}", found["value"], f"{found['low']:+.4f} to {found['high']:+.4f}")
+        return number(MISSING, None)
+    return number(f"{found['value']:+.4f}", found["value"], f"{found['low']:+.4f} to {found['high']:+.4f}")
 
 
 def _speed(summary: Sequence[dict[str, Any]], series: dict[str, int]) -> Markup | None:
@@ -226,7 +226,7 @@ def _speed(summary: Sequence[dict[str, Any]], series: dict[str, int]) -> Markup 
     rows, points = [], []
     for one in timed:
         for runtime, times in one["latency_ms"].items():
-            rows.append([*_name(one), runtime, *(cell(f"{times[key]:.2f}", times[key]) for key in keys)])
+            rows.append([*_name(one), runtime, *(number(f"{times[key]:.2f}", times[key]) for key in keys)])
         # One runtime for all marks: the first, which is what `auto` takes.
         times = next(iter(one["latency_ms"].values()))
         metric = one["metrics"]["image_auroc"]
@@ -306,7 +306,7 @@ def _decisions(summary: Sequence[dict[str, Any]]) -> Markup:
             ("escapes", f"{found['escapes']} of {found['anomalous']} defective"),
             ("not_inspected", str(found["not_inspected"])),
         )
-        rows.append([*_name(one), *(cell(text, found[name]) for name, text in counts)])
+        rows.append([*_name(one), *(number(text, found[name]) for name, text in counts)])
     note = "All seeds together. Images that were not inspected (a router did not know the part) never pass the line."
     return table(["category", "detector", "false alarms", "escapes", "not inspected"], rows, text_columns=2, note=note)
 
@@ -320,9 +320,9 @@ def _parity(summary: Sequence[dict[str, Any]]) -> Markup:
                 [
                     *_name(one),
                     cell(runtime, below=record["note"]),
-                    cell(f"{record['changed']} of {record['images']}", record["changed"]),
-                    cell("not finite" if worst is None else f"{worst:.1e}", worst),
-                    cell(MISSING if drift is None else f"{drift:.1e}", drift),
+                    number(f"{record['changed']} of {record['images']}", record["changed"]),
+                    number("not finite" if worst is None else f"{worst:.1e}", worst),
+                    number(MISSING if drift is None else f"{drift:.1e}", drift),
                 ]
             )
     headings = [
@@ -349,9 +349,9 @@ def _provenance(payload: dict[str, Any], groups: Sequence[Group]) -> list[Markup
                 one["detector"],
                 settings,
                 one["backbone"],
-                cell(size, one["size"]["height"]),
-                cell(MISSING if peak is None else f"{peak / 1e6:.0f}", peak),
-                cell(f"{one['n_normal']} + {one['n_anomalous']}", one["n_normal"]),
+                number(size, one["size"]["height"]),
+                number(MISSING if peak is None else f"{peak / 1e6:.0f}", peak),
+                number(f"{one['n_normal']} + {one['n_anomalous']}", one["n_normal"]),
             ]
         )
     headings = [

@@ -45,11 +45,15 @@ def join(*children: Child) -> Markup:
     return Markup("".join(parts))
 
 
-def cell(text: Child, value: float | None = None, below: Child = None) -> Markup:
-    """Return a table cell; ``value`` is what it is sorted by, ``below`` a smaller second line."""
+def cell(text: Child, below: Child = None) -> Markup:
+    """Return a table cell of text; ``below`` is a smaller second line."""
+    return element("td", text, None if below is None else element("small", below))
+
+
+def number(text: Child, value: float | None, below: Child = None) -> Markup:
+    """Return a table cell of a figure; ``value`` is what it is sorted by, None comes before every other."""
     small = None if below is None else element("small", below)
-    kind = "number" if value is not None else None
-    return element("td", text, small, data_value=value, class_=kind)
+    return element("td", text, small, data_value="-Infinity" if value is None else value, class_="number")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Child]], *, text_columns: int = 1, note: str = "") -> Markup:
