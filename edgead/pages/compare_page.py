@@ -13,7 +13,7 @@ from edgead.comparing.summary import Group
 from edgead.comparing.tables import MISSING, p_value
 from edgead.evaluation import METRICS
 from edgead.pages import plots
-from edgead.pages.html import Markup, cell, document, element, facts, join, number, section, table
+from edgead.pages.markup import Markup, cell, document, element, facts, join, number, section, table
 
 TITLES = {
     "image_auroc": "image AUROC",

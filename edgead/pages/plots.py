@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.pages.html import Markup, element
+from edgead.pages.markup import Markup, element
 from edgead.pages.style import SERIES
 
 # Colours that stand for the page's own; no series has them.
