@@ -1,4 +1,4 @@
-"""``edgead compare``."""
+"""``edgead compare`` and ``edgead report``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import parse_size, require
+from edgead.cli._options import BackendOption, ThreadsOption, parse_size, require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgead.cli._output import Output
     from edgead.comparing.rows import Row
+    from edgead.reporting import Report
 
 _DEFAULT = "patchcore,padim"
 _LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "scipy", "matplotlib", "onnx", "onnxscript")
@@ -195,3 +196,75 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
         raise DataError(f"nothing could be measured: {reasons}")
     if failed:
         raise ParityError(f"{len(failed)} of {len(payload['rows'])} rows failed: {reasons}")
+
+
+@command("report", panel=PANEL, example="edgead report plate.edgead parts/plate -o report.html")
+def report(
+    out: Output,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR|BUNDLE", help="What fit or export wrote.", show_default=False)
+    ],
+    category: Annotated[
+        Path,
+        typer.Argument(metavar="CATEGORY_DIR", help="Folder with test/good and test/<defect>.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="REPORT.html", help="Where the page goes.", show_default=False)
+    ],
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    frames: Annotated[
+        int, typer.Option(min=1, max=100_000, metavar="N", help="Frames of the latency measurement.")
+    ] = 100,
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="Measure no latency.")] = False,
+) -> None:
+    """Write one page on a model: scores, ROC, heat maps of the images that tell most, parity and latency.
+
+    The page needs no network and no other file.
+    """
+    from edgead.runtime.errors import ConfigError, DataError
+    from edgead.runtime.files import atomic_write
+
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder; give -o a file such as {output / 'report.html'}")
+    if not output.parent.is_dir():
+        raise ConfigError(f"the folder {output.parent} does not exist; make it or choose another -o")
+    require("train", "scipy", "matplotlib")
+    if model.is_dir():
+        require("train", "torch", "torchvision", "timm", "safetensors")
+    from edgead.cli._output import finite
+    from edgead.pages.report_page import report_page
+    from edgead.reporting import make_report
+
+    with out.progress() as step:
+        made = make_report(
+            model,
+            category,
+            backend=backend,
+            threads=threads,
+            frames=0 if no_latency else frames,
+            progress=step,
+        )
+    page = report_page(made).encode("utf-8", "replace")
+    with atomic_write(output, DataError) as stream:
+        stream.write(page)
+    payload = {**finite(made.to_dict()), "page": str(output), "page_bytes": len(page)}
+    out.finish(payload, _report_table(made, output, len(page)))
+
+
+def _report_table(made: Report, output: Path, size: int) -> Any:
+    from edgead.cli._output import listing
+
+    found, decisions = made.evaluation, made.evaluation.decisions
+    auroc = found.image_auroc
+    rows = {
+        "image AUROC": f"{auroc.value:.4f}, 95 % interval {auroc.low:.4f} to {auroc.high:.4f}",
+        "false alarms": f"{decisions.false_alarms} of {decisions.normal} good",
+        "escapes": f"{decisions.escapes} of {decisions.anomalous} defective",
+        "threshold": made.about.threshold.explain(),
+    }
+    if decisions.not_inspected:
+        rows["not inspected"] = str(decisions.not_inspected)
+    if made.latency_missing:
+        rows["latency"] = f"not measured: {made.latency_missing}"
+    return listing(f"Wrote {output} ({size / 1e6:.1f} MB): {made.about.name} on {found.name}", rows)

@@ -96,7 +96,7 @@ def measure(job: Job, options: Options, progress: Progress) -> list[Row]:
         "parity": dict(exported.parity[FP32_FILE]),
         "latency": latency,
         "latency_missing": missing,
-        "backbone_info": {key: value for key, value in model.card.backbone_info.items() if key != "weights"},
+        "backbone_info": model.card.backbone_info,
         "machine": describe_machine(),
         "versions": {**model.card.versions, **versions},
     }
@@ -108,7 +108,9 @@ def measure(job: Job, options: Options, progress: Progress) -> list[Row]:
 
 
 def failed_rows(job: Job, reason: str) -> list[Row]:
-    """Return the rows that say why there is nothing to show."""
+    """Return the rows that say why there is nothing to show; folders of this machine are left out of the reason."""
+    for subject in job.subjects:
+        reason = reason.replace(str(subject.path.absolute()), subject.name).replace(str(subject.path), subject.name)
     return [_row(job, index, error=reason) for index in range(len(job.subjects))]
 
 
@@ -123,7 +125,7 @@ def _row(job: Job, index: int, *, error: str | None = None, outcome: Outcome | N
         seed=job.seed,
         height=job.size[0],
         width=job.size[1],
-        backbone=job.backbone,
+        backbone=job.backbone_name,
         edgead=__version__,
         pooled=None if job.pooled is None else list(job.pooled),
         measured_at=datetime.now(timezone.utc).replace(microsecond=0),

@@ -54,6 +54,7 @@ class Job:
     """One fit, and the row it gives for each of its subjects: several where the detector pools categories.
 
     Attributes:
+        backbone: as it was asked for; ``backbone_name`` is for reports and holds no folder of this machine.
         keys: what a row's key must be for it to hold the outcome of this fit, one a subject.
         setup: the same without the seed, one a subject: rows to be averaged.
     """
@@ -63,6 +64,7 @@ class Job:
     seed: int
     size: tuple[int, int]
     backbone: str
+    backbone_name: str
     keys: tuple[str, ...]
     setups: tuple[str, ...]
 
@@ -177,7 +179,7 @@ def make_jobs(
             f"seeds must be different whole numbers from 0 up, got {', '.join(map(str, seeds)) or 'none'}"
         )
     spec = BackboneSpec.parse(backbone)
-    weights = describe_backbone(spec, build_backbone(spec, size)).weights_sha256
+    info = describe_backbone(spec, build_backbone(spec, size))
     jobs = []
     for seed in seeds:
         groups = [(subject, variant) for subject in subjects for variant in variants]
@@ -193,12 +195,12 @@ def make_jobs(
                 "detector": variant.detector,
                 "settings": dict(variant.settings),
                 "size": size,
-                "backbone": [spec.name, weights],
+                "backbone": [info.name, info.weights_sha256],
                 "train": {member.name: member.train_sha256 for member in members},
             }
             setups = tuple(_digest({**setup, "test": member.test_sha256}) for member in members)
             keys = tuple(_digest([setup_key, seed]) for setup_key in setups)
-            jobs.append(Job(variant, members, seed, size, backbone, keys, setups))
+            jobs.append(Job(variant, members, seed, size, backbone, f"{info.name}@{info.weights}", keys, setups))
     return jobs
 
 

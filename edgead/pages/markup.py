@@ -56,24 +56,34 @@ def number(text: Child, value: float | None, below: Child = None) -> Markup:
     return element("td", text, small, data_value="-Infinity" if value is None else value, class_="number")
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Child]], *, text_columns: int = 1, note: str = "") -> Markup:
-    """Return a table that a click on a heading sorts; a cell that is not from `cell` is made one."""
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Child]],
+    *,
+    text_columns: int = 1,
+    text_last: bool = False,
+    note: str = "",
+) -> Markup:
+    """Return a table that a click on a heading sorts.
+
+    Args:
+        headings, rows: a cell that is not from `cell` or `number` is made a cell of text.
+        text_columns: how many columns on the left are text; ``text_last``: the last one is text, too.
+        note: what to know about the table, below it.
+    """
+    last = len(headings) - 1
     head = [
-        element("th", heading, scope="col", class_=None if place < text_columns else "number")
-        for place, heading in enumerate(headings)
+        element(
+            "th", text, scope="col", class_=None if place < text_columns or (text_last and place == last) else "number"
+        )
+        for place, text in enumerate(headings)
     ]
     lines = []
     for row in rows:
-        cells = [
-            one
-            if isinstance(one, Markup) and one.startswith("<td")
-            else element("td", one, class_=None if place < text_columns else "number")
-            for place, one in enumerate(row)
-        ]
+        cells = (one if isinstance(one, Markup) and one.startswith("<td") else element("td", one) for one in row)
         lines.append(element("tr", *cells))
-    caption = element("p", note, class_="note") if note else None
     body = element("table", element("thead", element("tr", *head)), element("tbody", *lines), class_="sortable")
-    return join(element("div", body, class_="scroll"), caption)
+    return join(element("div", body, class_="scroll"), element("p", note, class_="note") if note else None)
 
 
 def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:

@@ -153,19 +153,19 @@ def scatter(points: Sequence[tuple[str, int, str, float, float]], x: str, y: str
     return _svg(figure, what)
 
 
-def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], what: str, *, unit: str = "ms") -> Markup:
-    """Return stacked bars, a line each; every line has the same named parts."""
+def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]], unit: str, what: str) -> Markup:
+    """Return stacked bars, one ``(name, parts, text at its end)`` each; every one has the same named parts."""
     figure, axes = _figure(7.2, 0.9 + 0.42 * len(rows))
-    for place, (_, parts) in enumerate(rows):
+    for place, (_, parts, text) in enumerate(rows):
         start = 0.0
         for series, (name, value) in enumerate(parts):
             axes.barh(place, value, 0.62, left=start, color=SERIES[series], alpha=0.85, label=None if place else name)
             start += value
-        axes.text(start, place, f" {start:.2f} {unit}", va="center", fontsize=8.5, color=_TEXT)
-    axes.set_yticks(range(len(rows)), [_plain(text) for text, _ in rows])
+        axes.text(start, place, f"  {text}", va="center", fontsize=8.5, color=_TEXT)
+    axes.set_yticks(range(len(rows)), [_plain(name) for name, *_ in rows])
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.margins(x=0.14)
+    axes.margins(x=0.22)
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=_TEXT, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
     return _svg(figure, what)
