@@ -161,7 +161,9 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]], unit: str
         for series, (name, value) in enumerate(parts):
             axes.barh(place, value, 0.62, left=start, color=SERIES[series], alpha=0.85, label=None if place else name)
             start += value
-        axes.text(start, place, f"  {text}", va="center", fontsize=8.5, color=_TEXT)
+        axes.annotate(
+            text, (start, place), (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=_TEXT
+        )
     axes.set_yticks(range(len(rows)), [_plain(name) for name, *_ in rows])
     axes.invert_yaxis()
     axes.set_xlabel(unit)

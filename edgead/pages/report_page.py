@@ -108,8 +108,10 @@ def _decisions(report: Report) -> list[Markup]:
     roc = plots.roc([plots.Curve(f"AUROC {auroc:.4f}", 0, rejected, caught)], f"ROC curve, {name}", point=point)
     caught_text = f"{found.anomalous - found.escapes} of {found.anomalous} defects found"
     alarms = f"{found.false_alarms} of {found.normal} good images rejected"
+    threshold = report.about.threshold
+    meaning = f"{_first_upper(threshold.explain())}. At it" if threshold.supported else "At the threshold"
     return [
-        element("p", f"{_first_upper(report.about.threshold.explain())}. At it {caught_text}, {alarms}."),
+        element("p", f"{meaning} {caught_text}, {alarms}."),
         element(
             "div",
             element("figure", element("figcaption", element("b", "Image scores")), histogram),
@@ -228,7 +230,7 @@ def _latency(report: Report) -> list[Markup]:
         return [element("p", f"Not measured: {reason}.")]
     found = report.latency
     stages = [name for name in _STAGES if any(name in row.stages for row in found.rows)]
-    if all(row.stages["wait"].max < 0.005 for row in found.rows if "wait" in row.stages):
+    if all(row.stages["wait"].p50 < 0.005 for row in found.rows if "wait" in row.stages):
         stages = [name for name in stages if name != "wait"]
     drawn = [
         (

@@ -44,14 +44,14 @@ th[aria-sort=descending]::after{content:" \\2193"}
 dl{display:grid;grid-template-columns:minmax(130px,max-content) 1fr;gap:5px 20px;margin:0}
 dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
-figure{margin:0}
+figure{margin:12px 0 0}
 figcaption{font-size:13px;margin-bottom:4px;overflow-wrap:anywhere}
 figcaption small{display:block;color:var(--soft);font-size:12px}
 svg{display:block;width:100%;height:auto}
 .grid{display:grid;gap:24px 28px;grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
 .pair{display:grid;gap:24px 28px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));align-items:start}
-.gallery{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(270px,1fr))}
-.gallery figure{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:8px}
+.gallery{display:grid;gap:16px;align-items:start;grid-template-columns:repeat(auto-fill,minmax(270px,1fr))}
+.gallery figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:8px}
 .views{display:grid;grid-template-columns:1fr 1fr;gap:4px;margin-bottom:6px}
 .views img{width:100%;height:auto;display:block;border-radius:3px}
 .badge{display:inline-block;border:1px solid;border-radius:4px;padding:0 6px;font-size:12px;font-weight:600}
