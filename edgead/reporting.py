@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +223,7 @@ def _picture(inspector: Inspector, category: Category, sample: Sample, image: Im
     has_mask = category.has_masks and bool(sample.masks)
     if has_mask:
         photo[outline(load_mask(sample, (rows, columns), height, width), 1)] = _MASK_COLOUR
-    # The colours of a picture are relative to the threshold that decided, also where a router chose it.
-    judged = replace(result, threshold=image.threshold)
-    return Picture(group, image, _jpeg(photo), _jpeg(overlay(small, judged)), has_mask)
+    return Picture(group, image, _jpeg(photo), _jpeg(overlay(small, result)), has_mask)
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:

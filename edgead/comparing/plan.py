@@ -111,8 +111,10 @@ def parse_variants(detectors: str, settings: Sequence[str] = ()) -> tuple[Varian
     used: set[str] = set()
     for label, detector in names.items():
         known = create_detector(detector).settings.model_dump()
-        used |= known.keys() & common.keys()
-        chosen = {key: value for key, value in common.items() if key in known} | own[label]
+        # "head.bank_size" is a setting of whatever "head" names.
+        chosen = {key: value for key, value in common.items() if key in known or key.partition(".")[0] in known}
+        used |= chosen.keys()
+        chosen |= own[label]
         variants.append(Variant(label, detector, create_detector(detector, chosen).settings.model_dump(mode="json")))
     for key in common:
         if key not in used:

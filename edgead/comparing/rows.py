@@ -39,6 +39,7 @@ class ImageRow(_Section):
     threshold: float
     decision: Literal["OK", "ANOMALY", "NOT_INSPECTED"]
     reason: str | None
+    category: str | None = None
 
 
 class DecisionCounts(_Section):
