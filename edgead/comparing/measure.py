@@ -25,12 +25,12 @@ from edgead.comparing.rows import (
 )
 from edgead.coreset import Progress
 from edgead.evaluation import METRICS, CategoryReport, evaluate
-from edgead.export.exporting import FP32_FILE, export_bundle
+from edgead.export.exporting import export_bundle
 from edgead.fitting import fit
 from edgead.opening import open_inspector
 from edgead.runtime.bench import bench, describe_machine
+from edgead.runtime.bundle import Bundle
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
-from edgead.runtime.manifest import ThresholdSection
 from edgead.runtime.version import __version__
 
 _STATUS = Path("/proc/self/status")
@@ -81,19 +81,21 @@ def measure(job: Job, options: Options, progress: Progress) -> list[Row]:
         images = [sample.path for subject in job.subjects for sample in subject.category.test]
         exported = export_bundle(model.exportable(stem), bundle, images=images, allow_drift=True, progress=progress)
         latency, missing, versions = _latency(bundle, options.frames, progress)
+        parity = dict(next(iter(exported.parity.values())))  # one graph file decides, in every kind of bundle
+        with Bundle.open(bundle) as opened:
+            manifest = opened.manifest
         differences: list[dict[str, float]] = [{} for _ in job.subjects]
-        for runtime in exported.parity[FP32_FILE]:
+        for runtime in parity:
             if not runtime.endswith("-bf16"):  # opens only where it changed no decision; its parity says the rest
                 for found, by_model, by_bundle in zip(
                     differences, trained, _evaluate_all(bundle, runtime, job, 0, progress), strict=True
                 ):
                     found[runtime] = _largest_difference(by_model, by_bundle)
     shared = {
-        "threshold": ThresholdSection.from_threshold(model.threshold),
         "fit_seconds": seconds,
         "fit_peak_rss_bytes": peak[0] if peak else None,
         "bytes": exported.size,
-        "parity": dict(exported.parity[FP32_FILE]),
+        "parity": parity,
         "latency": latency,
         "latency_missing": missing,
         "backbone_info": model.card.backbone_info,
@@ -102,7 +104,9 @@ def measure(job: Job, options: Options, progress: Progress) -> list[Row]:
     }
     rows = []
     for index, report in enumerate(trained):
-        outcome = _outcome(report, differences[index], shared)
+        own = manifest.categories.get(report.name)
+        threshold = (own.threshold if own else None) or manifest.threshold
+        outcome = _outcome(report, differences[index], {"threshold": threshold, **shared})
         rows.append(_row(job, index, outcome=outcome))
     return rows
 

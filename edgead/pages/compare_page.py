@@ -287,7 +287,8 @@ def _histograms(groups: Sequence[Group]) -> list[Markup]:
         outcome, seed = group.outcomes[0], group.rows[0].seed
         scores, labels = _scores(outcome)
         what = f"Image scores, {group.category}, {group.label}, seed {seed}"
-        picture = plots.histogram(scores[~labels], scores[labels], outcome.threshold.value, what)
+        threshold = plots.usual_threshold([image.threshold for image in outcome.images])
+        picture = plots.histogram(scores[~labels], scores[labels], threshold, what)
         caption = element(
             "figcaption", element("b", f"{group.category}  {group.label}"), element("small", f"seed {seed}")
         )

@@ -78,6 +78,11 @@ def roc(curves: Sequence[Curve], what: str, *, point: tuple[float, float] | None
     return _svg(figure, what)
 
 
+def usual_threshold(thresholds: list[float]) -> float:
+    """Return the threshold that most images were held against; a router may choose one for each."""
+    return max(set(thresholds), key=lambda value: (thresholds.count(value), value))
+
+
 def histogram(
     good: NDArray[np.float64], defective: NDArray[np.float64], threshold: float, what: str, *, width: float = 4.6
 ) -> Markup:
@@ -161,9 +166,7 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]], unit: str
         for series, (name, value) in enumerate(parts):
             axes.barh(place, value, 0.62, left=start, color=SERIES[series], alpha=0.85, label=None if place else name)
             start += value
-        axes.annotate(
-            text, (start, place), (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=_TEXT
-        )
+        axes.annotate(text, (start, place), (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=_TEXT)
     axes.set_yticks(range(len(rows)), [_plain(name) for name, *_ in rows])
     axes.invert_yaxis()
     axes.set_xlabel(unit)

@@ -100,7 +100,7 @@ def _decisions(report: Report) -> list[Markup]:
     histogram = plots.histogram(
         scores[~labels],
         scores[labels],
-        known[0].threshold,
+        plots.usual_threshold([one.threshold for one in known]),
         f"Image scores of good and defective images, {name}",
         width=5.6,
     )
