@@ -228,7 +228,7 @@ def _picture(inspector: Inspector, category: Category, sample: Sample, image: Im
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    Image.fromarray(pixels).save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
     return stream.getvalue()
 
 

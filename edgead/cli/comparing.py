@@ -168,13 +168,24 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
         if one["latency_missing"]:
             out.warn(f"{one['category']} {one['label']}: no latency: {one['latency_missing']}")
     failed = payload["failed"]
-    headings = ["category", "detector", "seeds", "image AUROC", "pixel", "AUPRO", "FAR at 0 escapes", "MB", "fit s"]
+    headings = [
+        "category",
+        "detector",
+        "seeds",
+        "image AUROC",
+        "pixel",
+        "AUPRO",
+        "FAR at 0 escapes",
+        "skipped",
+        "MB",
+        "fit s",
+    ]
     rows = [cells(one) for one in payload["summary"]]
     tables = [
         table(
             f"{folder}: means over seeds; image AUROC with its 95 % interval",
             headings,
-            [row[:9] for row in rows],
+            [row[:10] for row in rows],
             text_columns=2,
         ),
         table(
@@ -186,7 +197,7 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
                 "changed decisions",
                 "image AUROC minus first",
             ],
-            [[*row[:2], row[9], row[10], row[12]] for row in rows],
+            [[*row[:2], row[10], row[11], row[13]] for row in rows],
             text_columns=2,
         ),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from pathlib import Path
@@ -168,16 +169,19 @@ def write_row(folder: Path, row: Row) -> None:
     except OSError as error:
         raise DataError(f"cannot write {path.parent}: {reason(error)}") from error
     with atomic_write(path, DataError) as stream:
-        stream.write(row.model_dump_json(by_alias=True).encode())
+        # Escaped, because a file name may hold bytes that are no text; pydantic's own writer refuses those.
+        stream.write(json.dumps(row.to_dict(), allow_nan=False).encode())
 
 
 def read_row(path: Path) -> Row:
     """Read a row; raises `DataError` where it is damaged."""
     try:
-        return Row.model_validate_json(path.read_bytes())
+        return Row.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(f"{path.name} is damaged ({where}: {first['msg']})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name} is damaged (no JSON)") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error

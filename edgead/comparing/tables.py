@@ -19,6 +19,7 @@ COLUMNS = (
     "pixel AUROC",
     "AUPRO",
     "false-alarm rate at zero escapes",
+    "not inspected",
     "MB",
     "fit s",
     "latency ms (network / camera to decision, p50)",
@@ -48,6 +49,7 @@ def cells(one: dict[str, Any]) -> list[str]:
         str(len(one["seeds"])),
         _with_interval(metrics["image_auroc"]),
         *(figure(metrics[name]) for name in ("pixel_auroc", "aupro", "false_alarm_rate_at_zero_escapes")),
+        left_out(one),
         f"{one['bytes'] / 1e6:.1f}",
         f"{one['fit_seconds']:.1f}",
         latency(one),
@@ -60,6 +62,12 @@ def cells(one: dict[str, Any]) -> list[str]:
 def figure(metric: dict[str, Any] | None) -> str:
     """Return the mean with four decimals."""
     return MISSING if metric is None else f"{metric['mean']:.4f}"
+
+
+def left_out(one: dict[str, Any]) -> str:
+    """Return how many test images of all seeds were not inspected."""
+    found = one["decisions"]
+    return f"{found['not_inspected']} of {found['not_inspected'] + found['normal'] + found['anomalous']}"
 
 
 def changed(one: dict[str, Any]) -> str:

@@ -204,8 +204,10 @@ def _svg(figure: Any, what: str) -> Markup:
     """Return the figure as an element that says ``what`` it shows to those who do not see it."""
     import matplotlib
 
+    # Every figure counts its parts from 1; a page may hold an id once.
+    mark = f"p{zlib.crc32(what.encode('utf-8', 'replace')):x}-"
     stream = io.StringIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": what}):
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": mark}):
         # The browser has the letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(stream, format="svg", metadata={"Date": None})
@@ -213,8 +215,6 @@ def _svg(figure: Any, what: str) -> Markup:
     box = re.search(r'viewBox="([^"]*)"', source)
     inside = source[source.index(">", source.index("<svg")) + 1 : source.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", "", inside, flags=re.DOTALL)
-    # Every figure counts its parts from 1; a page may hold an id once.
-    mark = f"p{zlib.crc32(what.encode('utf-8', 'replace')):x}-"
     inside = re.sub(r'\bid="', f'id="{mark}', inside)
     inside = re.sub(r'(?:xlink:)?href="#', f'href="#{mark}', inside).replace("url(#", f"url(#{mark}")
     inside = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", inside)
