@@ -34,7 +34,7 @@ section{margin-top:40px;padding-top:20px;border-top:1px solid var(--line)}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th{text-align:left;font-weight:600;color:var(--soft);border-bottom:1px solid var(--soft);vertical-align:bottom}
 th,td{padding:6px 14px 6px 0}
-td{border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+td{border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
 td small{display:block;color:var(--soft);font-size:12px;white-space:nowrap}
 .number{text-align:right;white-space:nowrap}
 td:last-child,th:last-child{padding-right:0}
