@@ -11,8 +11,8 @@ STYLE = (
     "--font:system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','DejaVu Sans',sans-serif;"
     "--page:#fff;--card:#f7f8fa;--text:#1c2128;--soft:#57606a;--line:#d8dee4;--accent:#0072b2;--bad:#a8320a;"
     + "".join(f"--s{number}:{colour};" for number, colour in enumerate(SERIES))
-    + "}@media screen and (prefers-color-scheme:dark){:root{--page:#14171b;--card:#1c2026;--text:#e6e9ed;--soft:#9aa4af;"
-    "--line:#353c45;--accent:#5aaee6;--bad:#ff9d6b;"
+    + "}@media screen and (prefers-color-scheme:dark){:root{--page:#14171b;--card:#1c2026;--text:#e6e9ed;"
+    "--soft:#9aa4af;--line:#353c45;--accent:#5aaee6;--bad:#ff9d6b;"
     + "".join(f"--s{number}:{colour};" for number, colour in enumerate(_DARK))
     + """}}
 *{box-sizing:border-box}
