@@ -101,7 +101,9 @@ def pooling(monkeypatch):
 
     def fit_all(categories, **more):
         calls.append(list(categories))
-        return fit(categories[:1], **more)
+        with monkeypatch.context() as plain:
+            plain.setattr(Padim, "pools_categories", False)
+            return fit(categories[:1], **more)
 
     monkeypatch.setattr(Padim, "pools_categories", True, raising=False)
     monkeypatch.setattr(measuring, "fit", fit_all)
