@@ -13,7 +13,7 @@ another training run; a figure that no resample can move (AUROC 1 of two separat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,11 +35,18 @@ _Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure in [0, 1] and its 95 % bootstrap interval ``low <= value <= high``."""
+    """A figure in [0, 1] and its 95 % bootstrap interval ``low <= value <= high``.
+
+    Attributes:
+        draws: ``(resamples,)`` float64, the figure on each resample; empty without a bootstrap. The k-th resamples of
+            two metrics with the same images, labels, seed and number of resamples are the same images, so that means
+            and differences of draws are a joint bootstrap. Shorter where a resample has no such figure.
+    """
 
     value: float
     low: float
     high: float
+    draws: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
@@ -304,8 +311,9 @@ def _metric(exact: _Floats, replicates: list[_Floats], rough: _Floats) -> Metric
     drawn = np.concatenate([*replicates, np.empty(0)])
     if not len(drawn):
         return Metric(value, value, value)
-    low, high = np.percentile(drawn, (2.5, 97.5)) + (value - float(rough[0]))
-    return Metric(value, max(0.0, min(value, float(low))), min(1.0, max(value, float(high))))
+    drawn = drawn + (value - float(rough[0]))
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Metric(value, max(0.0, min(value, float(low))), min(1.0, max(value, float(high))), drawn)
 
 
 # Pixel level.

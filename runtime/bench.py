@@ -93,7 +93,7 @@ def bench(
             frames=frames,
             warm_up=WARM_UP,
             rate_fps=rate_fps,
-            machine=_machine(),
+            machine=describe_machine(),
             versions=_versions(),
             rows=tuple(candidate.row() for candidate in candidates),
             skipped=skipped,
@@ -269,7 +269,8 @@ def _latency(values_ms: Sequence[float]) -> Latency:
     return Latency(p50, p95, p99, ordered[-1], len(ordered))
 
 
-def _machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """Return system, processor and usable cores, as every report names them."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:

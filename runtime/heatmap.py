@@ -99,7 +99,7 @@ def overlay(image: NDArray[np.uint8], result: Result, *, opacity: float = 0.6) -
     blended += colour[level]
     blended += 128
     drawn: NDArray[np.uint8] = (blended >> 8).astype(np.uint8)
-    drawn[_outline(level > 127, max(1, round(min(height, width) / 400)))] = _OUTLINE
+    drawn[outline(level > 127, max(1, round(min(height, width) / 400)))] = _OUTLINE
     return drawn
 
 
@@ -138,8 +138,8 @@ def banner_text(result: Result) -> str:
     return "   ".join(parts).encode("latin-1", "replace").decode("latin-1")
 
 
-def _outline(region: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
-    """Return the inner edge of a region; the border of the picture is no edge."""
+def outline(region: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
+    """Return the inner edge of a region ``(H, W)`` bool, ``thickness`` pixels; the picture's border is no edge."""
     inner = region
     for _ in range(thickness):
         eroded = inner.copy()

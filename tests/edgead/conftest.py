@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import datetime, timezone
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
+    from edgead.comparing.rows import Row
     from edgead.model import TrainedModel
 
 from edgead.cli import run
@@ -173,3 +175,123 @@ def tiny_model(parts: Path) -> TrainedModel:
     from edgead.fitting import fit
 
     return fit([parts], detector="patchcore", settings={"bank_size": 64}, size=64)
+
+
+_RECORD: dict[str, Any] = {
+    "max_score_difference": 1e-5,
+    "p99_score_difference": 1e-6,
+    "max_map_difference": 1e-4,
+    "flips": 0,
+    "borderline": 1,
+    "images": 40,
+}
+_THRESHOLD = {
+    "value": 1.0,
+    "target_false_alarm_rate": 0.01,
+    "n_normals": 20,
+    "low": 0.0,
+    "high": 0.2,
+    "supported": False,
+}
+_TIMES: dict[str, Any] = {"p50": 2.0, "p95": 3.0, "p99": 4.0, "max": 5.0, "count": 9}
+
+
+@pytest.fixture(scope="session")
+def make_row() -> Callable[..., Row]:
+    """``make_row(label, seed, category, ...)``: a row of a comparison that nobody had to fit for."""
+    return _make_row
+
+
+def _make_row(
+    label: str = "a",
+    seed: int = 0,
+    category: str = "plate",
+    *,
+    strength: float = 1.5,
+    images: int = 40,
+    left_out: Sequence[int] = (),
+    pooled: list[str] | None = None,
+    error: str | None = None,
+) -> Row:
+    """A row of drawn scores: the first half of the images is good."""
+    from edgead.comparing.rows import Outcome, Row
+    from edgead.metrics import f1_max, image_auroc
+
+    random = np.random.default_rng([seed, sum(map(ord, label))])
+    anomalous = np.arange(images) >= images // 2
+    scores = strength * anomalous + np.random.default_rng(9).normal(size=images) + 0.3 * random.normal(size=images)
+    known = [i for i in range(images) if i not in left_out]
+    metrics = {
+        "image_auroc": image_auroc(scores[known], anomalous[known]),
+        "f1_max": f1_max(scores[known], anomalous[known]),
+    }
+    outcome = Outcome(
+        n_normal=images // 2,
+        n_anomalous=images // 2,
+        metrics={
+            name: metrics[name].to_dict() if name in metrics else None
+            for name in ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")
+        },
+        draws={name: metric.draws.tolist() for name, metric in metrics.items()},
+        decisions={
+            "false_alarms": 2,
+            "normal": images // 2,
+            "escapes": 1,
+            "anomalous": images // 2 - len(left_out),
+            "not_inspected": len(left_out),
+        },
+        empty_masks=0,
+        images=[
+            {
+                "path": f"test/{i}.png",
+                "label": "x" if anomalous[i] else "good",
+                "anomalous": bool(anomalous[i]),
+                "score": float(scores[i]) if i in known else None,
+                "threshold": 1.0,
+                "decision": "NOT_INSPECTED" if i in left_out else "ANOMALY" if scores[i] > 1 else "OK",
+                "reason": None,
+            }
+            for i in range(images)
+        ],
+        threshold=_THRESHOLD,
+        fit_seconds=2.0 + seed,
+        fit_peak_rss_bytes=None if seed else 10**9,
+        bytes=3_000_000,
+        parity={
+            "onnxruntime": _RECORD,
+            "openvino-bf16": _RECORD | {"flips": 3, "note": "reduced precision, not gated"},
+        },
+        bundle_metric_differences={"onnxruntime": 1e-8},
+        latency={
+            "frames": 9,
+            "frame_size": (640, 480),
+            "runtimes": {
+                "onnxruntime": {
+                    "network": _TIMES | {"p50": 1.0 + seed},
+                    "preprocess": _TIMES,
+                    "end_to_end": _TIMES | {"p50": 3.0 + seed},
+                }
+            },
+        },
+        latency_missing=None,
+        backbone_info={"name": "net", "weights": "hub", "random_weights": False},
+        machine={"cpu": "x"},
+        versions={"edgead": "0"},
+    )
+    return Row(
+        key=f"{seed:064d}",
+        setup="0" * 64,
+        category=category,
+        label=label,
+        detector="padim",
+        settings={"smooth": True},
+        seed=seed,
+        height=64,
+        width=64,
+        backbone="net@hub",
+        edgead="0",
+        pooled=pooled,
+        measured_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        error=error,
+        outcome=None if error else outcome,
+    )
