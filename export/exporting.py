@@ -187,10 +187,25 @@ def export_bundle(
     if gated and not allow_drift:
         failed = ExportReport(out, None, 0, {main: parity}, unavailable)
         raise ParityError(_complaint(gated), failed.to_dict())
-    members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
-    write_bundle(out, manifest.model_copy(update={"parity": {main: parity}}), members)
+    _write(model, out, manifest.model_copy(update={"parity": {main: parity}}), files)
     with Bundle.open(out) as bundle:
         return ExportReport(out, bundle.sha256, out.stat().st_size, {main: parity}, unavailable)
+
+
+def write_draft(model: Exportable, out: Path, *, progress: Progress | None = None) -> int:
+    """Write the bundle that `export_bundle` would, but unproved, to measure its size and speed; return its bytes.
+
+    Nothing is compared, and the manifest has no parity record: not for a line. Arguments and errors as `export_bundle`.
+    """
+    check_bundle_path(out)
+    main, files = _graphs(model, False, progress or (lambda _stage, _done, _total: None))
+    _write(model, out, _manifest(model, main), files)
+    return out.stat().st_size
+
+
+def _write(model: Exportable, out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
+    write_bundle(out, manifest, members)
 
 
 def _graphs(model: Exportable, fused: bool, tell: Progress) -> tuple[str, dict[str, bytes]]:

@@ -93,11 +93,38 @@ def bench(
             frames=frames,
             warm_up=WARM_UP,
             rate_fps=rate_fps,
-            machine=_machine(),
+            machine=describe_machine(),
             versions=_versions(),
             rows=tuple(candidate.row() for candidate in candidates),
             skipped=skipped,
         )
+
+
+def take_turns(
+    inspectors: Sequence[Inspector],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    frames: int,
+    frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
+    progress: Progress | None = None,
+) -> list[Latency]:
+    """Return the camera-to-decision latency of several inspectors in one process, frame for frame as `bench` takes it.
+
+    Args:
+        inspectors: warmed up first, then measured in turns.
+        images: ``(H, W, 3)`` uint8 RGB, at least one; resized to ``frame_size``, ``(width, height)`` in pixels.
+        frames: counted frames of each inspector.
+        progress: called with (done, total) counted frames.
+
+    Raises:
+        BackendError: an inspector gave no valid score for any frame.
+    """
+    pool = _frame_pool(images, frame_size)
+    candidates = [_Candidate(inspector, "") for inspector in inspectors]
+    for candidate in candidates:
+        candidate.warm(pool, WARM_UP)
+    _take_turns(candidates, pool, frames, None, progress)
+    return [candidate.latency() for candidate in candidates]
 
 
 @dataclass(slots=True)
@@ -135,15 +162,19 @@ class _Candidate:
         for name, value in {"wait": (started_ns - captured_ns) / 1e6, **result.timings}.items():
             self.stages.setdefault(name, []).append(value)
 
+    def latency(self) -> Latency:
+        if not self.end_to_end:
+            raise BackendError(f"{self.inspector.describe().name} gave no valid score for any frame ({self.reason})")
+        return _latency(self.end_to_end)
+
     def row(self) -> BenchRow:
-        info = self.inspector.describe()
-        if not self.end_to_end or self.accuracy is None:
-            raise BackendError(f"{info.name} gave no valid score for any frame ({self.reason})")
+        assert self.accuracy is not None
+        latency = self.latency()
         return BenchRow(
-            backend=info,
+            backend=self.inspector.describe(),
             why=self.inspector.why,
             precision=self.precision,
-            latency=_latency(self.end_to_end),
+            latency=latency,
             stages={name: _latency(values) for name, values in self.stages.items()},
             throughput_fps=len(self.end_to_end) / self.busy_s,
             queued=self.queued,
@@ -269,7 +300,8 @@ def _latency(values_ms: Sequence[float]) -> Latency:
     return Latency(p50, p95, p99, ordered[-1], len(ordered))
 
 
-def _machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """Return system, processor and usable cores, as every report names them."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
