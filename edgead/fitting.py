@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, build_backbone, describe_backbone
-from edgead.budget import check_budget, choose, require_within
+from edgead.budget import check_budget, choose
 from edgead.coreset import Progress, silent
 from edgead.data import Category, Sample, load_images, open_category
 from edgead.detectors import create_detector, pools_categories
@@ -127,7 +127,7 @@ def fit(
     )
     model = TrainedModel(card, module, references)
     if budget is not None:
-        require_within(budget.card, model.exportable("model"))
+        budget.require_within(model.exportable("model"))
     return model
 
 

@@ -76,7 +76,7 @@ class RungCard(_Section):
 
     Attributes:
         settings: those that vary along the curve.
-        auroc: of the painted defects against good images that the model of this point never saw, with its standard error.
+        auroc: of painted defects against good images, which the model of this point never saw.
         bytes: of the bundle on disk, an upper bound.
         ms: median from camera to decision.
         fits: whether it keeps within the budget.

@@ -130,7 +130,7 @@ class NPad:
         return NPadHead(like("projection"), gaussians, centroids, zscore=like("zscore"))
 
     def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
-        """Vary dimensions, rank, storage and centroids together: half precision and a low rank before fewer dimensions."""
+        """Vary dimensions, rank, storage and centroids together, see `_LADDER`."""
         now = self.settings
         size, patches = min(now.dimensions, channels), min(now.max_patches, cells * images)
         rungs: list[NPad.Settings] = []

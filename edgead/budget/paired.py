@@ -1,4 +1,4 @@
-"""How well scores tell images from painted copies of the same images, and how sure a difference between two models is."""
+"""How well scores tell images from painted copies of them, and how sure a difference between two models is."""
 
 from __future__ import annotations
 
