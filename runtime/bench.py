@@ -85,7 +85,9 @@ def bench(
         for candidate in candidates:
             candidate.accuracy = _accuracy(candidate.inspector, images, known)
             candidate.warm(pool, WARM_UP)
-        _take_turns(candidates, pool, frames, rate_fps, progress)
+        # With a schedule a queue may build up, and only a long run shows it.
+        length = _ROUND if rate_fps is None else math.ceil(frames / 2)
+        _take_turns(candidates, pool, frames, length, rate_fps, progress)
         return BenchReport(
             bundle=str(path),
             model_sha256=bundle.sha256,
@@ -105,6 +107,7 @@ def take_turns(
     images: Sequence[NDArray[np.uint8]],
     *,
     frames: int,
+    turn: int,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     progress: Progress | None = None,
 ) -> list[Latency]:
@@ -113,7 +116,7 @@ def take_turns(
     Args:
         inspectors: warmed up first, then measured in turns.
         images: ``(H, W, 3)`` uint8 RGB, at least one; resized to ``frame_size``, ``(width, height)`` in pixels.
-        frames: counted frames of each inspector.
+        frames: counted frames of each inspector; turn: of those, how many before the next one's turn.
         progress: called with (done, total) counted frames.
 
     Raises:
@@ -123,7 +126,7 @@ def take_turns(
     candidates = [_Candidate(inspector, "") for inspector in inspectors]
     for candidate in candidates:
         candidate.warm(pool, WARM_UP)
-    _take_turns(candidates, pool, frames, None, progress)
+    _take_turns(candidates, pool, frames, turn, None, progress)
     return [candidate.latency() for candidate in candidates]
 
 
@@ -255,11 +258,10 @@ def _take_turns(
     candidates: Sequence[_Candidate],
     pool: Sequence[NDArray[np.uint8]],
     frames: int,
+    length: int,
     rate_fps: float | None,
     progress: Progress | None,
 ) -> None:
-    # With a schedule a queue may build up, and only a long run shows it.
-    length = _ROUND if rate_fps is None else math.ceil(frames / 2)
     done = 0
     for number, first in enumerate(range(0, frames, length)):
         turn = range(first, min(first + length, frames))

@@ -30,8 +30,9 @@ from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.inspector import Inspector
 
-FRAMES = 40  # timed a rung
+FRAMES = 60  # timed a rung
 
+_TURN = 5  # frames until the next rung's: short, so that a busy moment of the machine meets many rungs and few frames
 _RECORDS = 16 << 10  # bytes that provenance and parity records add to the final bundle, at most
 
 
@@ -209,6 +210,6 @@ def _take_times(
     with ExitStack() as stack:
         inspectors = [stack.enter_context(Inspector.open(bundle)) for bundle in bundles]
         found = take_turns(
-            inspectors, frames, frames=FRAMES, progress=lambda done, total: progress("frames", done, total)
+            inspectors, frames, frames=FRAMES, turn=_TURN, progress=lambda done, total: progress("frames", done, total)
         )
         return inspectors[0].describe().to_dict(), [latency.p50 for latency in found]

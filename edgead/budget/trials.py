@@ -25,7 +25,9 @@ from edgead.runtime.errors import DataError
 from edgead.runtime.threshold import calibrate
 from edgead.scoring import ScoringModule
 
-STRENGTH = 0.35  # of the painted defects: hard to see, so that settings differ in what they find
+# Of the painted defects. Where all are found, or none, rungs do not differ: PatchCore's AUROC at 256 pixels on metal
+# plate and magnetic tile is .50 to .62 for structural kinds at 0.35, and .72 to .99 at 1 (10 images a kind).
+STRENGTH = 0.8
 
 _FITTED = 120  # images at most that a rung is fitted on, ...
 _FITTED_A_SOURCE = 24  # ... but so many of each folder where a detector pools them

@@ -171,7 +171,7 @@ def _budget_table(card: BudgetCard) -> Any:
     title = (
         f"Within {' and '.join(f'{value:g} {unit}' for value, unit in limits if value is not None)}: "
         f"{card.held_out} good images and {card.probes} painted defects, judged by models of {card.fitted} others; "
-        f"times on {card.backend['name']}, {card.backend['threads']} threads"
+        f"times on {card.backend['name']}"
     )
     names = list(card.curve[0].settings)
     rows = []
