@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
+from edgead.budget import check_budget, choose
 from edgead.coreset import Progress, silent
 from edgead.data import Category, Sample, load_images, open_category
 from edgead.detectors import create_detector, pools_categories
@@ -43,6 +44,8 @@ def fit(
     size: int | tuple[int, int] = DEFAULT_SIZE,
     seed: int = 0,
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+    budget_mb: float | None = None,
+    budget_ms: float | None = None,
     progress: Progress = silent,
 ) -> TrainedModel:
     """Fit a detector on good images and set its threshold from them; no test image is read.
@@ -56,6 +59,8 @@ def fit(
         size: network size in pixels, a side or ``(height, width)``, multiples of 32.
         seed: decides every random choice.
         false_alarm_rate: share of good parts that may be rejected.
+        budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
+            `edgead.budget.choose`.
         progress: called with ``(stage, done, total)``.
 
     Raises:
@@ -73,6 +78,7 @@ def fit(
         raise ConfigError("there is no category to fit; give its folder")
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
+    check_budget(budget_mb, budget_ms)
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
@@ -81,10 +87,27 @@ def fit(
     images = _Normals([sample for category in opened for sample in category.train], height, width)
     extractor = build_extractor(network, (height, width))
     counts = {category.name: len(category.train) for category in opened}
+    sources = [category.name for category in opened for _ in category.train]
+    named = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
+    references = tuple(one for group in named for one in group)
+    budget = None
+    if budget_mb is not None or budget_ms is not None:
+        budget = choose(
+            method,
+            settings or (),
+            images,
+            sources,
+            extractor,
+            references,
+            budget_mb=budget_mb,
+            budget_ms=budget_ms,
+            seed=seed,
+            progress=progress,
+        )
+        method = create_detector(detector, budget.settings)
     routing = None
     module: ScoringModule | RoutedModule
     if pooled:
-        sources = [category.name for category in opened for _ in category.train]
         found = method.fit(images, sources, extractor, seed=seed, progress=progress)
         module, scores = found.module, found.normal_scores
         routing = _routing_card(found, method.settings.head, false_alarm_rate)
@@ -105,9 +128,12 @@ def fit(
         categories=counts,
         fingerprint={category.name: category.fingerprint("train") for category in opened},
         routing=routing,
+        budget=None if budget is None else budget.card,
     )
-    references = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
-    return TrainedModel(card, module, tuple(one for group in references for one in group))
+    model = TrainedModel(card, module, references)
+    if budget is not None:
+        budget.require_within(model.exportable("model"))
+    return model
 
 
 def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> RoutingCard:

@@ -71,6 +71,52 @@ class RoutingCard(_Section):
     purity: float
 
 
+class RungCard(_Section):
+    """One point of a budget's curve.
+
+    Attributes:
+        settings: those that vary along the curve.
+        auroc: of painted defects against good images, which the model of this point never saw.
+        bytes: of the bundle on disk, an upper bound.
+        ms: median from camera to decision.
+        fits: whether it keeps within the budget.
+    """
+
+    settings: dict[str, Any]
+    auroc: float
+    standard_error: float
+    bytes: int
+    ms: float
+    fits: bool
+
+
+class BudgetCard(_Section):
+    """How settings were chosen by measurement, see `edgead.budget.choose`.
+
+    Attributes:
+        budget_mb: 10^6 bytes of the bundle on disk; budget_ms: median from camera to decision. None: no limit.
+        fitted, held_out, probes: good images that each point was fitted on, good images and painted ones it judged.
+        strength: of the painted defects.
+        frame_size: ``(width, height)`` of the frames that were timed; frames: how many a point.
+        backend: what ran them; machine: where.
+        curve: cheap to expensive.
+        chosen: index of the curve.
+    """
+
+    budget_mb: float | None
+    budget_ms: float | None
+    fitted: int
+    held_out: int
+    probes: int
+    strength: float
+    frame_size: tuple[int, int]
+    frames: int
+    backend: dict[str, Any]
+    machine: dict[str, Any]
+    curve: tuple[RungCard, ...]
+    chosen: int
+
+
 class ModelCard(_Section):
     """The content of ``model.json``.
 
@@ -85,6 +131,7 @@ class ModelCard(_Section):
         categories: category name -> number of training images.
         fingerprint: folder name -> digest of its training images.
         routing: of a model of several categories; its ``categories`` are then those that were found.
+        budget: of a model whose settings were chosen by measurement.
     """
 
     format_version: int
@@ -104,6 +151,7 @@ class ModelCard(_Section):
     fingerprint: dict[str, str]
     versions: dict[str, str]
     routing: RoutingCard | None = None
+    budget: BudgetCard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +201,8 @@ class TrainedModel:
                 "seed": card.seed,
                 "versions": card.versions,
             }
-            | ({} if card.routing is None else {"routing": card.routing.model_dump(mode="json")}),
+            | ({} if card.routing is None else {"routing": card.routing.model_dump(mode="json")})
+            | ({} if card.budget is None else {"budget": card.budget.model_dump(mode="json")}),
             routing=self._routing(),
         )
 
@@ -269,6 +318,7 @@ def make_card(
     categories: Mapping[str, int],
     fingerprint: Mapping[str, str],
     routing: RoutingCard | None = None,
+    budget: BudgetCard | None = None,
 ) -> ModelCard:
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
@@ -291,6 +341,7 @@ def make_card(
         fingerprint=dict(fingerprint),
         versions={"edgead": __version__, "torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__},
         routing=routing,
+        budget=budget,
     )
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import nn
 
@@ -42,6 +43,7 @@ FP32_FILE = "model.fp32.onnx"
 ROUTER_FILE = "router.fp32.onnx"
 SHARED_BYTES = 16 << 10  # weights above are stored once where several graphs have them
 Progress = Callable[[str, int, int], None]
+Trace = Callable[[nn.Module, int, int, Sequence[str]], onnx.ModelProto]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +189,32 @@ def export_bundle(
     if gated and not allow_drift:
         failed = ExportReport(out, None, 0, {main: parity}, unavailable)
         raise ParityError(_complaint(gated), failed.to_dict())
-    members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
-    write_bundle(out, manifest.model_copy(update={"parity": {main: parity}}), members)
+    _write(model, out, manifest.model_copy(update={"parity": {main: parity}}), files)
     with Bundle.open(out) as bundle:
         return ExportReport(out, bundle.sha256, out.stat().st_size, {main: parity}, unavailable)
 
 
-def _graphs(model: Exportable, fused: bool, tell: Progress) -> tuple[str, dict[str, bytes]]:
+def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:
+    """Write the bundle that `export_bundle` would, but unproved, to measure its size and speed; return its bytes.
+
+    Nothing is compared, and the manifest has no parity record: not for a line.
+
+    Args:
+        model, out: as in `export_bundle`, and so are the errors.
+        trace: gives the graph of a module as `export_onnx` does.
+    """
+    check_bundle_path(out)
+    main, files = _graphs(model, False, lambda _stage, _done, _total: None, trace)
+    _write(model, out, _manifest(model, main), files)
+    return out.stat().st_size
+
+
+def _write(model: Exportable, out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
+    write_bundle(out, manifest, members)
+
+
+def _graphs(model: Exportable, fused: bool, tell: Progress, trace: Trace = export_onnx) -> tuple[str, dict[str, bytes]]:
     """Return the name of the main graph file, and all graph and weight files."""
     routing = model.routing
     modules: dict[str, tuple[nn.Module, Sequence[str]]]
@@ -207,7 +228,7 @@ def _graphs(model: Exportable, fused: bool, tell: Progress) -> tuple[str, dict[s
     files: dict[str, bytes] = {}
     for done, (name, (module, outputs)) in enumerate(modules.items()):
         tell("graph", done, len(modules))
-        graph = export_onnx(module, model.height, model.width, outputs)
+        graph = trace(module, model.height, model.width, outputs)
         require_clean(graph, outputs)
         # Router and heads have one backbone, whose weights a low limit lets them share.
         data, weights = split_weights(graph, LARGE_BYTES if len(modules) == 1 else SHARED_BYTES)

@@ -39,6 +39,17 @@ def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[st
     """
     # Two images: torch.export would take an axis of length one as static.
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    return export_part(module, example, ["images"], outputs)
+
+
+def export_part(
+    module: nn.Module, example: torch.Tensor | list[torch.Tensor], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """Export a module that takes any tensor, or one list of tensors; otherwise as `export_onnx`.
+
+    ``example`` holds two entries along the batch axis, the first of every input.
+    """
+    batch = {0: torch.export.Dim(BATCH_AXIS, min=1, max=1024)}
     try:
         with _quiet(), torch.no_grad():
             module.eval()(example)  # what the module itself refuses would come out of the exporter in another dress
@@ -47,9 +58,9 @@ def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[st
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["images"],
+                input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS, min=1, max=1024)},),
+                dynamic_shapes=([batch] * len(example) if isinstance(example, list) else batch,),
                 verbose=False,
             )
     except EdgeadError:
@@ -69,6 +80,23 @@ def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[st
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
     return model
+
+
+def join(first: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:
+    """Return one graph of two, where inputs of the second are outputs of the first, by name; what nobody needs goes."""
+    used = {name for node in second.graph.node for name in node.input}
+    between = [value.name for value in second.graph.input if value.name in used]
+    outputs = [value.name for value in second.graph.output]
+    needed = onnx.utils.Extractor(first).extract_model(["images"], between)
+    renamed = onnx.compose.add_prefix(second, "second_", rename_inputs=False, rename_outputs=False)
+    for value in [value for value in renamed.graph.input if value.name not in used]:
+        renamed.graph.input.remove(value)
+    joined: onnx.ModelProto = onnx.compose.merge_models(
+        needed, renamed, [(name, name) for name in between], producer_name="edgead", producer_version=""
+    )
+    joined.ir_version = first.ir_version
+    assert [value.name for value in joined.graph.output] == outputs
+    return joined
 
 
 def merge_padding(graph: onnx.GraphProto) -> int:

@@ -85,7 +85,9 @@ def bench(
         for candidate in candidates:
             candidate.accuracy = _accuracy(candidate.inspector, images, known)
             candidate.warm(pool, WARM_UP)
-        _take_turns(candidates, pool, frames, rate_fps, progress)
+        # With a schedule a queue may build up, and only a long run shows it.
+        length = _ROUND if rate_fps is None else math.ceil(frames / 2)
+        _take_turns(candidates, pool, frames, length, rate_fps, progress)
         return BenchReport(
             bundle=str(path),
             model_sha256=bundle.sha256,
@@ -98,6 +100,34 @@ def bench(
             rows=tuple(candidate.row() for candidate in candidates),
             skipped=skipped,
         )
+
+
+def take_turns(
+    inspectors: Sequence[Inspector],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    frames: int,
+    turn: int,
+    frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
+    progress: Progress | None = None,
+) -> list[Latency]:
+    """Return the camera-to-decision latency of several inspectors in one process, frame for frame as `bench` takes it.
+
+    Args:
+        inspectors: warmed up first, then measured in turns.
+        images: ``(H, W, 3)`` uint8 RGB, at least one; resized to ``frame_size``, ``(width, height)`` in pixels.
+        frames: counted frames of each inspector; turn: of those, how many before the next one's turn.
+        progress: called with (done, total) counted frames.
+
+    Raises:
+        BackendError: an inspector gave no valid score for any frame.
+    """
+    pool = _frame_pool(images, frame_size)
+    candidates = [_Candidate(inspector, "") for inspector in inspectors]
+    for candidate in candidates:
+        candidate.warm(pool, WARM_UP)
+    _take_turns(candidates, pool, frames, turn, None, progress)
+    return [candidate.latency() for candidate in candidates]
 
 
 @dataclass(slots=True)
@@ -135,15 +165,19 @@ class _Candidate:
         for name, value in {"wait": (started_ns - captured_ns) / 1e6, **result.timings}.items():
             self.stages.setdefault(name, []).append(value)
 
+    def latency(self) -> Latency:
+        if not self.end_to_end:
+            raise BackendError(f"{self.inspector.describe().name} gave no valid score for any frame ({self.reason})")
+        return _latency(self.end_to_end)
+
     def row(self) -> BenchRow:
-        info = self.inspector.describe()
-        if not self.end_to_end or self.accuracy is None:
-            raise BackendError(f"{info.name} gave no valid score for any frame ({self.reason})")
+        assert self.accuracy is not None
+        latency = self.latency()
         return BenchRow(
-            backend=info,
+            backend=self.inspector.describe(),
             why=self.inspector.why,
             precision=self.precision,
-            latency=_latency(self.end_to_end),
+            latency=latency,
             stages={name: _latency(values) for name, values in self.stages.items()},
             throughput_fps=len(self.end_to_end) / self.busy_s,
             queued=self.queued,
@@ -224,11 +258,10 @@ def _take_turns(
     candidates: Sequence[_Candidate],
     pool: Sequence[NDArray[np.uint8]],
     frames: int,
+    length: int,
     rate_fps: float | None,
     progress: Progress | None,
 ) -> None:
-    # With a schedule a queue may build up, and only a long run shows it.
-    length = _ROUND if rate_fps is None else math.ceil(frames / 2)
     done = 0
     for number, first in enumerate(range(0, frames, length)):
         turn = range(first, min(first + length, frames))

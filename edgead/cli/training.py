@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.evaluation import CategoryReport, EvalReport
     from edgead.metrics import Metric
-    from edgead.model import TrainedModel
+    from edgead.model import BudgetCard, TrainedModel
     from edgead.runtime.threshold import Threshold
 
 PANEL = "Train, measure, export"
@@ -64,10 +64,25 @@ def fit(
     false_alarm_rate: Annotated[
         float, typer.Option(metavar="X", help="Share of good parts that may be rejected.")
     ] = 0.01,
+    budget_mb: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Largest bundle on disk, in MB of 10^6 bytes.", show_default="no limit"),
+    ] = None,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Longest time from camera to decision: median over 1280x1024 frames, on this machine. Either budget "
+            "chooses what --set leaves open, by measurement.",
+            show_default="no limit",
+        ),
+    ] = None,
 ) -> None:
     """Train on photos of good parts, and set the threshold from good parts that the model has not seen."""
     network_size, chosen, strides = parse_size(size), parse_settings(settings or ()), parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
+    if budget_mb is not None or budget_ms is not None:
+        require("export", "onnx", "onnxscript")
     from edgead.fitting import fit as fit_model
     from edgead.model import check_model_path
 
@@ -84,12 +99,15 @@ def fit(
             size=network_size,
             seed=seed,
             false_alarm_rate=false_alarm_rate,
+            budget_mb=budget_mb,
+            budget_ms=budget_ms,
             progress=step,
         )
     model.save(output)
     payload = _fit_payload(model, output, time.perf_counter() - started)
     _warn_about_model(out, model)
-    out.finish(payload, _fit_table(payload, model.threshold))
+    curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
+    out.finish(payload, *curve, _fit_table(payload, model.threshold))
 
 
 def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
@@ -112,6 +130,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
     }
     if card.routing is not None:
         payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
+    if card.budget is not None:
+        payload["budget"] = card.budget.model_dump(mode="json")
     return payload
 
 
@@ -154,6 +174,24 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "seconds": f"{payload['seconds']:.1f}",
         },
     )
+
+
+def _budget_table(card: BudgetCard) -> Any:
+    from edgead.cli._output import milliseconds, table
+
+    limits = ((card.budget_mb, "MB"), (card.budget_ms, "ms"))
+    title = (
+        f"Within {' and '.join(f'{value:g} {unit}' for value, unit in limits if value is not None)}: "
+        f"{card.held_out} good images and {card.probes} painted defects, judged by models of {card.fitted} others; "
+        f"times on {card.backend['name']}"
+    )
+    names = list(card.curve[0].settings)
+    rows = []
+    for number, rung in enumerate(card.curve):
+        mark = "chosen" if number == card.chosen else "" if rung.fits else "over budget"
+        figures = [f"{rung.auroc:.4f} ± {rung.standard_error:.4f}", f"{rung.bytes / 1e6:.2f}", milliseconds(rung.ms)]
+        rows.append([mark, *("-" if value is None else f"{value}" for value in rung.settings.values()), *figures])
+    return table(title, ["", *names, "AUROC on painted defects", "MB", "ms"], rows)
 
 
 @command("eval", panel=PANEL, example="edgead eval plate.edgead parts/plate --backend openvino --json")

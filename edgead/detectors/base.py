@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,6 +72,21 @@ class Detector(Protocol):
     def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
         """Return a head with the shapes of saved ``tensors``, ready for `load_state_dict`."""
 
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[Settings]:
+        """Return the settings that a budget chooses from, cheap to expensive, one at least.
+
+        Args:
+            channels, cells: C and P of the plain extractor's features.
+            images: training images there are at least; a setting takes no value that they cannot fill, so that more
+                images make no larger model.
+            fixed: names of settings that keep their values.
+        """
+
+
+def steps(value: int, factors: Sequence[float], most: int) -> list[int]:
+    """Return ``value`` times each factor, rounded, ascending, from 1 to ``most``, without repeats."""
+    return sorted({max(1, min(most, round(value * factor))) for factor in factors})
+
 
 def assign_folds(count: int, seed: int, folds: int = FOLDS) -> NDArray[np.int64]:
     """Return the fold ``(count,)`` of each image: balanced, shuffled, at most one image a fold fewer than others."""
@@ -98,10 +113,7 @@ def fit_closed_form(
     count = len(images)
     folds = assign_folds(count, seed)
     extractor = detector.extractor(extractor, seed)
-    collector = detector.collector(count, extractor, seed)
-    for first, features in extract(images, extractor, batch, progress, "features"):
-        collector.update(features, folds[first : first + len(features)])
-
+    collector = _collect(detector, images, folds, extractor, seed, progress, batch)
     smooth = bool(detector.settings.smooth)
     held_out = [
         ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval()
@@ -117,6 +129,39 @@ def fit_closed_form(
     del held_out
     module = ScoringModule(extractor, collector.head(None, progress), smooth=smooth).eval()
     return Fit(module.requires_grad_(False), scores)
+
+
+@torch.inference_mode()
+def fit_module(
+    detector: Detector,
+    images: TrainingImages,
+    extractor: FeatureExtractor,
+    *,
+    seed: int,
+    progress: Progress,
+    batch: int = 8,
+) -> ScoringModule:
+    """Fit on all normals as `fit_closed_form` does, without the held-out models and their scores."""
+    extractor = detector.extractor(extractor, seed)
+    folds = assign_folds(len(images), seed)
+    collector = _collect(detector, images, folds, extractor, seed, progress, batch)
+    module = ScoringModule(extractor, collector.head(None, progress), smooth=bool(detector.settings.smooth)).eval()
+    return module.requires_grad_(False)
+
+
+def _collect(
+    detector: Detector,
+    images: TrainingImages,
+    folds: NDArray[np.int64],
+    extractor: FeatureExtractor,
+    seed: int,
+    progress: Progress,
+    batch: int,
+) -> Collector:
+    collector = detector.collector(len(images), extractor, seed)
+    for first, features in extract(images, extractor, batch, progress, "features"):
+        collector.update(features, folds[first : first + len(features)])
+    return collector
 
 
 def extract(

@@ -9,7 +9,7 @@ our reconstruction.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -117,9 +117,26 @@ class Dfc:
         settings = settings or self.Settings()
         if pools_categories(settings.head):
             raise ConfigError(f"the head of detector 'dfc' is a detector of one category, not '{settings.head}'")
+        self._given = dict(settings.head_settings)
         self._head = create_detector(settings.head, settings.head_settings)
         # All of them, so that a model says what its heads were fitted with, whatever later defaults are.
         self.settings = settings.model_copy(update={"head_settings": self._head.settings.model_dump()})
+
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[Settings]:
+        """Return the ladder of the head; what was given of the head's settings keeps its value."""
+        del fixed  # the head's own are those of its settings that were given
+        given = self._given
+        # The smallest category sets what a head can be filled with, and how many there are is not known yet.
+        share = images // (self.settings.categories or self.settings.most_categories)
+        rungs = self._head.ladder(channels, cells, max(_LEAST_IMAGES, share), given)
+        first, *others = [rung.model_dump() for rung in rungs]
+        varied = [name for name in first if any(other[name] != first[name] for other in others)]
+        return [
+            self.settings.model_copy(
+                update={"head_settings": {**given, **{name: getattr(rung, name) for name in varied}}}
+            )
+            for rung in rungs
+        ]
 
     @torch.inference_mode()
     def fit(

@@ -9,7 +9,7 @@ means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ from edgead.detectors.moments import ChannelStatistics, principal_axes
 from edgead.detectors.sampling import PatchReservoir
 from edgead.features import FeatureExtractor, resize_map
 from edgead.runtime.errors import ConfigError
+
+_PAPER_COMPONENTS = 220  # of the global variant
 
 
 class Fre:
@@ -69,6 +71,18 @@ class Fre:
         kept, rest = (torch.empty_like(tensors[name]) if name in tensors else None for name in ("kept", "rest"))
         mean = torch.empty_like(tensors["mean"])
         return ResidualHead(mean, kept=kept, rest=rest)
+
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
+        """Vary the subspace; where the user names its components or its variance, there is nothing to vary."""
+        if "components" in fixed or ("variance" in fixed and self.settings.variant == "local"):
+            return [self.settings]
+        if self.settings.variant == "global":
+            most = max(1, min(images, self.settings.max_images) - 1)
+            counts = base.steps(self.settings.components or _PAPER_COMPONENTS, (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), most)
+            return [self.settings.model_copy(update={"components": count}) for count in counts]
+        # Few components cost two thin products, many one product with a thin complement: cost hardly moves with them.
+        shares = sorted({0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, self.settings.variance})
+        return [self.settings.model_copy(update={"variance": share}) for share in shares]
 
 
 class PooledLayer(FeatureExtractor):
@@ -197,7 +211,7 @@ class _GlobalSubspace:
         deviation = images - mean
         # Images are few and features many: the small Gram matrix has the same non-zero spectrum as the covariance.
         variances, weights = principal_axes((deviation @ deviation.T).double())
-        wanted = self._settings.components or 220
+        wanted = self._settings.components or _PAPER_COMPONENTS
         # A direction without variance is rounding; one less than the images is the most that can have any.
         present = int((variances > 1e-6 * variances[0]).sum())
         kept = max(1, min(wanted, present, len(images) - 1, deviation.shape[1] - 1))

@@ -8,7 +8,7 @@ window, reduction, number of centroids and fusion are our reconstruction, and so
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -40,6 +40,18 @@ from edgead.runtime.errors import ConfigError
 
 # Up to this many channels the outer products are float64; above, float32 bounds the memory and is exact enough.
 _EXACT_CHANNELS = 100
+
+# Of a budget, cheap to expensive: dimensions and centroids as shares of the settings', rank as a share of the
+# dimensions, storage; None keeps the settings'.
+_LADDER: tuple[tuple[float, float | None, Literal["fp16"] | None, float], ...] = (
+    (1 / 4, None, "fp16", 1 / 8),
+    (1 / 2, None, "fp16", 1 / 4),
+    (1, 1 / 4, "fp16", 1 / 2),
+    (1, None, "fp16", 1),
+    (1, None, None, 1),
+    (3 / 2, None, None, 1),
+    (2, None, None, 2),
+)
 
 
 class NPad:
@@ -116,6 +128,24 @@ class NPad:
         if bank is not None:
             centroids = NearestNeighbourHead(bank)
         return NPadHead(like("projection"), gaussians, centroids, zscore=like("zscore"))
+
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
+        """Vary dimensions, rank, storage and centroids together, see `_LADDER`."""
+        now = self.settings
+        size, patches = min(now.dimensions, channels), min(now.max_patches, cells * images)
+        rungs: list[NPad.Settings] = []
+        for dimensions, share, storage, centroids in _LADDER:
+            d = max(1, min(channels, round(size * dimensions)))
+            values = {
+                "dimensions": d,
+                "rank": now.rank if share is None else max(1, round(d * share)),
+                "storage": storage or now.storage,
+                "centroids": base.steps(now.centroids, [centroids], patches)[0],
+            }
+            rung = now.model_copy(update={name: value for name, value in values.items() if name not in fixed})
+            if rung not in rungs:
+                rungs.append(rung)
+        return rungs
 
 
 class NPadHead(nn.Module):

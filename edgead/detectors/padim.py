@@ -6,6 +6,8 @@ Defard et al., "PaDiM: a Patch Distribution Modeling Framework", ICPR 2021. A se
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,6 +51,12 @@ class Padim:
 
     def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
         return MahalanobisHead(torch.empty_like(tensors["mean"]), torch.empty_like(tensors["whitening"]))
+
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
+        if "dimensions" in fixed:
+            return [self.settings]
+        counts = base.steps(self.settings.dimensions, (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2), channels)
+        return [self.settings.model_copy(update={"dimensions": count}) for count in counts]
 
 
 class _Gaussians:

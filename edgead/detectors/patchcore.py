@@ -7,6 +7,8 @@ training set.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -56,6 +58,13 @@ class PatchCore:
         return NearestNeighbourHead(
             torch.empty_like(tensors["bank"]), None if neighbours is None else torch.empty_like(neighbours)
         )
+
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
+        if "bank_size" in fixed:
+            return [self.settings]
+        patches = min(self.settings.max_patches, cells * images)
+        sizes = base.steps(self.settings.bank_size, (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2), patches)
+        return [self.settings.model_copy(update={"bank_size": size}) for size in sizes]
 
 
 class _Bank:

@@ -9,6 +9,8 @@ number is capped, and then spherical k-means makes the most of it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -56,6 +58,13 @@ class ProtoAD:
 
     def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
         return PrototypeHead(torch.empty_like(tensors["prototypes"]))
+
+    def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
+        if "prototypes" in fixed or self.settings.prototypes is None:
+            return [self.settings]
+        patches = min(self.settings.max_patches, cells * images)
+        counts = base.steps(self.settings.prototypes, (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4), patches)
+        return [self.settings.model_copy(update={"prototypes": count}) for count in counts]
 
 
 class PrototypeHead(nn.Module):
