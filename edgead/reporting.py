@@ -259,6 +259,7 @@ def _about(model: Path, category: str) -> About:
         from edgead.model import read_card
 
         card = read_card(model)
+        routed = card.routing.categories.get(category) if card.routing else None
         return About(
             kind="model directory",
             name=model.name,
@@ -268,7 +269,7 @@ def _about(model: Path, category: str) -> About:
             height=card.height,
             width=card.width,
             categories=card.categories,
-            threshold=card.threshold.to_threshold(),
+            threshold=(routed.threshold if routed else card.threshold).to_threshold(),
             parity=None,
             provenance={
                 "backbone": card.backbone_info,

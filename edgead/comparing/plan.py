@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from edgead.backbones import BackboneSpec, build_backbone, describe_backbone
 from edgead.data import Category, open_category
-from edgead.detectors import REGISTRY, create_detector
+from edgead.detectors import REGISTRY, create_detector, pools_categories
 from edgead.model import check_size
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.version import __version__
@@ -76,13 +75,6 @@ class Job:
     def pooled(self) -> tuple[str, ...] | None:
         """The categories that share the model, None where it has one of its own."""
         return tuple(subject.name for subject in self.subjects) if self.variant.pools else None
-
-
-def pools_categories(detector: str) -> bool:
-    """Return whether a registered detector makes one model of several categories."""
-    module, attribute = REGISTRY[detector]
-    found = getattr(import_module(f"edgead.detectors.{module}"), attribute)
-    return bool(getattr(found, "pools_categories", False))
 
 
 def parse_variants(detectors: str, settings: Sequence[str] = ()) -> tuple[Variant, ...]:

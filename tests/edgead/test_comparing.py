@@ -7,16 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from edgead import detectors
-from edgead.comparing import measure as measuring
 from edgead.comparing.measure import Options, measure
-from edgead.comparing.plan import make_jobs, open_subjects, parse_variants, pools_categories
+from edgead.comparing.plan import make_jobs, open_subjects, parse_variants
 from edgead.comparing.rows import read_row, row_path, write_row
 from edgead.comparing.summary import group_rows, summarise
 from edgead.comparing.tables import markdown, to_csv
 from edgead.delong import compare_auroc
-from edgead.detectors.padim import Padim
-from edgead.fitting import fit
 from edgead.metrics import image_auroc
 from edgead.runtime.errors import ConfigError, DataError
 
@@ -94,34 +90,15 @@ def test_the_backbone_is_named_without_its_folder(plate, tmp_path):
         plan([plate], "padim", backbone=f"efficientnet_lite0@{tmp_path / 'none.pth'}")
 
 
-@pytest.fixture
-def pooling(monkeypatch):
-    """PaDiM as a detector that pools categories, and the calls of `fit` it got."""
-    calls = []
-
-    def fit_all(categories, **more):
-        calls.append(list(categories))
-        with monkeypatch.context() as plain:
-            plain.setattr(Padim, "pools_categories", False)
-            return fit(categories[:1], **more)
-
-    monkeypatch.setattr(Padim, "pools_categories", True, raising=False)
-    monkeypatch.setattr(measuring, "fit", fit_all)
-    return calls
-
-
-def test_a_pooling_detector_is_fitted_once_on_all_categories(plate, parts, pooling):
-    assert pools_categories("padim")
-    assert not pools_categories("patchcore")
-    assert set(detectors.REGISTRY) >= {"padim", "patchcore"}
-    jobs = plan([plate, parts], "patchcore,padim", settings=["dimensions=20"])
+def test_a_pooling_detector_is_fitted_once_on_all_categories(plate, parts):
+    settings = ["dfc:head=padim", "dfc:head.dimensions=20", "dfc:categories=2"]
+    jobs = plan([plate, parts], "patchcore,dfc", settings=settings, size=64)
     assert [job.name for job in jobs] == [
         "plate patchcore seed 0",
-        "plate + parts padim seed 0",
+        "plate + parts dfc seed 0",
         "parts patchcore seed 0",
     ]
     rows = measure(jobs[1], Options(frames=0, bootstrap=50), lambda *_: None)
-    assert pooling == [[plate, parts]]
     assert [row.category for row in rows] == ["plate", "parts"]
     assert [row.pooled for row in rows] == [["plate", "parts"]] * 2
     assert len({row.key for row in rows}) == 2
