@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, ThreadsOption, parse_size, require
+from edgead.cli._options import BackendOption, ThreadsOption, parse_size, parse_taps, require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def compare(
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(metavar="NAME[@WEIGHTS]", help="As in fit.")] = "efficientnet_lite0",
+    taps: Annotated[str, typer.Option(metavar="S,S...", help="As in fit.")] = "8,16",
     size: Annotated[str, typer.Option(metavar="N|HxW", help="Network size in pixels, multiples of 32.")] = "256",
     frames: Annotated[
         int, typer.Option(min=1, max=100_000, metavar="N", help="Frames of the latency measurement.")
@@ -72,7 +73,7 @@ def compare(
 
     Each fit leaves a row in DIR/rows, so the same command goes on where it stopped. Exits with 3 where a row failed.
     """
-    network_size, chosen_seeds = parse_size(size), _seeds(seeds, seed_list)
+    network_size, strides, chosen_seeds = parse_size(size), parse_taps(taps), _seeds(seeds, seed_list)
     require("export", *_LIBRARIES)
     from edgead.comparing.measure import Options
     from edgead.comparing.plan import make_jobs, open_subjects, parse_variants
@@ -86,7 +87,7 @@ def compare(
         variants = parse_variants(detectors or _DEFAULT, settings or ())
         labels = [variant.label for variant in variants]
         subjects = open_subjects(categories or ())
-        jobs = make_jobs(subjects, variants, chosen_seeds, size=network_size, backbone=backbone)
+        jobs = make_jobs(subjects, variants, chosen_seeds, size=network_size, backbone=backbone, taps=strides)
         _make_folder(output)
         options = Options(0 if no_latency else frames, BOOTSTRAP, output / "models" if keep else None)
         with out.progress() as step:

@@ -66,6 +66,7 @@ def measure(job: Job, options: Options, progress: Progress) -> list[Row]:
             detector=job.variant.detector,
             settings=job.variant.settings,
             backbone=job.backbone,
+            taps=job.taps,
             size=job.size,
             seed=job.seed,
             progress=progress,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgead.backbones import BackboneSpec, build_backbone, describe_backbone
+from edgead.backbones import DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
 from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, pools_categories
 from edgead.model import check_size
@@ -53,7 +53,7 @@ class Job:
     """One fit, and the row it gives for each of its subjects: several where the detector pools categories.
 
     Attributes:
-        backbone: as it was asked for; ``backbone_name`` is for reports and holds no folder of this machine.
+        backbone, taps: as they were asked for; ``backbone_name`` is for reports and holds no folder of this machine.
         keys: what a row's key must be for it to hold the outcome of this fit, one a subject.
         setup: the same without the seed, one a subject: rows to be averaged.
     """
@@ -63,6 +63,7 @@ class Job:
     seed: int
     size: tuple[int, int]
     backbone: str
+    taps: tuple[int, ...]
     backbone_name: str
     keys: tuple[str, ...]
     setups: tuple[str, ...]
@@ -161,6 +162,7 @@ def make_jobs(
     *,
     size: tuple[int, int],
     backbone: str,
+    taps: Sequence[int] = DEFAULT_TAPS,
 ) -> list[Job]:
     """Return every fit in the order of work: one seed of everything first, so that an early stop leaves a whole table.
 
@@ -172,8 +174,9 @@ def make_jobs(
         raise ConfigError(
             f"seeds must be different whole numbers from 0 up, got {', '.join(map(str, seeds)) or 'none'}"
         )
-    spec = BackboneSpec.parse(backbone)
+    spec = BackboneSpec.parse(backbone, taps)
     info = describe_backbone(spec, build_backbone(spec, size))
+    name = f"{info.name}@{info.weights}, taps {' '.join(map(str, taps))}"
     jobs = []
     for seed in seeds:
         groups = [(subject, variant) for subject in subjects for variant in variants]
@@ -190,11 +193,12 @@ def make_jobs(
                 "settings": dict(variant.settings),
                 "size": size,
                 "backbone": [info.name, info.weights_sha256],
+                "taps": list(taps),
                 "train": {member.name: member.train_sha256 for member in members},
             }
             setups = tuple(_digest({**setup, "test": member.test_sha256}) for member in members)
             keys = tuple(_digest([setup_key, seed]) for setup_key in setups)
-            jobs.append(Job(variant, members, seed, size, backbone, f"{info.name}@{info.weights}", keys, setups))
+            jobs.append(Job(variant, members, seed, size, backbone, tuple(taps), name, keys, setups))
     return jobs
 
 

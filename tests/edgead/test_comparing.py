@@ -53,10 +53,9 @@ def test_jobs_do_one_seed_of_everything_first(plate, parts):
     assert jobs[0].keys != jobs[4].keys
 
 
-def plan(paths, detectors, seeds=(0,), settings=(), size=64, backbone="efficientnet_lite0"):
-    return make_jobs(
-        open_subjects(paths), parse_variants(detectors, settings), seeds, size=(size, size), backbone=backbone
-    )
+def plan(paths, detectors, seeds=(0,), settings=(), size=64, backbone="efficientnet_lite0", taps=(8, 16)):
+    variants = parse_variants(detectors, settings)
+    return make_jobs(open_subjects(paths), variants, seeds, size=(size, size), backbone=backbone, taps=taps)
 
 
 def test_a_key_is_of_all_that_decides_the_outcome(plate, tmp_path):
@@ -74,8 +73,9 @@ def test_a_key_is_of_all_that_decides_the_outcome(plate, tmp_path):
         key(size=96),
         key(seeds=(1,)),
         key(backbone="efficientnet_lite0@random"),
+        key(taps=(8, 16, 32)),
     }
-    assert len({first, *changed}) == 5
+    assert len({first, *changed}) == 6
     image = sorted((moved / "train" / "good").iterdir())[0]
     image.unlink()
     fewer = key(moved)
@@ -85,7 +85,7 @@ def test_a_key_is_of_all_that_decides_the_outcome(plate, tmp_path):
 
 def test_the_backbone_is_named_without_its_folder(plate, tmp_path):
     (job,) = plan([plate], "padim", backbone="efficientnet_lite0@random")
-    assert job.backbone_name == "efficientnet_lite0@random"
+    assert job.backbone_name == "efficientnet_lite0@random, taps 8 16"
     with pytest.raises((ConfigError, DataError)):
         plan([plate], "padim", backbone=f"efficientnet_lite0@{tmp_path / 'none.pth'}")
 
