@@ -53,7 +53,10 @@ class FeatureExtractor(nn.Module):
         for index, tap in enumerate(taps):
             if self.selected:
                 # Before pooling and resizing, which then work on the kept channels only.
-                tap = tap.index_select(1, getattr(self, f"selection_{index}"))
+                kept = getattr(self, f"selection_{index}")
+                if not len(kept):
+                    continue
+                tap = tap.index_select(1, kept)
             maps.append(resize_map(pool(tap), self.grid))
         return torch.cat(maps, dim=1)
 

@@ -315,3 +315,12 @@ def test_settings_come_as_text_from_the_command_line() -> None:
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_registered_name_is_the_detectors_own(name: str) -> None:
     assert create_detector(name).name == name
+
+
+def test_a_selection_may_leave_out_a_whole_tap(extractor: FeatureExtractor) -> None:
+    first = extractor.backbone.channels[0]
+    images = torch.from_numpy(Images(2).pixels)
+    with torch.inference_mode():
+        whole = extractor(images)
+        for kept in ([0, first - 1], [first, first + 3]):
+            assert torch.equal(extractor.select(np.array(kept))(images), whole[:, kept])
