@@ -25,11 +25,13 @@ from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.manifest import ThresholdSection
+from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.scoring import ScoringModule
 
 DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
+CALIBRATION_IMAGES = 16
 
 
 def fit(
@@ -101,8 +103,13 @@ def fit(
         fingerprint={category.name: category.fingerprint("train") for category in opened},
         routing=routing,
     )
-    references = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
-    return TrainedModel(card, module, tuple(one for group in references for one in group))
+    prefixes = [f"{category.name}-" if pooled else "" for category in opened]
+    pairs = list(zip(opened, prefixes, strict=True))
+    references = [one for category, prefix in pairs for one in make_references(category, seed, prefix=prefix)]
+    calibration = [
+        one for category, prefix in pairs for one in calibration_images(category, (height, width), seed, prefix=prefix)
+    ]
+    return TrainedModel(card, module, tuple(references), tuple(calibration))
 
 
 def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> RoutingCard:
@@ -162,6 +169,16 @@ def make_references(
         references.append((f"good-{prefix}{number}.png", _png(image)))
         references.append((f"probe-{prefix}{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
     return tuple(references)
+
+
+def calibration_images(
+    category: Category, size: tuple[int, int], seed: int, count: int = CALIBRATION_IMAGES, prefix: str = ""
+) -> tuple[tuple[str, bytes], ...]:
+    """Return PNGs of ``count`` good images at network size, others than the references' where there are enough."""
+    order = np.random.default_rng(seed).permutation(len(category.train))
+    chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
+    images = [resize(read_image(category.train[index].path), *size) for index in sorted(chosen)]
+    return tuple((f"good-{prefix}{number:02}.png", _png(image)) for number, image in enumerate(images))
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -150,7 +150,8 @@ def _entropy(counts: NDArray[np.int64], low: float, high: float) -> tuple[float,
         return low, high
     centers = np.abs((np.linspace(low, high, _BINS + 1)[:-1] + np.linspace(low, high, _BINS + 1)[1:]) / 2)
     # The zeros of a rectifier cost nothing to represent, and would drown the rest.
-    magnitudes = np.bincount(np.minimum((centers / largest * _BINS).astype(int), _BINS - 1), counts, minlength=_BINS)
+    bins = np.minimum((centers / largest * _BINS).astype(int), _BINS - 1)
+    magnitudes = np.asarray(np.bincount(bins, counts, minlength=_BINS), np.float64)
     magnitudes[0] = magnitudes[1]
     best, least = _BINS, math.inf
     for stop in range(_LEVELS, _BINS + 1, 16):

@@ -1,4 +1,4 @@
-"""INT8 as explicit Q/DQ pairs around convolutions, in the two dialects that are legal or fast; the head is never touched.
+"""INT8 as explicit Q/DQ pairs around convolutions, in a legal dialect and a fast one; the head is never touched.
 
 ``int8-trt`` is what TensorRT takes: signed with zero point 0, a pair of its own before each convolution, weights a
 channel, biases in float. ``int8-cpu`` is what ONNX Runtime and OpenVINO run fast: unsigned activations with a zero
@@ -134,7 +134,8 @@ class _Writer:
 def _weight_scale(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the scale of each output channel, ``(O,)``; a dead channel gets one that harms nobody."""
     largest = np.abs(values).reshape(len(values), -1).max(1)
-    return np.where(largest > 0, largest / np.float32(127.0), np.float32(1.0)).astype(np.float32)
+    scales: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(127.0), np.float32(1.0))
+    return scales
 
 
 def _write_trt(layout: _Layout, ranges: Ranges, writer: _Writer) -> None:
@@ -147,7 +148,10 @@ def _write_trt(layout: _Layout, ranges: Ranges, writer: _Writer) -> None:
         # The float weights stay as they are, shared with the FP32 graph; the builder folds their pair.
         scales = _weight_scale(np.asarray(array(known[weight]), np.float32))
         stem = f"{conv.name}_weight"
-        steps = [writer.constant(f"{stem}_scale", scales), writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8))]
+        steps = [
+            writer.constant(f"{stem}_scale", scales),
+            writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8)),
+        ]
         writer.first += [
             helper.make_node("QuantizeLinear", [weight, *steps], [f"{stem}_q"], name=f"{stem}_Q", axis=0),
             helper.make_node("DequantizeLinear", [f"{stem}_q", *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0),
@@ -203,7 +207,10 @@ def _store_weights(conv: onnx.NodeProto, known: dict[str, TensorProto], source: 
         return
     product = (np.float32(source) * scales).astype(np.float32)
     stem = f"{conv.name}_bias"
-    steps = [writer.constant(f"{stem}_scale", product), writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int32))]
+    steps = [
+        writer.constant(f"{stem}_scale", product),
+        writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int32)),
+    ]
     stored = writer.constant(f"{stem}_q", np.rint(bias / product).astype(np.int32))
     writer.first.append(
         helper.make_node("DequantizeLinear", [stored, *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0)

@@ -114,9 +114,10 @@ class SimulatedFp16:
 
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         try:
-            *found, maxima = self._session.run([*self._outputs, _MAXIMA], {INPUT: images})
+            found: list[Any] = self._session.run([*self._outputs, _MAXIMA], {INPUT: images})
         except Exception as error:
             raise BackendError(f"the simulation failed: {first_line(error)}") from error
+        maxima = found.pop()
         self._maxima = np.maximum(self._maxima, np.where(np.isnan(maxima), np.inf, maxima))
         return found
 

@@ -203,7 +203,9 @@ class ParityRecord(_Section):
     """How one graph file on one runtime compared with the torch model; scores and maps in raw units.
 
     ``flips`` are decisions that changed with both scores farther than ``epsilon`` from their thresholds,
-    ``borderline`` the other changed ones; ``note`` labels evidence that proves less than it seems to.
+    ``borderline`` the other changed ones; ``note`` labels evidence that proves less than it seems to. ``drop`` is the
+    99th percentile of the score differences over the way from the median normal score to the threshold;
+    ``half_margin`` the least number of times that a tensor in half fits into 65504 (0: it overflowed).
     """
 
     max_score_difference: _Difference
@@ -215,6 +217,8 @@ class ParityRecord(_Section):
     epsilon: _Difference | None = None
     rank_correlation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     worst_image: _Text | None = None
+    drop: _Difference | None = None
+    half_margin: _Difference | None = None
     drift_allowed: bool = False
     note: _Text | None = None
 
