@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgead.export.regions import PARAMETERS, array, constants, convolutions, element_types, network
-from edgead.runtime.errors import ExportError
+from edgead.runtime.errors import ExportError, ParityError
 
 HALF_MAX = 65504.0
 
@@ -21,8 +21,8 @@ def convert_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of an exported FP32 graph whose convolutional network computes in half.
 
     Raises:
-        ExportError: there is no convolutional network to convert, a weight does not fit into half, or the graph is
-            in half already.
+        ParityError: there is no convolutional network to convert, so the graph would stay FP32.
+        ExportError: a weight does not fit into half, or the graph is in half already.
     """
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
@@ -32,7 +32,7 @@ def convert_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ExportError("the graph is in half already; convert the FP32 graph")
     nodes = network(converted)
     if not nodes:
-        raise ExportError("--fp16 finds no convolutional network in this graph, so it would stay FP32; leave it out")
+        raise ParityError("--fp16 finds no convolutional network in this graph, so it would stay FP32; leave it out")
     inside = {node.output[0] for node in nodes}
     half = {name for node in nodes for name in node.output if types.get(name) == TensorProto.FLOAT}
     outputs = {value.name for value in graph.output}

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgead.export.calibration import Ranges
 from edgead.export.fp16 import finish
 from edgead.export.regions import array, constants, convolutions, network
-from edgead.runtime.errors import ExportError
+from edgead.runtime.errors import ExportError, ParityError
 
 TRT = "int8-trt"
 CPU = "int8-cpu"
@@ -50,13 +50,14 @@ def quantise(model: onnx.ModelProto, ranges: Ranges, dialect: str, keep: Collect
         keep: names of convolutions that stay in float.
 
     Raises:
-        ExportError: nothing is left to quantise.
+        ParityError: there is nothing to quantise, so the graph would stay FP32.
+        ExportError: an output of the graph is an output of a convolution.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     layout = _Layout.of(copied, keep)
     if not layout.convs:
-        raise ExportError("--int8 finds no convolution to quantise in this graph; leave it out")
+        raise ParityError("--int8 finds no convolution to quantise in this graph; leave it out")
     writer = _Writer(copied.graph)
     if dialect == TRT:
         _write_trt(layout, ranges, writer)

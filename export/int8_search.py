@@ -16,6 +16,7 @@ from edgead.runtime.backends import Backend
 
 # The search aims a little lower than is asked, since it judges other images than the gate does.
 _AIM = 0.8
+_RANKING = 6  # images that the layers are ranked by; the choice itself is judged by all
 _MOST_GROUPS = 40  # a sensitivity each; more layers are judged in runs of neighbours
 
 Models = Mapping[str, onnx.ModelProto]
@@ -31,6 +32,11 @@ class Judges:
     scores: Sequence[float]
     categories: Sequence[str | None]
     scale: float
+
+    def few(self) -> Judges:
+        """Return every n-th of them, enough to rank layers by."""
+        step = -(-len(self.images) // _RANKING)
+        return Judges(self.images[::step], self.scores[::step], self.categories[::step], self.scale)
 
     def drop(self, backend: Backend) -> float:
         """Return the 99th percentile of the score error over the scale; infinite where no score or another category."""
@@ -93,7 +99,7 @@ def choose_int8(
     def build(method: str, kept: Sequence[str]) -> dict[str, onnx.ModelProto]:
         return {file: quantise(model, ranges[file][method], dialect, kept) for file, model in models.items()}
 
-    def error(method: str, kept: Sequence[str]) -> float:
+    def error(method: str, kept: Sequence[str], judges: Judges = judges) -> float:
         backend = opener(build(method, kept))
         try:
             return judges.drop(backend)
@@ -114,11 +120,18 @@ def choose_int8(
         groups = [layers[start : start + size] for start in range(0, len(layers), size)]
         for done, group in enumerate(groups):
             progress(f"{dialect}: sensitivity", done, len(groups))
-            alone = error(method, [name for name in layers if name not in group])
+            alone = error(method, [name for name in layers if name not in group], judges.few())
             sensitivity |= dict.fromkeys(group, alone)
         progress(f"{dialect}: sensitivity", len(groups), len(groups))
         sensitivity = dict(sorted(sensitivity.items(), key=lambda item: -item[1]))
-        _keep_until(list(sensitivity), lambda kept: tried.setdefault(kept, error(method, kept)), aim)
+
+        def judged(kept: tuple[str, ...]) -> float:
+            if kept not in tried:
+                progress(f"{dialect}: layers kept in fp32", len(kept), len(layers))
+                tried[kept] = error(method, kept)
+            return tried[kept]
+
+        _keep_until(list(sensitivity), judged, aim)
     fitting = [kept for kept, value in tried.items() if value <= aim] or [
         kept for kept, value in tried.items() if value <= max_drop
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, ThreadsOption, parse_settings, parse_size, require
+from edgead.cli._options import BackendOption, PrecisionOption, ThreadsOption, parse_settings, parse_size, require
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -155,6 +155,7 @@ def evaluate(
         typer.Argument(metavar="CATEGORY_DIR...", help="Folders with test/good and test/<defect>.", show_default=False),
     ],
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure a model on the test images, through the code that judges camera frames."""
@@ -168,7 +169,10 @@ def evaluate(
         require("train", "scipy")
     if model.is_dir():
         require("train", "torch", "torchvision", "timm", "safetensors")
-    with open_inspector(model, backend=backend, threads=threads) as inspector, out.progress() as step:
+    with (
+        open_inspector(model, backend=backend, precision=precision, threads=threads) as inspector,
+        out.progress() as step,
+    ):
         out.note(f"backend: {inspector.why}")
         report = EvalReport(
             tuple(evaluate_category(inspector, category, progress=partial(step, category.name)) for category in opened),
