@@ -21,8 +21,9 @@ def convert_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of an exported FP32 graph whose convolutional network computes in half.
 
     Raises:
-        ParityError: there is no convolutional network to convert, so the graph would stay FP32.
-        ExportError: a weight does not fit into half, or the graph is in half already.
+        ParityError: there is no convolutional network to convert, so the graph would stay FP32, or a weight does not
+            fit into half.
+        ExportError: the graph is in half already.
     """
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
@@ -112,7 +113,7 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 def _half_weight(graph: onnx.GraphProto, tensor: TensorProto, node: onnx.NodeProto) -> str:
     values = array(tensor)
     if np.abs(values).max(initial=0.0) > HALF_MAX:
-        raise ExportError(
+        raise ParityError(
             f"{node.name}: a weight of {np.abs(values).max():.4g} does not fit into half (at most {HALF_MAX:.0f}); "
             "rescale the layer, or export without --fp16"
         )
