@@ -174,11 +174,21 @@ def make_references(
 def calibration_images(
     category: Category, size: tuple[int, int], seed: int, count: int = CALIBRATION_IMAGES, prefix: str = ""
 ) -> tuple[tuple[str, bytes], ...]:
-    """Return PNGs of ``count`` good images at network size, others than the references' where there are enough."""
+    """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
+
+    They are others than the references' where there are enough.
+    """
     order = np.random.default_rng(seed).permutation(len(category.train))
     chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
-    images = [resize(read_image(category.train[index].path), *size) for index in sorted(chosen)]
-    return tuple((f"good-{prefix}{number:02}.png", _png(image)) for number, image in enumerate(images))
+    kept = []
+    for number, index in enumerate(sorted(chosen)):
+        image = read_image(category.train[index].path)
+        kept.append((f"good-{prefix}{number:02}.png", _png(resize(image, *size))))
+        if number % 2:
+            kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
+            probe = plant(image, kind, seed + number)[0]
+            kept.append((f"probe-{prefix}{number:02}-{kind}.png", _png(resize(probe, *size))))
+    return tuple(kept)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -115,8 +115,8 @@ class TrainedModel:
         card: what `ModelCard` says.
         module: the scoring module, or the routed one of several categories, in eval mode.
         references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
-        calibration: ``(name, PNG bytes)`` of more good images at network size, from which an export to INT8 takes its
-            ranges; a bundle does not carry them.
+        calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
+            which an export takes the ranges and thresholds of reduced precisions; a bundle does not carry them.
     """
 
     card: ModelCard

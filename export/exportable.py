@@ -45,7 +45,8 @@ class Exportable:
         detector, settings, categories (name -> training images), provenance: recorded as they are.
         references: ``(name, PNG bytes)``, real images at native size; the bundle carries them.
         routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
-        calibration: ``(name, PNG bytes)``, good images that set the ranges of INT8; the bundle does not carry them.
+        calibration: ``(name, PNG bytes)``; ``good-…`` set the ranges of INT8, ``probe-…`` have planted defects. The
+            bundle does not carry them.
     """
 
     name: str

@@ -286,12 +286,19 @@ def _samples(model: Exportable, settings: _Settings) -> Samples:
         step = -(-len(paths) // _MOST_CALIBRATION)
         good = [resize(read_image(path), *size) for path in paths[::step]]
     else:
-        good = [resize(decode_image(data, name), *size) for name, data in model.calibration]
-    references = [resize(decode_image(data, name), *size) for name, data in model.references]
+        held = [(name, data) for name, data in model.calibration if name.startswith("good-")]
+        good = [resize(decode_image(data, name), *size) for name, data in held]
+    probes = [(name, data) for name, data in model.calibration if not name.startswith("good-")]
+    others = [resize(decode_image(data, name), *size) for name, data in [*model.references, *probes]]
     shape = (-1, *size, 3)
     backend, limits = model.torch_backend(), model.limits
-    verdicts = [limits.judge(backend.run(image[None]), 0) for image in [*good, *references]]
-    return Samples(np.array(good, np.uint8).reshape(shape), np.array(references, np.uint8).reshape(shape), verdicts)
+    verdicts = [limits.judge(backend.run(image[None]), 0) for image in [*good, *others]]
+    return Samples(
+        np.array(good, np.uint8).reshape(shape),
+        np.array(others, np.uint8).reshape(shape),
+        verdicts,
+        float(np.min(model.normal_scores)),
+    )
 
 
 def _reference_members(model: Exportable) -> dict[str, bytes]:

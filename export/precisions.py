@@ -27,6 +27,7 @@ from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.limits import Verdict
 from edgead.runtime.manifest import Manifest, PrecisionSection, ThresholdSection
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, FusedBackend, RoutedBackend, head_file, open_model
+from edgead.runtime.threshold import Threshold
 
 FP32, FP16 = "fp32", "fp16"
 PRECISIONS = (FP32, FP16, TRT, CPU)
@@ -86,17 +87,25 @@ class Samples:
     """Images at network size that ranges and thresholds are made from, with the trained model's verdicts.
 
     Attributes:
-        good: ``(N, h, w, 3)`` uint8, normals only; references: the same of the model's references.
-        verdicts: of the good images and then of the references.
+        good: ``(N, h, w, 3)`` uint8, normals only; others: references and parts with planted defects.
+        verdicts: of the good images and then of the others.
+        floor: the least score of a normal that its model had not seen. A training image scores lower, at a distance
+            nearly zero, where rounding has another effect than at the threshold.
     """
 
     good: NDArray[np.uint8]
-    references: NDArray[np.uint8]
+    others: NDArray[np.uint8]
     verdicts: Sequence[Verdict]
+    floor: float
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        return np.concatenate([self.good, self.references])
+        return np.concatenate([self.good, self.others])
+
+    @property
+    def unseen(self) -> list[int]:
+        """Indices into `images` of those that score like parts which the model has not seen."""
+        return [index for index, verdict in enumerate(self.verdicts) if verdict.score >= self.floor]
 
     @property
     def ranging(self) -> list[int]:
@@ -106,9 +115,9 @@ class Samples:
 
     @property
     def judging(self) -> list[int]:
-        """Indices into `images` of those that set none; all where there are too few to spare one."""
-        ranging = set(self.ranging)
-        return [index for index in range(len(self.verdicts)) if index not in ranging] or sorted(ranging)
+        """Indices into `images` of those that set none and score like unseen parts, as far as there are any."""
+        spared = set(range(len(self.verdicts))) - set(self.ranging)
+        return sorted(spared & set(self.unseen)) or sorted(spared) or self.ranging
 
 
 def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -153,16 +162,20 @@ def make_precision(
     outputs = {_named(file, precision): names for file, names in full.outputs.items()}
     for file, one in models.items():
         require_clean(one, outputs[file], precision)
-    section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision])
+    allowed = None if precision == FP16 else max_drop
+    section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision], max_drop=allowed)
     with TemporaryDirectory(prefix="edgead-threshold-") as folder:
         main = save(models, Path(folder))
         name = SIMULATED if precision == FP16 else "onnxruntime"
         backend = open_graphs(name, manifest, main, precision)
         try:
-            own = [float(backend.run(image[None]).score[0]) for image in samples.images]
+            pairs = [
+                (samples.verdicts[index], float(backend.run(samples.images[index][None]).score[0]))
+                for index in samples.unseen
+            ]
         finally:
             backend.close()
-    return GraphFiles(precision, models, outputs, _with_thresholds(section, model, samples.verdicts, own), choice)
+    return GraphFiles(precision, models, outputs, _with_thresholds(section, model, pairs), choice)
 
 
 def open_graphs(name: str, manifest: Manifest, main: Path, precision: str) -> Backend:
@@ -207,15 +220,15 @@ def _images_for(file: str, samples: Samples) -> NDArray[np.uint8]:
 
 
 def _with_thresholds(
-    section: PrecisionSection, model: Exportable, verdicts: Sequence[Verdict], own: Sequence[float]
+    section: PrecisionSection, model: Exportable, pairs: Sequence[tuple[Verdict, float]]
 ) -> PrecisionSection:
-    reference = [verdict.score for verdict in verdicts]
-    moved = move_threshold(model.threshold, reference, own)
-    categories = {}
-    for name, threshold in model.routing.thresholds.items() if model.routing is not None else ():
-        pairs = [
-            (first, second) for v, first, second in zip(verdicts, reference, own, strict=True) if v.category == name
-        ]
-        first, second = zip(*pairs, strict=True) if pairs else (reference, own)
-        categories[name] = ThresholdSection.from_threshold(move_threshold(threshold, first, second))
-    return section.model_copy(update={"threshold": ThresholdSection.from_threshold(moved), "categories": categories})
+    def moved(threshold: Threshold, pairs: Sequence[tuple[Verdict, float]]) -> ThresholdSection:
+        found = move_threshold(threshold, [verdict.score for verdict, _ in pairs], [score for _, score in pairs])
+        return ThresholdSection.from_threshold(found)
+
+    own = {} if model.routing is None else model.routing.thresholds
+    categories = {
+        name: moved(threshold, [pair for pair in pairs if pair[0].category == name] or pairs)
+        for name, threshold in own.items()
+    }
+    return section.model_copy(update={"threshold": moved(model.threshold, pairs), "categories": categories})

@@ -4,7 +4,9 @@ A threshold comes from scores of normals that the model had not seen, out of fol
 precision has no such scores of its own. What it has are the same images scored by both: reduced scores follow the FP32
 ones but for a small shift, which may grow with the score (rounding adds to every distance). So the shift is fitted as a
 line over the FP32 score (Theil-Sen: medians, which a few odd images do not bend) and the threshold moved by its value
-there. Rank in the calibration set, and with it the false-alarm rate that the threshold stands for, stay what they were.
+there, or at the nearest score that was seen. The images must score as parts do that the model has not seen: one that it
+learned from lies at a distance of nearly zero, where rounding only adds. Ranks stay what they were, and with them the
+false-alarm rate that the threshold stands for.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def move_threshold(threshold: Threshold, reference: Sequence[float], own: Sequen
     if not len(first):
         return threshold
     slope = float(np.clip(_slope(first, shift), -_STEEPEST, _STEEPEST))
-    at_threshold = float(np.median(shift - slope * (first - threshold.value)))
+    # Beyond the scores that were seen a line would be a guess.
+    nearest = float(np.clip(threshold.value, first.min(), first.max()))
+    at_threshold = float(np.median(shift - slope * (first - nearest)))
     return replace(threshold, value=threshold.value + at_threshold)
 
 

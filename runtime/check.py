@@ -18,7 +18,6 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import Decision
 from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import Manifest
 from edgead.runtime.preprocess import resize, self_check
 from edgead.runtime.routed import open_model
 
@@ -30,7 +29,6 @@ from edgead.runtime.routed import open_model
 FP32_TOLERANCE = 1e-3
 # Asked for by name, a reduced precision may differ as much as `edgead export` allows it by default (--max-drop).
 REDUCED_TOLERANCE = 0.05
-# Where the export allowed and recorded more, what it recorded is what was validated.
 # Rounding grows with the number itself, so a score far above the threshold gets a share of its own size on top.
 ROUNDING = 1e-5
 
@@ -156,7 +154,7 @@ def check_bundle(
 
     Passes iff the resize of this machine is exact, every score and map is finite, no reference is decided otherwise
     than by the torch model, and no score differs by more than `FP32_TOLERANCE` of the margin (in a reduced precision
-    `REDUCED_TOLERANCE`, or what the export recorded of it where that is more).
+    `REDUCED_TOLERANCE`, or what the export allowed it where that is more).
 
     Args:
         path: a ``.edgead`` file.
@@ -194,12 +192,12 @@ def check_bundle(
             try:
                 info = network.describe()
                 reduced = key != "fp32" or info.precision != "fp32"
-                share = REDUCED_TOLERANCE if reduced else FP32_TOLERANCE
+                allowed = manifest.precisions[key].max_drop or 0.0
+                share = max(REDUCED_TOLERANCE, allowed) if reduced else FP32_TOLERANCE
                 trained = manifest.limits()
-                validated = _validated(manifest, key) if key != "fp32" else 0.0
                 replayed = []
                 for reference in references:
-                    margin = max(share * _margin(reference, references, trained), validated)
+                    margin = share * _margin(reference, references, trained)
                     replayed.append(_replay(network, reference, size, margin, (trained, limits)))
                     done()
                 judged = _judge(network, files, size, limits, done) if files else None
@@ -246,12 +244,6 @@ def _margin(reference: _Reference, references: Sequence[_Reference], limits: Lim
     # Without a reference that torch calls OK, the distance of the median defect is the best scale there is.
     good = [score for score in scores if score <= own.threshold] or scores
     return abs(own.threshold - statistics.median(good))
-
-
-def _validated(manifest: Manifest, precision: str) -> float:
-    """Return the largest score difference that the export recorded of a precision and let pass."""
-    records = manifest.parity.get(manifest.precisions[precision].file, {})
-    return max((one.max_score_difference for one in records.values() if not one.drift_allowed), default=0.0)
 
 
 def _replay(

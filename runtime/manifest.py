@@ -190,13 +190,16 @@ class PrecisionSection(_Section):
 
     ``runtimes`` holds backend names. In a routed bundle ``file`` is the router, and the heads of the same precision
     are the members ``head-<category>.<precision>.onnx``; without such members ``file`` routes and scores. A routed
-    precision other than fp32 has the thresholds of its ``categories`` here.
+    precision other than fp32 has the thresholds of its ``categories`` here. ``max_drop`` is how far its scores may lie
+    from those of the trained model, as a share of the way from the median normal score to the threshold (None: what is
+    usual for the precision).
     """
 
     file: _GraphFile
     runtimes: Annotated[tuple[_Text, ...], BeforeValidator(_as_tuple)]
     threshold: ThresholdSection | None = None
     categories: dict[_ComponentName, ThresholdSection] = {}
+    max_drop: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class ParityRecord(_Section):

@@ -206,7 +206,7 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
         assert record.drop is not None
         assert 0 < record.drop <= MAX_DROP
         assert record.rank_correlation is not None
-        assert record.rank_correlation > 0.8
+        assert record.rank_correlation > 0.7
     layers = made.report.precisions[precision]["int8"]
     assert layers["layers"] == 33
     assert layers["kept"] == []
