@@ -158,7 +158,7 @@ def test_export_in_half_and_int8(edgead, plate, plate_model, tmp_path, monkeypat
     checked = edgead("check", tmp_path / "a.edgead", "--precision", "fp16", "--json")
     assert checked.json["precision"] == "fp16"
     measured = edgead("bench", tmp_path / "a.edgead", "--precision", "int8-cpu", "--frames", "1", "--json").json
-    assert {row["precision"] for row in measured["rows"]} == {"int8-cpu"}
+    assert {row["precision"] for row in measured["results"]} == {"int8-cpu"}
     refused = edgead("export", plate_model, "-o", tmp_path / "b.edgead", "--int8", "--max-drop", "1e-9")
     assert refused.code == 3
     assert "convolutions kept in fp32" in refused.err
