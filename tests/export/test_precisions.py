@@ -531,3 +531,29 @@ def test_wrong_arguments(small, tmp_path):
         export_bundle(small, tmp_path / "a.edgead", precisions=[CPU], max_drop=0.0)
     with pytest.raises(ConfigError, match="--calibration DIR"):
         export_bundle(replace(small, calibration=()), tmp_path / "a.edgead", precisions=[CPU])
+
+
+def test_onnx_runtime_quantises_no_layer_that_was_kept(tmp_path):
+    # Its optimiser would: float weights between two 8-bit tensors.
+    model = pointwise(1.0)
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    shapes = {"conv_a": (8, 3, 1, 1), "conv_b": (8, 8, 1, 1), "conv": (1, 8, 1, 1)}
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"{name}_w"))
+    first = helper.make_node("Conv", ["x", "conv_a_w"], ["a"], name="conv_a")
+    second = helper.make_node("Conv", ["a", "conv_b_w"], ["b"], name="conv_b")
+    conv.input[:] = ["b", "conv_w"]
+    place = list(model.graph.node).index(conv)
+    model.graph.node.insert(place, second)
+    model.graph.node.insert(place, first)
+    images = rng.integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
+    ranges = activation_ranges(model, watched_tensors(model), images)["min-max"]
+    kept = quantise(model, ranges, CPU, ["conv_b"])
+    onnx.save(kept, str(tmp_path / "kept.onnx"))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = onnxruntime.InferenceSession(kept.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    expected = plain.run(["map"], {"images": images})[0]
+    found = open_backend("onnxruntime", tmp_path / "kept.onnx").run(images).map
+    assert np.abs(found - expected).mean() < 0.2 * np.abs(run(kept, images) - expected).mean()
