@@ -26,12 +26,14 @@ from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
+from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.scoring import ScoringModule
 
 DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
 _LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
+CALIBRATION_IMAGES = 16
 
 
 def fit(
@@ -130,7 +132,13 @@ def fit(
         routing=routing,
         budget=None if budget is None else budget.card,
     )
-    model = TrainedModel(card, module, references)
+    prefixes = [f"{category.name}-" if pooled else "" for category in opened]
+    calibration = [
+        one
+        for category, prefix in zip(opened, prefixes, strict=True)
+        for one in calibration_images(category, (height, width), seed, prefix=prefix)
+    ]
+    model = TrainedModel(card, module, references, tuple(calibration))
     if budget is not None:
         budget.require_within(model.exportable("model"))
     return model
@@ -205,6 +213,26 @@ def make_references(
         references.append((f"good-{prefix}{number}.png", _png(image)))
         references.append((f"probe-{prefix}{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
     return tuple(references)
+
+
+def calibration_images(
+    category: Category, size: tuple[int, int], seed: int, count: int = CALIBRATION_IMAGES, prefix: str = ""
+) -> tuple[tuple[str, bytes], ...]:
+    """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
+
+    They are others than the references' where there are enough.
+    """
+    order = np.random.default_rng(seed).permutation(len(category.train))
+    chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
+    kept = []
+    for number, index in enumerate(sorted(chosen)):
+        image = read_image(category.train[index].path)
+        kept.append((f"good-{prefix}{number:02}.png", _png(resize(image, *size))))
+        if number % 2:
+            kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
+            probe = plant(image, kind, seed + number)[0]
+            kept.append((f"probe-{prefix}{number:02}-{kind}.png", _png(resize(probe, *size))))
+    return tuple(kept)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

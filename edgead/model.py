@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
 from edgead.detectors import create_detector, pools_categories
 from edgead.detectors.routing import RoutedModule
-from edgead.export.exporting import Exportable, Routing
+from edgead.export.exportable import Exportable, Routing
 from edgead.features import build_extractor
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.files import reason
@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 _JSON = "model.json"
 _WEIGHTS = "weights.safetensors"
 _REFERENCES = "references"
+_CALIBRATION = "calibration"
 
 
 class _Section(BaseModel):
@@ -162,11 +163,14 @@ class TrainedModel:
         card: what `ModelCard` says.
         module: the scoring module, or the routed one of several categories, in eval mode.
         references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
+        calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
+            which an export takes the ranges and thresholds of reduced precisions; a bundle does not carry them.
     """
 
     card: ModelCard
     module: ScoringModule | RoutedModule
     references: tuple[tuple[str, bytes], ...]
+    calibration: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def threshold(self) -> Threshold:
@@ -204,6 +208,7 @@ class TrainedModel:
             | ({} if card.routing is None else {"routing": card.routing.model_dump(mode="json")})
             | ({} if card.budget is None else {"budget": card.budget.model_dump(mode="json")}),
             routing=self._routing(),
+            calibration=self.calibration,
         )
 
     def _routing(self) -> Routing | None:
@@ -230,9 +235,10 @@ class TrainedModel:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            (temporary / _REFERENCES).mkdir(parents=True)
-            for name, data in self.references:
-                (temporary / _REFERENCES / name).write_bytes(data)
+            for folder, images in ((_REFERENCES, self.references), (_CALIBRATION, self.calibration)):
+                (temporary / folder).mkdir(parents=True)
+                for name, data in images:
+                    (temporary / folder / name).write_bytes(data)
             state = self.module.save_tensors() if isinstance(self.module, RoutedModule) else self.module.state_dict()
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary / _WEIGHTS)
@@ -265,7 +271,11 @@ def load_model(path: Path) -> TrainedModel:
     card = read_card(path)
     try:
         tensors = load_file(path / _WEIGHTS)
-        references = tuple((p.name, p.read_bytes()) for p in sorted((path / _REFERENCES).glob("*.png")))
+        # A model of an earlier version has no calibration images.
+        references, calibration = (
+            tuple((p.name, p.read_bytes()) for p in sorted((path / folder).glob("*.png")))
+            for folder in (_REFERENCES, _CALIBRATION)
+        )
     except Exception as error:
         raise BundleError(f"{path} is damaged: {_WEIGHTS} cannot be read ({reason(error)}); fit again") from error
     try:
@@ -274,7 +284,7 @@ def load_model(path: Path) -> TrainedModel:
         raise BundleError(
             f"{path} does not fit this version of edgead or timm ({str(error).splitlines()[0]}); fit again"
         ) from error
-    return TrainedModel(card, module, references)
+    return TrainedModel(card, module, references, calibration)
 
 
 def read_card(path: Path) -> ModelCard:

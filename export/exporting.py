@@ -1,9 +1,10 @@
-"""From a scoring module to a bundle that proves itself: graph, lint, weights, references, parity, one file."""
+"""From a scoring module to a bundle that proves itself: graphs, precisions, lint, weights, parity, one file."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,17 +14,24 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
+from edgead.export.exportable import Exportable
 from edgead.export.graph import OUTPUTS, export_onnx
 from edgead.export.lint import require_clean
-from edgead.export.parity import Comparison
-from edgead.export.torch_backend import TorchBackend
+from edgead.export.measuring import complaint, fails, measure, note
+from edgead.export.precisions import (
+    FP32,
+    GraphFiles,
+    Samples,
+    check_precisions,
+    make_precision,
+)
 from edgead.export.weights import LARGE_BYTES, split_weights
-from edgead.runtime.backends import REGISTRY, Backend, available
+from edgead.runtime.backends import REGISTRY
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
-from edgead.runtime.errors import BackendUnavailable, ConfigError, ParityError
+from edgead.runtime.errors import ConfigError, ExportError, ParityError
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
-from edgead.runtime.limits import Limits, Verdict
+from edgead.runtime.files import reason
 from edgead.runtime.manifest import (
     CategorySection,
     DetectorSection,
@@ -35,75 +43,27 @@ from edgead.runtime.manifest import (
     ThresholdSection,
 )
 from edgead.runtime.preprocess import RESIZE_RULE, resize
-from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, RoutedBackend, head_file, open_model
-from edgead.runtime.threshold import Threshold
+from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
 
 SCHEMA = "edgead.export/1"
 FP32_FILE = "model.fp32.onnx"
 ROUTER_FILE = "router.fp32.onnx"
 SHARED_BYTES = 16 << 10  # weights above are stored once where several graphs have them
+DEFAULT_MAX_DROP = 0.05
+_MOST_CALIBRATION = 64  # images; more say little about ranges and cost seconds each
 Progress = Callable[[str, int, int], None]
 Trace = Callable[[nn.Module, int, int, Sequence[str]], onnx.ModelProto]
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """What a routed model is made of.
-
-    Attributes:
-        router: ``images -> votes (N, K), similarity (N,)``, columns in the order of the categories' names.
-        heads: category -> scoring module.
-        thresholds, minimum_similarity: of each category.
-    """
-
-    router: nn.Module
-    heads: Mapping[str, nn.Module]
-    thresholds: Mapping[str, Threshold]
-    minimum_similarity: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Exportable:
-    """What the export layer needs of a model, whatever trained it.
-
-    Attributes:
-        name: name of the bundle.
-        module: scoring module, see `edgead.export.graph.export_onnx`.
-        height, width: network size in pixels; grid: ``(gh, gw)`` cells of the map.
-        threshold: of the FP32 scores, with its meaning.
-        normal_scores: raw scores of held-out normals; their median gives the scale of score differences.
-        detector, settings, categories (name -> training images), provenance: recorded as they are.
-        references: ``(name, PNG bytes)``, real images at native size.
-        routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
-    """
-
-    name: str
-    module: nn.Module
-    height: int
-    width: int
-    grid: tuple[int, int]
-    threshold: Threshold
-    normal_scores: Sequence[float]
-    detector: str
-    settings: Mapping[str, Any]
-    categories: Mapping[str, int]
-    references: Sequence[tuple[str, bytes]]
-    provenance: Mapping[str, Any]
-    routing: Routing | None = None
-
-    def torch_backend(self) -> Backend:
-        """Return the model itself as a backend, the reference of every comparison."""
-        if self.routing is None:
-            return TorchBackend(self.module)
-        heads = {name: TorchBackend(head) for name, head in self.routing.heads.items()}
-        return RoutedBackend(TorchBackend(self.routing.router), heads, self.routing.minimum_similarity)
-
-
-@dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written and how it compares; ``parity`` maps graph file -> runtime -> record.
+    """What was written and how it compares.
 
-    ``sha256`` is None where nothing was written.
+    Attributes:
+        sha256: of the bundle's manifest; None where no bundle was written.
+        parity: graph file -> runtime -> record.
+        failed: ``(graph file, runtime)`` that did not keep to what its precision promises.
+        precisions: precision -> how it was made, ready for JSON.
     """
 
     path: Path
@@ -111,15 +71,13 @@ class ExportReport:
     size: int
     parity: Mapping[str, Mapping[str, ParityRecord]]
     unavailable: Mapping[str, str]
+    failed: Sequence[tuple[str, str]] = ()
+    precisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """True where no gated runtime changed a decision."""
-        return all(
-            not (record.flips or record.borderline) or not _gates(runtime)
-            for records in self.parity.values()
-            for runtime, record in records.items()
-        )
+        """True where every graph file kept to what its precision promises, on every runtime that counts."""
+        return not self.failed
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -132,6 +90,8 @@ class ExportReport:
                 file: {runtime: record.model_dump(mode="json") for runtime, record in records.items()}
                 for file, records in self.parity.items()
             },
+            "precisions": {name: dict(one) for name, one in self.precisions.items()},
+            "failed": [list(pair) for pair in self.failed],
             "unavailable": dict(self.unavailable),
         }
 
@@ -140,62 +100,145 @@ def export_bundle(
     model: Exportable,
     out: Path,
     *,
+    precisions: Sequence[str] = (FP32,),
     images: Sequence[Path] = (),
+    calibration: Sequence[Path] = (),
+    max_drop: float = DEFAULT_MAX_DROP,
     allow_drift: bool = False,
     fused: bool = False,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a model to one bundle and prove on real images that it decides the same.
 
     Every runtime that is installed here judges every image from the file on: decode, resize, network, decision. In
     FP32 not one decision may change. ``openvino-bf16`` is measured and recorded, and only usable where it changed none.
+    FP16 is judged as a device would compute it (`SimulatedFp16`): no flip, no NaN, no Inf. INT8 may move scores by
+    ``max_drop``.
 
     Args:
         model: see `Exportable`.
         out: a path ending in ``.edgead``; replaced at the end or left as it was.
+        precisions: of ``fp32`` (always there), ``fp16``, ``int8-trt``, ``int8-cpu``.
         images: files or folders; none means the model's own references.
+        calibration: files or folders of good images that set the ranges of INT8; none means the model's own.
+        max_drop: 99th percentile of the score differences of INT8 over the way from the median normal score to the
+            threshold; convolutions stay in FP32, the most sensitive first, until it holds.
         allow_drift: write the bundle although a decision changed, and say so in its manifest.
         fused: write one graph that routes and scores, in place of a router and a head for each category; it computes
             the features once, and holds all heads in memory either way.
+        cache: folder that keeps calibrated ranges; None keeps none.
         progress: called with ``(stage, done, total)``.
 
     Raises:
-        ParityError: a decision changed, or a score is NaN or infinite; nothing was written.
-        ExportError, LintError: the module cannot be exported as it is.
+        ParityError: a decision changed, INT8 moved scores too far, or a score is NaN or infinite; nothing was written.
+        ExportError, LintError: the module cannot be exported as it is, or has nothing to convert.
         ConfigError, DataError, BundleError: wrong arguments, unreadable image, unwritable path.
     """
     check_bundle_path(out)
-    if fused and model.routing is None:
+    settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, cache)
+    files, manifest, report = _export(model, out, settings, progress or _silent)
+    write_bundle(out, manifest, {**files, **_reference_members(model)})
+    with Bundle.open(out) as bundle:
+        return replace(report, sha256=bundle.sha256, size=out.stat().st_size)
+
+
+def export_graphs(
+    model: Exportable,
+    folder: Path,
+    *,
+    precisions: Sequence[str] = (FP32,),
+    images: Sequence[Path] = (),
+    calibration: Sequence[Path] = (),
+    max_drop: float = DEFAULT_MAX_DROP,
+    allow_drift: bool = False,
+    fused: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write plain graph files, with large weights in ``weights/`` beside them, for those who build their own engines.
+
+    Arguments, proof and errors are those of `export_bundle`; ``folder`` must not exist or be empty. The files carry no
+    threshold; the report does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
+    settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, cache)
+    files, _, report = _export(model, folder, settings, progress or _silent)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for name, content in files.items():
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError as error:
+        raise ExportError(f"cannot write {folder}: {reason(error)}; nothing was changed") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return replace(report, size=sum(map(len, files.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    precisions: tuple[str, ...]
+    images: Sequence[Path]
+    calibration: Sequence[Path]
+    max_drop: float
+    allow_drift: bool
+    fused: bool
+    cache: Path | None
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _export(
+    model: Exportable, out: Path, settings: _Settings, tell: Progress
+) -> tuple[dict[str, bytes], Manifest, ExportReport]:
+    """Make and prove all graph files; returns members (graphs and weights), manifest and report."""
+    if settings.fused and model.routing is None:
         raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
-    tell = progress or (lambda _stage, _done, _total: None)
-    named = _load(model, images)
-    main, files = _graphs(model, fused, tell)
-    manifest = _manifest(model, main)
+    if not settings.max_drop > 0:
+        raise ConfigError(f"--max-drop must be above 0, got {settings.max_drop}")
+    named = _load(model, settings.images)
+    samples = _samples(model, settings) if len(settings.precisions) > 1 else None
+    made = [_fp32(model, settings.fused, tell)]
+    manifest = _manifest(model, made[0].section)
+    for precision in settings.precisions[1:]:
+        assert samples is not None
+        drop, cache = settings.max_drop, settings.cache
+        made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, tell))
+    manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
+    files = _split(made)
     with TemporaryDirectory(prefix="edgead-export-") as folder:
         for member, content in files.items():
             target = Path(folder, member)
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(content)
-        records, unavailable = _measure(model, manifest, Path(folder, main), named, tell)
+        measured, unavailable = measure(model, manifest, Path(folder), named, tell)
 
-    changed = {name: comparison for name, comparison in records.items() if comparison.changed or not comparison.finite}
-    gated = {name: comparison for name, comparison in changed.items() if _gates(name)}
-    parity = {
-        name: comparison.record(
-            drift_allowed=allow_drift and name in gated, note=None if _gates(name) else "reduced precision, not gated"
+    failed = [one for one in measured if fails(one, settings.max_drop)]
+    parity: dict[str, dict[str, ParityRecord]] = {}
+    for one in measured:
+        graph = next(graph for graph in made if graph.precision == one.precision)
+        parity.setdefault(graph.main, {})[one.runtime] = one.comparison.record(
+            drift_allowed=settings.allow_drift and one in failed, note=note(one, graph.choice), half_margin=one.margin
         )
-        for name, comparison in records.items()
-    }
-    if gated and not allow_drift:
-        failed = ExportReport(out, None, 0, {main: parity}, unavailable)
-        raise ParityError(_complaint(gated), failed.to_dict())
-    _write(model, out, manifest.model_copy(update={"parity": {main: parity}}), files)
-    with Bundle.open(out) as bundle:
-        return ExportReport(out, bundle.sha256, out.stat().st_size, {main: parity}, unavailable)
+    pairs = [(manifest.precisions[one.precision].file, one.runtime) for one in failed]
+    described = {one.precision: one.describe() for one in made}
+    report = ExportReport(out, None, 0, parity, unavailable, pairs, described)
+    if failed and not settings.allow_drift:
+        raise ParityError(complaint(failed[0], settings.max_drop, made), report.to_dict())
+    return files, manifest.model_copy(update={"parity": parity}), report
 
 
 def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:
-    """Write the bundle that `export_bundle` would, but unproved, to measure its size and speed; return its bytes.
+    """Write the FP32 bundle that `export_bundle` would, but unproved, to measure size and speed; return its bytes.
 
     Nothing is compared, and the manifest has no parity record: not for a line.
 
@@ -204,18 +247,13 @@ def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int
         trace: gives the graph of a module as `export_onnx` does.
     """
     check_bundle_path(out)
-    main, files = _graphs(model, False, lambda _stage, _done, _total: None, trace)
-    _write(model, out, _manifest(model, main), files)
+    made = _fp32(model, False, _silent, trace)
+    write_bundle(out, _manifest(model, made.section), {**_split([made]), **_reference_members(model)})
     return out.stat().st_size
 
 
-def _write(model: Exportable, out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-    members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
-    write_bundle(out, manifest, members)
-
-
-def _graphs(model: Exportable, fused: bool, tell: Progress, trace: Trace = export_onnx) -> tuple[str, dict[str, bytes]]:
-    """Return the name of the main graph file, and all graph and weight files."""
+def _fp32(model: Exportable, fused: bool, tell: Progress, trace: Trace = export_onnx) -> GraphFiles:
+    """Return the FP32 graphs: one, or a router and a head for each category."""
     routing = model.routing
     modules: dict[str, tuple[nn.Module, Sequence[str]]]
     if routing is None:
@@ -224,22 +262,27 @@ def _graphs(model: Exportable, fused: bool, tell: Progress, trace: Trace = expor
         modules = {FP32_FILE: (model.module, FUSED_OUTPUTS)}
     else:
         modules = {ROUTER_FILE: (routing.router, ROUTER_OUTPUTS)}
-        modules |= {head_file(name, "fp32"): (head, OUTPUTS) for name, head in routing.heads.items()}
-    files: dict[str, bytes] = {}
+        modules |= {head_file(name, FP32): (head, OUTPUTS) for name, head in routing.heads.items()}
+    models = {}
     for done, (name, (module, outputs)) in enumerate(modules.items()):
         tell("graph", done, len(modules))
-        graph = trace(module, model.height, model.width, outputs)
-        require_clean(graph, outputs)
-        # Router and heads have one backbone, whose weights a low limit lets them share.
-        data, weights = split_weights(graph, LARGE_BYTES if len(modules) == 1 else SHARED_BYTES)
-        files |= {name: data, **weights}
+        models[name] = trace(module, model.height, model.width, outputs)
+        require_clean(models[name], outputs)
     tell("graph", len(modules), len(modules))
-    return next(iter(modules)), files
+    section = PrecisionSection(file=next(iter(models)), runtimes=tuple(REGISTRY))
+    return GraphFiles(FP32, models, {name: outputs for name, (_, outputs) in modules.items()}, section)
 
 
-def _gates(backend: str) -> bool:
-    """A backend that computes in FP32 must not change any decision; a reduced one is recorded."""
-    return not backend.endswith("-bf16")
+def _split(made: Sequence[GraphFiles]) -> dict[str, bytes]:
+    """Return all graph files and, once each, the weights that several of them may share."""
+    count = sum(len(one.models) for one in made)
+    files: dict[str, bytes] = {}
+    for one in made:
+        for name, graph in one.models.items():
+            # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
+            data, weights = split_weights(graph, LARGE_BYTES if count == 1 else SHARED_BYTES)
+            files |= {name: data, **weights}
+    return files
 
 
 def _load(model: Exportable, images: Sequence[Path]) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -253,60 +296,27 @@ def _load(model: Exportable, images: Sequence[Path]) -> list[tuple[str, NDArray[
     return [("/".join(path.parts[-3:]), resize(read_image(path), *size)) for path in find_images(images)]
 
 
-def _measure(
-    model: Exportable,
-    manifest: Manifest,
-    file: Path,
-    named: Sequence[tuple[str, NDArray[np.uint8]]],
-    tell: Progress,
-) -> tuple[dict[str, Comparison], dict[str, str]]:
-    """Compare every installed runtime with torch, one image after the other through all of them."""
-    unavailable = {name: "not installed" for name in REGISTRY if name not in available()}
-    backends: dict[str, Backend] = {}
-    limits = manifest.limits()
-    try:
-        for name in available():
-            try:
-                backends[name] = open_model(name, manifest, file, "fp32")
-            except BackendUnavailable as error:
-                unavailable[name] = str(error)
-        if not backends:
-            raise BackendUnavailable("no runtime to compare with is installed; run: pip install 'edgead[cpu]'")
-        scale = max(model.threshold.value - float(np.median(model.normal_scores)), 0.0)
-        comparisons = {name: Comparison(scale) for name in backends}
-        trained = model.torch_backend()
-        for done, (name, image) in enumerate(named, start=1):
-            expected = _judge(trained, image, limits)
-            for runtime, backend in backends.items():
-                comparisons[runtime].add(name, expected, _judge(backend, image, limits))
-            tell("parity", done, len(named))
-    finally:
-        for backend in backends.values():
-            backend.close()
-    return comparisons, unavailable
-
-
-def _judge(backend: Backend, image: NDArray[np.uint8], limits: Limits) -> tuple[Verdict, NDArray[np.float32]]:
-    found = backend.run(image[None])
-    return limits.judge(found, 0), found.map[0].copy()
-
-
-def _complaint(gated: Mapping[str, Comparison]) -> str:
-    name, comparison = next(iter(gated.items()))
-    if not comparison.finite:
-        return f"{name} gives scores that are not finite; nothing was written"
-    changed = comparison.changed
-    reference, candidate = comparison.reference[changed[0]], comparison.candidate[changed[0]]
-    return (
-        f"{len(changed)} of {len(comparison.names)} decisions change on {name}, first "
-        f"{comparison.names[changed[0]]} ({_describe(reference)} became {_describe(candidate)}); "
-        "nothing was written (--allow-drift overrides)"
+def _samples(model: Exportable, settings: _Settings) -> Samples:
+    """Return the images that ranges and thresholds of reduced precisions are made from, judged by the model itself."""
+    size = (model.height, model.width)
+    if settings.calibration:
+        paths = list(find_images(settings.calibration))
+        step = -(-len(paths) // _MOST_CALIBRATION)
+        good = [resize(read_image(path), *size) for path in paths[::step]]
+    else:
+        held = [(name, data) for name, data in model.calibration if name.startswith("good-")]
+        good = [resize(decode_image(data, name), *size) for name, data in held]
+    probes = [(name, data) for name, data in model.calibration if not name.startswith("good-")]
+    others = [resize(decode_image(data, name), *size) for name, data in [*model.references, *probes]]
+    shape = (-1, *size, 3)
+    backend, limits = model.torch_backend(), model.limits
+    verdicts = [limits.judge(backend.run(image[None]), 0) for image in [*good, *others]]
+    return Samples(
+        np.array(good, np.uint8).reshape(shape),
+        np.array(others, np.uint8).reshape(shape),
+        verdicts,
+        float(np.min(model.normal_scores)),
     )
-
-
-def _describe(verdict: Verdict) -> str:
-    category = f" as {verdict.category}" if verdict.category else ""
-    return f"{verdict.decision}{category} with score {verdict.score:.6g} at threshold {verdict.threshold:.6g}"
 
 
 def _reference_members(model: Exportable) -> dict[str, bytes]:
@@ -330,7 +340,7 @@ def _reference_members(model: Exportable) -> dict[str, bytes]:
     return members
 
 
-def _manifest(model: Exportable, main: str) -> Manifest:
+def _manifest(model: Exportable, section: PrecisionSection) -> Manifest:
     """Return the manifest without members and parity."""
     routing = model.routing
     categories = {
@@ -351,6 +361,6 @@ def _manifest(model: Exportable, main: str) -> Manifest:
         map=MapSection(height=model.grid[0], width=model.grid[1]),
         threshold=ThresholdSection.from_threshold(model.threshold),
         categories=categories,
-        precisions={"fp32": PrecisionSection(file=main, runtimes=tuple(REGISTRY))},
+        precisions={FP32: section},
         provenance=dict(model.provenance),
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from edgead.export.graph import BATCH_AXIS, IR_VERSION, OPSET, OUTPUTS
+from edgead.export.lint_precision import Problem, precision_rules
 from edgead.runtime.errors import LintError
 
 # Operators with data-dependent shapes or control flow: TensorRT refuses them or falls off its fast path.
@@ -19,30 +19,24 @@ _FORBIDDEN = frozenset(
 _FOLDABLE = frozenset({"BatchNormalization", "Dropout", "Identity"})
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One broken rule: the node (or part of the model) and what to do."""
+def lint(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS, precision: str = "fp32") -> list[Problem]:
+    """Return every broken rule of a graph that has these outputs; an empty list means that it may ship.
 
-    node: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.node}: {self.message}"
-
-
-def lint(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> list[Problem]:
-    """Return every broken rule of a graph that has these outputs; an empty list means that it may ship."""
+    Args:
+        precision: what the graph is meant to be: ``fp32``, ``fp16``, ``int8-trt`` or ``int8-cpu``.
+    """
     return [
         *_model_rules(model, outputs),
         *_input_rules(model.graph),
         *_node_rules(model.graph),
         *_weight_rules(model.graph),
+        *(precision_rules(model, precision) if precision != "fp32" else ()),
     ]
 
 
-def require_clean(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> None:
+def require_clean(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS, precision: str = "fp32") -> None:
     """Raise `LintError` naming the first broken rule and how many more there are."""
-    problems = lint(model, outputs)
+    problems = lint(model, outputs, precision)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise LintError(f"the exported graph breaks a rule: {problems[0]}{more}")

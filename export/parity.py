@@ -55,7 +55,17 @@ class Comparison:
         pairs = zip(self.reference, self.candidate, strict=True)
         return [index for index, (reference, candidate) in enumerate(pairs) if not reference.same(candidate)]
 
-    def record(self, *, drift_allowed: bool = False, note: str | None = None) -> ParityRecord:
+    @property
+    def drop(self) -> float:
+        """The 99th percentile of the score differences over the scale; infinite where a score is not finite."""
+        difference = np.abs(self._scores(self.candidate) - self._scores(self.reference))
+        if not np.isfinite(difference).all():
+            return math.inf
+        return float(np.quantile(difference, 0.99)) / max(self.scale, 1e-12)
+
+    def record(
+        self, *, drift_allowed: bool = False, note: str | None = None, half_margin: float | None = None
+    ) -> ParityRecord:
         """Summarise; scores that are not finite and changed categories count as flips."""
         expected, got = self._scores(self.reference), self._scores(self.candidate)
         difference = np.abs(got - expected)
@@ -76,6 +86,8 @@ class Comparison:
             epsilon=epsilon,
             rank_correlation=_rank_correlation(expected, got),
             worst_image=self.names[worst][-200:],
+            drop=self.drop if math.isfinite(self.drop) else None,
+            half_margin=half_margin if half_margin is None or math.isfinite(half_margin) else None,
             drift_allowed=drift_allowed,
             note=note,
         )

@@ -47,6 +47,7 @@ def bench(
     path: str | Path,
     *,
     backends: Sequence[str] = (),
+    precisions: Sequence[str] = (),
     frames: int = DEFAULT_FRAMES,
     rate_fps: float | None = None,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
@@ -61,6 +62,7 @@ def bench(
     Args:
         path: a ``.edgead`` file.
         backends: registry names or ``auto``; none means every installed one of full precision.
+        precisions: keys of the bundle's precisions; none means those that are made for each backend.
         frames: counted frames a backend and precision.
         rate_fps: None: the next frame follows each decision. Otherwise frames come on a fixed schedule, and latency
             counts from the scheduled time, also for a frame that waited because the one before was late (so a slow
@@ -79,7 +81,7 @@ def bench(
         images = {name: decode_image(png, name) for name, png in bundle.references()}
         if not images:
             raise BundleError(f"{path} holds no reference images to make frames of; export it again")
-        candidates, skipped = _open_all(bundle, backends, threads, stack)
+        candidates, skipped = _open_all(bundle, backends, precisions, threads, stack)
         known = _expected_verdicts(bundle)
         pool = _frame_pool(list(images.values()), frame_size)
         for candidate in candidates:
@@ -198,7 +200,7 @@ def _validate(frames: int, rate_fps: float | None, frame_size: tuple[int, int]) 
 
 
 def _open_all(
-    bundle: Bundle, names: Sequence[str], threads: int | None, stack: ExitStack
+    bundle: Bundle, names: Sequence[str], precisions: Sequence[str], threads: int | None, stack: ExitStack
 ) -> tuple[list[_Candidate], dict[str, str]]:
     wanted = list(dict.fromkeys(choose(name)[0] for name in names))
     # A reduced-precision variant of a backend is measured where it is asked for, as it is used nowhere else.
@@ -208,7 +210,7 @@ def _open_all(
     candidates: list[_Candidate] = []
     skipped: dict[str, str] = {}
     for name in tried:
-        for precision in _precisions(bundle.manifest, name):
+        for precision in dict.fromkeys(precisions) or _precisions(bundle.manifest, name):
             try:
                 inspector = Inspector.open(bundle.path, backend=name, precision=precision, threads=threads)
             except BackendError as error:

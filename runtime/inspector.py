@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ class Inspector:
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         self.limits = threshold
         self._backend = backend
+        self._precision: str | None = None
         self._lock = threading.Lock()
         self._cleanup = ExitStack()
         self._cleanup.callback(backend.close)
@@ -111,6 +113,8 @@ class Inspector:
                 name=manifest.name,
                 why=why,
             )
+            # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
+            inspector._precision = "int8" if precision.startswith("int8") else None
             # The backend maps the extracted weights; they go when the inspector goes.
             inspector._cleanup.push(stack.pop_all())
         return inspector
@@ -173,7 +177,8 @@ class Inspector:
 
     def describe(self) -> BackendInfo:
         """Return what really runs."""
-        return self._backend.describe()
+        info = self._backend.describe()
+        return info if self._precision is None else replace(info, precision=self._precision)
 
     def close(self) -> None:
         """Release the backend and the extracted files; calling it twice is allowed."""

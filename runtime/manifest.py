@@ -190,20 +190,25 @@ class PrecisionSection(_Section):
 
     ``runtimes`` holds backend names. In a routed bundle ``file`` is the router, and the heads of the same precision
     are the members ``head-<category>.<precision>.onnx``; without such members ``file`` routes and scores. A routed
-    precision other than fp32 has the thresholds of its ``categories`` here.
+    precision other than fp32 has the thresholds of its ``categories`` here. ``max_drop`` is how far its scores may lie
+    from those of the trained model, as a share of the way from the median normal score to the threshold (None: what is
+    usual for the precision).
     """
 
     file: _GraphFile
     runtimes: Annotated[tuple[_Text, ...], BeforeValidator(_as_tuple)]
     threshold: ThresholdSection | None = None
     categories: dict[_ComponentName, ThresholdSection] = {}
+    max_drop: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class ParityRecord(_Section):
     """How one graph file on one runtime compared with the torch model; scores and maps in raw units.
 
     ``flips`` are decisions that changed with both scores farther than ``epsilon`` from their thresholds,
-    ``borderline`` the other changed ones; ``note`` labels evidence that proves less than it seems to.
+    ``borderline`` the other changed ones; ``note`` labels evidence that proves less than it seems to. ``drop`` is the
+    99th percentile of the score differences over the way from the median normal score to the threshold;
+    ``half_margin`` the least number of times that a tensor in half fits into 65504 (0: it overflowed).
     """
 
     max_score_difference: _Difference
@@ -215,6 +220,8 @@ class ParityRecord(_Section):
     epsilon: _Difference | None = None
     rank_correlation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     worst_image: _Text | None = None
+    drop: _Difference | None = None
+    half_margin: _Difference | None = None
     drift_allowed: bool = False
     note: _Text | None = None
 

@@ -62,6 +62,11 @@ class RoutedBackend:
         assert grid is not None
         return Inference(score, grid, categories, reasons)
 
+    @property
+    def networks(self) -> list[Network | Backend]:
+        """What it is composed of, the router first."""
+        return [self._router, *self._heads.values()]
+
     def describe(self) -> BackendInfo:
         """Return what the router runs on; the heads run on the same."""
         return self._router.describe()
@@ -88,6 +93,11 @@ class FusedBackend:
     def run(self, images: NDArray[np.uint8]) -> Inference:
         score, grid, votes, similarity = self._network.compute(images)
         return Inference(score, grid, *route(votes, similarity, list(self._minimum), self._minimum))
+
+    @property
+    def networks(self) -> list[Network | Backend]:
+        """What it is composed of."""
+        return [self._network]
 
     def describe(self) -> BackendInfo:
         return self._network.describe()

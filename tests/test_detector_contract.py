@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,21 @@ from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, pools_categories
 from edgead.evaluation import evaluate
 from edgead.export.exporting import ExportReport, export_bundle
+from edgead.export.precisions import PRECISIONS
+from edgead.export.simulate_fp16 import SIMULATED
 from edgead.fitting import fit
 from edgead.model import TrainedModel, load_model
 from edgead.opening import open_inspector
 from edgead.runtime.check import check_bundle
 from edgead.runtime.decode import read_image
 from edgead.runtime.frame import Decision
+from edgead.runtime.manifest import ParityRecord
 from edgead.runtime.stream import Stream
 
 SIZE = 128
 BACKENDS = ("onnxruntime", "openvino")
+# Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them.
+MAX_DROP = 0.6
 SMALL: dict[str, dict[str, Any]] = {
     "patchcore": {"bank_size": 256},
     "padim": {"dimensions": 24},
@@ -160,7 +165,13 @@ def made(request: pytest.FixtureRequest, folders: tuple[Path, ...], tmp_path_fac
     bundle = folder / "plate.edgead"
     images = [sample.path for category in categories for sample in category.test]
     # Export comes from the loaded model, as `edgead export` does it.
-    report = export_bundle(load_model(folder / "plate.model").exportable("plate"), bundle, images=images)
+    report = export_bundle(
+        load_model(folder / "plate.model").exportable("plate"),
+        bundle,
+        precisions=PRECISIONS,
+        images=images,
+        max_drop=MAX_DROP,
+    )
     return Made(name, categories, model, folder / "plate.model", bundle, report)
 
 
@@ -179,7 +190,7 @@ def test_another_process_loads_the_model_and_gives_the_same_scores(made: Made, a
 
 
 def test_every_runtime_decides_as_torch_does_on_every_image(made: Made) -> None:
-    (records,) = made.report.parity.values()
+    records = next(iter(made.report.parity.values()))
     assert made.report.passed
     assert set(BACKENDS) <= set(records)
     for runtime in BACKENDS:
@@ -188,6 +199,41 @@ def test_every_runtime_decides_as_torch_does_on_every_image(made: Made) -> None:
         assert (record.flips, record.borderline) == (0, 0)
         spread = made.model.threshold.value - min(made.model.card.normal_scores)
         assert record.max_score_difference < 1e-3 * spread
+
+
+def test_fp16_flips_no_decision_where_half_is_computed_in_half(made: Made) -> None:
+    record = records_of(made, "fp16")[SIMULATED]
+    assert record.images == len(made.images)
+    assert record.flips == 0
+    assert record.half_margin is not None
+    assert record.half_margin > 2  # far from 65504
+    assert record.drop is not None
+    assert 0 < record.drop < 0.05
+
+
+@pytest.mark.parametrize("precision", ["int8-trt", "int8-cpu"])
+def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precision: str) -> None:
+    for runtime in BACKENDS:
+        record = records_of(made, precision)[runtime]
+        assert record.drop is not None
+        assert 0 < record.drop <= MAX_DROP
+        assert record.rank_correlation is not None
+        assert record.rank_correlation > 0.7
+    layers = made.report.precisions[precision]["int8"]
+    assert layers["layers"] == 33
+    assert layers["kept"] == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_the_check_takes_every_precision_with_its_own_threshold(made: Made, precision: str) -> None:
+    report = check_bundle(made.bundle, backend="onnxruntime", precision=precision)
+    assert report.precision == precision
+    assert [problem for problem in report.problems if "became" not in problem] == []
+    assert report.threshold == made.report.precisions[precision]["threshold"] != made.model.threshold.value
+
+
+def records_of(made: Made, precision: str) -> Mapping[str, ParityRecord]:
+    return made.report.parity[made.report.precisions[precision]["file"]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

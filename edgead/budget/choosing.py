@@ -21,7 +21,8 @@ from edgead.budget.trials import STRENGTH, Trials
 from edgead.coreset import Progress, silent
 from edgead.detectors import Settings, create_detector
 from edgead.detectors.base import TrainingImages
-from edgead.export.exporting import Exportable, write_draft
+from edgead.export.exportable import Exportable
+from edgead.export.exporting import write_draft
 from edgead.features import FeatureExtractor
 from edgead.model import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend

@@ -18,7 +18,7 @@ from edgead.coreset import Progress
 from edgead.detectors import pools_categories
 from edgead.detectors.base import TrainingImages, fit_module
 from edgead.detectors.routing import RoutedModule
-from edgead.export.exporting import Exportable, Routing
+from edgead.export.exportable import Exportable, Routing
 from edgead.features import FeatureExtractor
 from edgead.probes import KINDS, plant
 from edgead.runtime.errors import DataError

@@ -17,6 +17,10 @@ BackendOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.", show_default="the backend's choice")
 ]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="NAME", help="Graph of the bundle: fp32, int8-cpu, …", show_default="fp32"),
+]
 RateOption = Annotated[
     float | None,
     typer.Option("--false-alarm-rate", metavar="X", help="Share of good parts that may be rejected, such as 0.01."),

@@ -40,6 +40,7 @@ def run_stream(
     duration_s: float | None,
     max_frames: int | None,
     backend: str,
+    precision: str | None,
     threads: int | None,
     wait: bool,
     watch: bool,
@@ -48,7 +49,7 @@ def run_stream(
     switch = _Switch()
     with switch.installed(), _calm_log():
         try:
-            with Inspector.open(bundle, backend=backend, threads=threads) as inspector:
+            with Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector:
                 out.note(f"backend: {inspector.why}")
                 stream = _open(out, inspector, sources, sinks, duration_s, max_frames, wait)
                 with stream:

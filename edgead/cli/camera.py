@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, BundleArgument, RateOption, ThreadsOption
+from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, RateOption, ThreadsOption
 from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(
         int | None, typer.Option(min=1, metavar="N", help="Results to give.", show_default="no limit")
     ] = None,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for a source that cannot be opened yet.")] = False,
 ) -> None:
@@ -75,6 +76,7 @@ def run(
         duration_s=duration,
         max_frames=max_frames,
         backend=backend,
+        precision=precision,
         threads=threads,
         wait=wait,
         watch=not taken,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, BundleArgument, ThreadsOption, parse_frame_size
+from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, parse_frame_size
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -27,6 +27,7 @@ def check(
         list[Path] | None,
         typer.Option(metavar="DIR", help="More images to judge; repeat it.", show_default=False),
     ] = None,
+    precision: PrecisionOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Verify a bundle, and replay its reference images on this device: PASS or FAIL.
@@ -41,6 +42,7 @@ def check(
             bundle,
             backend=backend,
             images=images or (),
+            precision=precision,
             threads=threads,
             progress=lambda done, total: step("replay", done, total),
         )
@@ -87,6 +89,10 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME", help="What to measure; repeat it.", show_default="all installed ones"),
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Graphs to measure; repeat it.", show_default="those made for each backend"),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Counted frames for each.")] = 200,
     rate: Annotated[
         float | None,
@@ -107,6 +113,7 @@ def bench(
         report = measure(
             bundle,
             backends=backend or (),
+            precisions=precision or (),
             frames=frames,
             rate_fps=rate,
             frame_size=size,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +17,8 @@ if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.export.exporting import ExportReport
 
-_LATER = typer.Option(hidden=True, help="Not in this version.")
 
-
-@command("export", panel=PANEL, example="edgead export plate.model -o plate.edgead --images parts/plate/test")
+@command("export", panel=PANEL, example="edgead export plate.model -o plate.edgead --fp16 --images parts/plate/test")
 def export(
     out: Output,
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="What fit wrote.", show_default=False)],
@@ -26,12 +26,23 @@ def export(
         Path,
         typer.Option("--output", "-o", metavar="NAME.edgead", help="Where the bundle goes.", show_default=False),
     ],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph in half for TensorRT, and prove it.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Add INT8 graphs for CPUs and for TensorRT.")] = False,
     images: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="DIR", help="Real images for the proof; repeat it.", show_default="the model's own references"
         ),
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Good images that set INT8 ranges; repeat it.", show_default="the model's own"
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(metavar="X", help="How far INT8 may move scores, as a share of the way to the threshold.")
+    ] = 0.05,
     allow_drift: Annotated[
         bool, typer.Option("--allow-drift", help="Write the bundle though a decision changed, and record it there.")
     ] = False,
@@ -41,38 +52,45 @@ def export(
             "--single-graph", help="For a model of several categories: one graph in place of a router and heads."
         ),
     ] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", hidden=True)] = False,
-    int8: Annotated[bool, typer.Option("--int8", hidden=True)] = False,
-    calibration: Annotated[Path | None, _LATER] = None,
-    max_drop: Annotated[float | None, _LATER] = None,
+    onnx_only: Annotated[
+        bool, typer.Option("--onnx-only", help="Write plain graph files into the folder -o, and how to build them.")
+    ] = False,
 ) -> None:
     """Write one bundle for every device, and prove on real images that it decides as the model does.
 
-    Exits with 3, and writes nothing, where a decision changes on a runtime that is installed here.
+    Exits with 3, and writes nothing, where a decision changes on a runtime that is installed here, where FP16 as a
+    device computes it flips one or overflows, or where INT8 moves scores by more than --max-drop.
     """
-    _refuse_precisions({"--fp16": fp16, "--int8": int8, "--calibration": calibration, "--max-drop": max_drop})
     from edgead.runtime.bundle import check_bundle_path
 
-    check_bundle_path(output)
+    if not onnx_only:
+        check_bundle_path(output)
     require("export", "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript")
-    from edgead.export.exporting import export_bundle
+    if fp16 or int8:
+        require("cpu", "onnxruntime")
+    from edgead.export.exporting import export_bundle, export_graphs
     from edgead.model import load_model
     from edgead.runtime.errors import ParityError
 
     trained = load_model(model)
+    write = export_graphs if onnx_only else export_bundle
     with out.progress() as step:
         try:
-            report = export_bundle(
+            report = write(
                 trained.exportable(output.stem),
                 output,
+                precisions=[*(["fp16"] if fp16 else []), *(["int8-trt", "int8-cpu"] if int8 else [])],
                 images=images or (),
+                calibration=calibration or (),
+                max_drop=max_drop,
                 allow_drift=allow_drift,
                 fused=single_graph,
+                cache=_cache(),
                 progress=step,
             )
         except ParityError as error:
             if error.report is not None:
-                out.finish(error.report)
+                out.finish(error.report, *_layer_tables(error.report["precisions"], explain=True))
             raise
     if trained.card.backbone_info["random_weights"]:
         out.warn("the backbone of this model has RANDOM WEIGHTS; the bundle says so in its manifest")
@@ -80,15 +98,48 @@ def export(
         out.warn("a decision changed, and the bundle was written all the same, as --allow-drift asks")
     for name, reason in report.unavailable.items():
         out.note(f"not proved on {name}: {reason}")
-    out.finish(report.to_dict(), _parity_table(report))
+    payload = report.to_dict()
+    if onnx_only:
+        size = (trained.card.height, trained.card.width)
+        payload["trtexec"] = _trtexec(report, size)
+        for line in payload["trtexec"]:
+            out.note(line)
+    out.finish(payload, _parity_table(report), *_layer_tables(payload["precisions"]))
 
 
-def _refuse_precisions(flags: dict[str, object]) -> None:
-    from edgead.runtime.errors import ConfigError
+def _cache() -> Path:
+    """Return the folder of calibrated ranges, where the XDG base directory specification puts caches."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgead" / "calibration"
 
-    given = [name for name, value in flags.items() if value not in (None, False)]
-    if given:
-        raise ConfigError(f"this version of edgead exports fp32 only; leave out {' '.join(given)}")
+
+def _trtexec(report: ExportReport, size: tuple[int, int]) -> list[str]:
+    """Return a command for each file that is meant for TensorRT; batch 1, the precision comes from the graph."""
+    shape = f"images:1x{size[0]}x{size[1]}x3"
+    shapes = f"--minShapes={shape} --optShapes={shape} --maxShapes={shape}"
+    return [
+        f"trtexec --onnx={file} --stronglyTyped {shapes} --saveEngine={file.with_suffix('.engine')}"
+        for file in sorted(report.path.glob("*.onnx"))
+        if not file.name.endswith(".int8-cpu.onnx")
+    ]
+
+
+def _layer_tables(precisions: Mapping[str, Any], *, explain: bool = False) -> list[Any]:
+    """Return the sensitivity of each precision's layers, where it was measured."""
+    from edgead.cli._output import number, table
+
+    tables = []
+    for precision, one in precisions.items():
+        made = one.get("int8", {})
+        rows = [
+            [layer, number(value), "fp32" if layer in made["kept"] else "int8"]
+            for layer, value in made.get("sensitivity", {}).items()
+            if explain or layer in made["kept"]
+        ]
+        if rows:
+            title = f"{precision}: score error of each layer alone in INT8 ({made['method']} ranges)"
+            tables.append(table(title, ["layer", "score error", "runs in"], rows))
+    return tables
 
 
 def _parity_table(report: ExportReport) -> Any:
@@ -102,5 +153,5 @@ def _parity_table(report: ExportReport) -> Any:
             label = f"{runtime}: {record.note}" if record.note else runtime
             rows.append([file, label, *map(number, figures), changed, str(record.images)])
     headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images")
-    title = f"Wrote {report.path} ({report.size / 1e6:.1f} MB): as on torch, file to decision"
+    title = f"Wrote {report.path} ({report.size / 1e6:.1f} MB) beside the model on torch, file to decision"
     return table(title, ["graph", "on", *headings], rows, text_columns=2)

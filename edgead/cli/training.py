@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, ThreadsOption, parse_settings, parse_size, parse_taps, require
+from edgead.cli._options import (
+    BackendOption,
+    PrecisionOption,
+    ThreadsOption,
+    parse_settings,
+    parse_size,
+    parse_taps,
+    require,
+)
 from edgead.cli._probing import (
     KindsOption,
     PerKindOption,
@@ -209,6 +217,7 @@ def evaluate(
         ),
     ],
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     probe: Annotated[
         bool,
@@ -239,7 +248,10 @@ def evaluate(
         require("train", "scipy")
     if model.is_dir():
         require("train", "torch", "torchvision", "timm", "safetensors")
-    with open_inspector(model, backend=backend, threads=threads) as inspector, out.progress() as step:
+    with (
+        open_inspector(model, backend=backend, precision=precision, threads=threads) as inspector,
+        out.progress() as step,
+    ):
         out.note(f"backend: {inspector.why}")
         report = EvalReport(
             tuple(evaluate_category(inspector, category, progress=partial(step, category.name)) for category in opened),

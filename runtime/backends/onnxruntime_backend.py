@@ -23,6 +23,10 @@ from edgead.runtime.backends.common import (
 )
 from edgead.runtime.errors import BackendError
 
+# It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
+# an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
+_UNWANTED = ["WeightBiasQuantization"]
+
 
 class OnnxRuntimeBackend:
     """Runs the graph in FP32 on ONNX Runtime's CPU provider.
@@ -56,7 +60,9 @@ class OnnxRuntimeBackend:
         if batch:
             options.add_free_dimension_override_by_name("batch", batch)
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED
+            )
         except Exception as error:
             raise BackendError(f"onnxruntime cannot load {model.name}: {first_line(error)}") from error
         inputs = self._session.get_inputs()

@@ -145,12 +145,32 @@ def _between_torch_and_runtime(model: Path, bundle: Path) -> float:
     return pytest.fail("no score differs between torch and any runtime")
 
 
-@pytest.mark.parametrize("flag", [["--fp16"], ["--int8"], ["--int8", "--calibration", "x"], ["--max-drop", "0.1"]])
-def test_export_refuses_a_precision_it_does_not_have(edgead, plate_model, tmp_path, flag):
-    outcome = edgead("export", plate_model, "-o", tmp_path / "a.edgead", *flag)
-    assert outcome.code == 2
-    assert f"this version of edgead exports fp32 only; leave out {flag[0]}" in outcome.error
-    assert list(tmp_path.iterdir()) == []
+def test_export_in_half_and_int8(edgead, plate, plate_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = ["--fp16", "--int8", "--calibration", plate / "train" / "good", "--max-drop", "5", "--json"]
+    outcome = edgead("export", plate_model, "-o", tmp_path / "a.edgead", *flags)
+    assert outcome.code == 0, outcome.err
+    precisions = outcome.json["precisions"]
+    assert list(precisions) == ["fp32", "fp16", "int8-trt", "int8-cpu"]
+    assert precisions["int8-cpu"]["runtimes"] == ["onnxruntime", "openvino"]
+    assert "simulated-fp16" in outcome.json["parity"]["model.fp16.onnx"]
+    assert list((tmp_path / "cache" / "edgead" / "calibration").glob("*.json"))
+    checked = edgead("check", tmp_path / "a.edgead", "--precision", "fp16", "--json")
+    assert checked.json["precision"] == "fp16"
+    measured = edgead("bench", tmp_path / "a.edgead", "--precision", "int8-cpu", "--frames", "1", "--json").json
+    assert {row["precision"] for row in measured["results"]} == {"int8-cpu"}
+    refused = edgead("export", plate_model, "-o", tmp_path / "b.edgead", "--int8", "--max-drop", "1e-9")
+    assert refused.code == 3
+    assert "convolutions kept in fp32" in refused.err
+    assert not (tmp_path / "b.edgead").exists()
+
+
+def test_export_writes_plain_graphs_and_says_how_to_build_them(edgead, plate_model, tmp_path):
+    outcome = edgead("export", plate_model, "-o", tmp_path / "graphs", "--fp16", "--onnx-only", "--json")
+    assert outcome.code == 0, outcome.err
+    command = next(line for line in outcome.json["trtexec"] if "fp16" in line)
+    assert f"--onnx={tmp_path / 'graphs' / 'model.fp16.onnx'} --stronglyTyped" in command
+    assert (tmp_path / "graphs" / "model.fp16.onnx").is_file()
 
 
 # Wrong arguments

@@ -60,6 +60,7 @@ def test_what_is_saved_comes_back(
     loaded = load_model(tmp_path / "deep" / "parts.model")
     assert loaded.card == model.card
     assert sorted(loaded.references) == sorted(model.references)
+    assert sorted(loaded.calibration) == sorted(model.calibration)
     assert loaded.threshold == model.threshold
     for found, expected in zip(scores(loaded), scores(model), strict=True):
         assert torch.equal(found, expected)
@@ -68,7 +69,9 @@ def test_what_is_saved_comes_back(
 
 def test_the_directory_holds_plain_formats_and_no_path_of_this_machine(saved: Path, tiny_model: TrainedModel) -> None:
     names = sorted(snapshot(saved))
-    assert names == sorted([*FILES, *(f"references/{name}" for name, _ in tiny_model.references)])
+    folders = {"references": tiny_model.references, "calibration": tiny_model.calibration}
+    images = [f"{folder}/{name}" for folder, held in folders.items() for name, _ in held]
+    assert names == sorted([*FILES, *images])
     assert (saved / "weights.safetensors").read_bytes()[8:9] == b"{"  # safetensors, no pickle
     card = json.loads((saved / "model.json").read_text())
     assert card["format_version"] == FORMAT_VERSION

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from edgead.export.exporting import Exportable
+from edgead.export.exportable import Exportable
 from edgead.runtime.threshold import calibrate
 
 

@@ -1,0 +1,83 @@
+"""What the export layer needs of a model, whatever trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from edgead.export.torch_backend import TorchBackend
+from edgead.runtime.backends import Backend
+from edgead.runtime.limits import Limits
+from edgead.runtime.routed import RoutedBackend
+from edgead.runtime.threshold import Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What a routed model is made of.
+
+    Attributes:
+        router: ``images -> votes (N, K), similarity (N,)``, columns in the order of the categories' names.
+        heads: category -> scoring module.
+        thresholds, minimum_similarity: of each category.
+    """
+
+    router: nn.Module
+    heads: Mapping[str, nn.Module]
+    thresholds: Mapping[str, Threshold]
+    minimum_similarity: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Exportable:
+    """What the export layer needs of a model, whatever trained it.
+
+    Attributes:
+        name: name of the bundle.
+        module: scoring module, see `edgead.export.graph.export_onnx`.
+        height, width: network size in pixels; grid: ``(gh, gw)`` cells of the map.
+        threshold: of the FP32 scores, with its meaning.
+        normal_scores: raw scores of held-out normals; their median gives the scale of score differences.
+        detector, settings, categories (name -> training images), provenance: recorded as they are.
+        references: ``(name, PNG bytes)``, real images at native size; the bundle carries them.
+        routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
+        calibration: ``(name, PNG bytes)``; ``good-…`` set the ranges of INT8, ``probe-…`` have planted defects. The
+            bundle does not carry them.
+    """
+
+    name: str
+    module: nn.Module
+    height: int
+    width: int
+    grid: tuple[int, int]
+    threshold: Threshold
+    normal_scores: Sequence[float]
+    detector: str
+    settings: Mapping[str, Any]
+    categories: Mapping[str, int]
+    references: Sequence[tuple[str, bytes]]
+    provenance: Mapping[str, Any]
+    routing: Routing | None = None
+    calibration: Sequence[tuple[str, bytes]] = ()
+
+    @property
+    def scale(self) -> float:
+        """Threshold minus median normal score: the way of a good part to a false alarm, in raw score units."""
+        return max(self.threshold.value - float(np.median(self.normal_scores)), 0.0)
+
+    @property
+    def limits(self) -> Limits:
+        """The thresholds of the FP32 scores."""
+        own = {} if self.routing is None else self.routing.thresholds
+        return Limits(self.threshold.value, {name: one.value for name, one in own.items()})
+
+    def torch_backend(self) -> Backend:
+        """Return the model itself as a backend, the reference of every comparison."""
+        if self.routing is None:
+            return TorchBackend(self.module)
+        heads = {name: TorchBackend(head) for name, head in self.routing.heads.items()}
+        return RoutedBackend(TorchBackend(self.routing.router), heads, self.routing.minimum_similarity)

@@ -1,0 +1,230 @@
+"""INT8 as explicit Q/DQ pairs around convolutions, in a legal dialect and a fast one; the head is never touched.
+
+``int8-trt`` is what TensorRT takes: signed with zero point 0, a pair of its own before each convolution, weights a
+channel, biases in float. ``int8-cpu`` is what ONNX Runtime and OpenVINO run fast: unsigned activations with a zero
+point, stored INT8 weights, INT32 biases, and a pair behind each convolution, so that the whole of it becomes one
+integer kernel. One in the place of the other is refused (TensorRT) or slow (CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgead.export.calibration import Ranges
+from edgead.export.fp16 import finish
+from edgead.export.regions import array, constants, convolutions, network
+from edgead.runtime.errors import ExportError, ParityError
+
+TRT = "int8-trt"
+CPU = "int8-cpu"
+DIALECTS = (TRT, CPU)
+_ACTIVATIONS = frozenset({"Clip", "Relu"})
+
+
+def quantisable(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the convolutions that can be quantised, in order."""
+    return [node.name for node in convolutions(model.graph) if node.op_type == "Conv"]
+
+
+def watched_tensors(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors whose ranges either dialect needs: what convolutions and their additions read and give."""
+    layout = _Layout.of(model, ())
+    names = [node.input[0] for node in layout.convs]
+    names += [layout.behind[node.name] for node in layout.convs]
+    return list(dict.fromkeys(names))
+
+
+def quantise(model: onnx.ModelProto, ranges: Ranges, dialect: str, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a copy of an FP32 graph with Q/DQ pairs.
+
+    Args:
+        model: exported FP32 graph.
+        ranges: of `watched_tensors`.
+        dialect: ``int8-trt`` or ``int8-cpu``.
+        keep: names of convolutions that stay in float.
+
+    Raises:
+        ParityError: there is nothing to quantise, so the graph would stay FP32.
+        ExportError: an output of the graph is an output of a convolution.
+    """
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    layout = _Layout.of(copied, keep)
+    if not layout.convs:
+        raise ParityError("--int8 finds no convolution to quantise in this graph; leave it out")
+    writer = _Writer(copied.graph)
+    if dialect == TRT:
+        _write_trt(layout, ranges, writer)
+    else:
+        _write_cpu(copied.graph, layout, ranges, writer)
+    writer.place()
+    del copied.graph.value_info[:]
+    return finish(copied)
+
+
+@dataclass(slots=True)
+class _Layout:
+    """The convolutions to quantise, and for each the tensor behind its activation (or its own output)."""
+
+    convs: list[onnx.NodeProto]
+    behind: dict[str, str]
+    inner: set[str]  # outputs of the network's nodes
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, keep: Collection[str]) -> _Layout:
+        users: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                users.setdefault(name, []).append(node)
+        convs = [n for n in convolutions(model.graph) if n.op_type == "Conv" and n.name not in keep]
+        behind = {}
+        for conv in convs:
+            following = users.get(conv.output[0], [])
+            single = len(following) == 1 and following[0].op_type in _ACTIVATIONS
+            behind[conv.name] = following[0].output[0] if single else conv.output[0]
+        return cls(convs, behind, {name for node in network(model) for name in node.output})
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Collects new nodes and constants, and puts each node behind the one that gives its input."""
+
+    graph: onnx.GraphProto
+    after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)  # tensor -> what follows it
+    first: list[onnx.NodeProto] = field(default_factory=list)
+
+    def constant(self, name: str, values: NDArray[np.generic]) -> str:
+        if all(tensor.name != name for tensor in self.graph.initializer):
+            self.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    def pair(self, source: str, stem: str, scale: float, zero: np.generic) -> str:
+        """Quantise and dequantise a tensor; returns the name of the result."""
+        scale_name = self.constant(f"{stem}_scale", np.array(scale, np.float32))
+        zero_name = self.constant(f"{stem}_zero", np.array(zero))
+        steps = [scale_name, zero_name]
+        self.after.setdefault(source, []).extend(
+            [
+                helper.make_node("QuantizeLinear", [source, *steps], [f"{stem}_q"], name=f"{stem}_Q"),
+                helper.make_node("DequantizeLinear", [f"{stem}_q", *steps], [f"{stem}_dq"], name=f"{stem}_DQ"),
+            ]
+        )
+        return f"{stem}_dq"
+
+    def place(self) -> None:
+        ordered = list(self.first)
+        for value in self.graph.input:
+            ordered += self.after.get(value.name, [])
+        for node in self.graph.node:
+            ordered.append(node)
+            for name in node.output:
+                ordered += self.after.get(name, [])
+        del self.graph.node[:]
+        self.graph.node.extend(ordered)
+        used = {name for node in ordered for name in node.input}
+        for tensor in [tensor for tensor in self.graph.initializer if tensor.name not in used]:
+            self.graph.initializer.remove(tensor)
+
+
+def _weight_scale(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the scale of each output channel, ``(O,)``; a dead channel gets one that harms nobody."""
+    largest = np.abs(values).reshape(len(values), -1).max(1)
+    scales: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(127.0), np.float32(1.0))
+    return scales
+
+
+def _write_trt(layout: _Layout, ranges: Ranges, writer: _Writer) -> None:
+    known = constants(writer.graph)
+    for conv in layout.convs:
+        source, weight = conv.input[0], conv.input[1]
+        largest = max(-ranges[source][0], ranges[source][1])
+        scale = largest / 127.0 if largest > 0 else 1.0
+        conv.input[0] = writer.pair(source, f"{conv.name}_input", scale, np.int8(0))
+        # The float weights stay as they are, shared with the FP32 graph; the builder folds their pair.
+        scales = _weight_scale(np.asarray(array(known[weight]), np.float32))
+        stem = f"{conv.name}_weight"
+        steps = [
+            writer.constant(f"{stem}_scale", scales),
+            writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8)),
+        ]
+        writer.first += [
+            helper.make_node("QuantizeLinear", [weight, *steps], [f"{stem}_q"], name=f"{stem}_Q", axis=0),
+            helper.make_node("DequantizeLinear", [f"{stem}_q", *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0),
+        ]
+        conv.input[1] = f"{stem}_dq"
+
+
+def _write_cpu(graph: onnx.GraphProto, layout: _Layout, ranges: Ranges, writer: _Writer) -> None:
+    known = constants(graph)
+    fused = set(layout.behind.values())
+    quantised = {conv.input[0] for conv in layout.convs} | fused
+    scales: dict[str, float] = {}
+    results: dict[str, str] = {}
+    for name in quantised:
+        low, high = ranges[name]
+        scales[name], zero = _unsigned(low, high)
+        results[name] = writer.pair(name, f"{name}_u8", scales[name], np.uint8(zero))
+    names = {conv.name for conv in layout.convs}
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name not in quantised:
+                continue
+            # A tap of an addition stays float: the head gets what the network computed. What one integer kernel
+            # gives exists in 8 bits only.
+            if node.name in names or name in fused or (node.op_type == "Add" and node.output[0] in layout.inner):
+                node.input[place] = results[name]
+    if quantised & outputs:
+        raise ExportError("a convolution gives an output of the graph itself; --int8 cannot quantise that")
+    for conv in layout.convs:
+        source = conv.input[0].removesuffix("_u8_dq")
+        _store_weights(conv, known, scales[source], writer)
+
+
+def _store_weights(conv: onnx.NodeProto, known: dict[str, TensorProto], source: float, writer: _Writer) -> None:
+    values = np.asarray(array(known[conv.input[1]]), np.float32)
+    scales = _weight_scale(values)
+    bias = None if len(conv.input) < 3 or not conv.input[2] else np.asarray(array(known[conv.input[2]]), np.float64)
+    if bias is not None:
+        # A channel of tiny weights and a large bias would overflow INT32; a coarser weight scale costs it nothing.
+        least = np.abs(bias) / (source * (2.0**31 - 1024))
+        scales = np.maximum(scales, least).astype(np.float32)
+    stem = f"{conv.name}_weight"
+    shape = (-1, *[1] * (values.ndim - 1))
+    whole = np.clip(np.rint(values / scales.reshape(shape)), -127, 127).astype(np.int8)
+    steps = [writer.constant(f"{stem}_scale", scales), writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8))]
+    stored = writer.constant(f"{stem}_q", whole)
+    writer.first.append(
+        helper.make_node("DequantizeLinear", [stored, *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0)
+    )
+    conv.input[1] = f"{stem}_dq"
+    if bias is None:
+        return
+    product = (np.float32(source) * scales).astype(np.float32)
+    stem = f"{conv.name}_bias"
+    steps = [
+        writer.constant(f"{stem}_scale", product),
+        writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int32)),
+    ]
+    stored = writer.constant(f"{stem}_q", np.rint(bias / product).astype(np.int32))
+    writer.first.append(
+        helper.make_node("DequantizeLinear", [stored, *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0)
+    )
+    conv.input[2] = f"{stem}_dq"
+
+
+def _unsigned(low: float, high: float) -> tuple[float, int]:
+    """Return scale and zero point of 8 unsigned bits for ``low <= 0 <= high``."""
+    if high <= low:
+        return 1.0, 0
+    scale = np.float32((high - low) / 255.0)
+    # Rounded up, the range would pass the bound of a Clip by a hair, and the Clip could not be merged.
+    if float(scale) * 255.0 > high - low:
+        scale = np.nextafter(scale, np.float32(0.0))
+    return float(scale), int(np.clip(np.rint(-low / float(scale)), 0, 255))

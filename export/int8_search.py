@@ -1,0 +1,158 @@
+"""Which ranges, and which layers in INT8: judged by what they do to the score on images that set no range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgead.export.calibration import METHODS, Ranges
+from edgead.export.int8 import quantisable, quantise
+from edgead.runtime.backends import Backend
+
+# The search aims lower than is asked, since it judges other and fewer images than the gate does.
+_AIM = 0.5
+_RANKING = 6  # images that the layers are ranked by; the choice itself is judged by all
+_MOST_GROUPS = 40  # a sensitivity each; more layers are judged in runs of neighbours
+
+Models = Mapping[str, onnx.ModelProto]
+Opener = Callable[[Models], Backend]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Images with the FP32 model's scores and categories, and the scale that score errors are measured in."""
+
+    images: NDArray[np.uint8]
+    scores: Sequence[float]
+    categories: Sequence[str | None]
+    scale: float
+
+    def few(self) -> Judges:
+        """Return every n-th of them, enough to rank layers by."""
+        step = -(-len(self.images) // _RANKING)
+        return Judges(self.images[::step], self.scores[::step], self.categories[::step], self.scale)
+
+    def drop(self, backend: Backend) -> float:
+        """Return the 99th percentile of the score error over the scale; infinite where no score or another category."""
+        errors = []
+        for image, score, category in zip(self.images, self.scores, self.categories, strict=True):
+            found = backend.run(image[None])
+            same = found.category is None or found.category[0] == category
+            errors.append(abs(float(found.score[0]) - score) if same else math.inf)
+        worst = np.array([error if math.isfinite(error) else np.inf for error in errors])
+        return float(np.inf if np.isinf(worst).any() else np.quantile(worst, 0.99) / max(self.scale, 1e-12))
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Choice:
+    """What was chosen for one dialect, and why.
+
+    Attributes:
+        drops: method -> score error with every convolution in INT8.
+        sensitivity: layer -> score error with that layer alone in INT8, largest first; empty where not needed.
+        kept: layers that stay in FP32; layers: how many convolutions there are.
+        drop: score error of the choice; reached: whether it is within what was allowed, with something left in INT8.
+    """
+
+    dialect: str
+    method: str
+    drops: Mapping[str, float]
+    sensitivity: Mapping[str, float]
+    kept: tuple[str, ...]
+    layers: int
+    drop: float
+    reached: bool
+
+
+def choose_int8(
+    models: Models,
+    ranges: Mapping[str, Mapping[str, Ranges]],
+    dialect: str,
+    judges: Judges,
+    opener: Opener,
+    max_drop: float,
+    progress: Progress,
+) -> tuple[Int8Choice, dict[str, onnx.ModelProto]]:
+    """Choose the method with the least score error, then keep the most sensitive layers in FP32 until it fits.
+
+    Args:
+        models: FP32 graph files of one model, which share the names of their convolutions.
+        ranges: file -> method -> ranges.
+        dialect: see `edgead.export.int8`.
+        judges: images that set no range.
+        opener: runs a set of graph files.
+        max_drop: score error allowed, see `Judges.drop`.
+        progress: called with ``(stage, done, total)``.
+
+    Returns:
+        The choice and its graph files. Where no choice is good enough, the best one.
+    """
+    layers = quantisable(next(iter(models.values())))
+    tried: dict[tuple[str, ...], float] = {}
+
+    def build(method: str, kept: Sequence[str]) -> dict[str, onnx.ModelProto]:
+        return {file: quantise(model, ranges[file][method], dialect, kept) for file, model in models.items()}
+
+    def error(method: str, kept: Sequence[str], judges: Judges = judges) -> float:
+        backend = opener(build(method, kept))
+        try:
+            return judges.drop(backend)
+        finally:
+            backend.close()
+
+    drops = {}
+    for done, method in enumerate(METHODS):
+        progress(f"{dialect}: ranges", done, len(METHODS))
+        drops[method] = error(method, ())
+    progress(f"{dialect}: ranges", len(METHODS), len(METHODS))
+    method = min(METHODS, key=lambda name: drops[name])
+    aim = _AIM * max_drop
+    tried[()] = drops[method]
+    sensitivity: dict[str, float] = {}
+    if drops[method] > aim and len(layers) > 1:
+        size = math.ceil(len(layers) / _MOST_GROUPS)
+        groups = [layers[start : start + size] for start in range(0, len(layers), size)]
+        for done, group in enumerate(groups):
+            progress(f"{dialect}: sensitivity", done, len(groups))
+            alone = error(method, [name for name in layers if name not in group], judges.few())
+            sensitivity |= dict.fromkeys(group, alone)
+        progress(f"{dialect}: sensitivity", len(groups), len(groups))
+        sensitivity = dict(sorted(sensitivity.items(), key=lambda item: -item[1]))
+
+        def judged(kept: tuple[str, ...]) -> float:
+            if kept not in tried:
+                progress(f"{dialect}: layers kept in fp32", len(kept), len(layers))
+                tried[kept] = error(method, kept)
+            return tried[kept]
+
+        _keep_until(list(sensitivity), judged, aim)
+    fitting = [kept for kept, value in tried.items() if value <= aim] or [
+        kept for kept, value in tried.items() if value <= max_drop
+    ]
+    kept = min(fitting, key=len) if fitting else min(tried, key=lambda one: tried[one])
+    choice = Int8Choice(
+        dialect, method, drops, sensitivity, tuple(kept), len(layers), tried[kept], tried[kept] <= max_drop
+    )
+    return choice, build(method, kept)
+
+
+def _keep_until(order: Sequence[str], error: Callable[[tuple[str, ...]], float], aim: float) -> None:
+    """Keep 1, 2, 4, ... of the most sensitive layers until the error fits, then as few as will do; one stays INT8."""
+    count, last = 1, 0
+    most = len(order) - 1
+    while error(tuple(order[:count])) > aim:
+        if count == most:
+            return
+        last, count = count, min(2 * count, most)
+    while count - last > 1:
+        middle = (count + last) // 2
+        if error(tuple(order[:middle])) > aim:
+            last = middle
+        else:
+            count = middle

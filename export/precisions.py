@@ -1,0 +1,234 @@
+"""The graph files of one model in each precision, with the thresholds that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgead.export.calibration import activation_ranges
+from edgead.export.exportable import Exportable
+from edgead.export.fp16 import convert_fp16
+from edgead.export.int8 import CPU, TRT, watched_tensors
+from edgead.export.int8_search import Int8Choice, Judges, choose_int8
+from edgead.export.lint import require_clean
+from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
+from edgead.export.thresholds import move_threshold
+from edgead.runtime.backends import Backend
+from edgead.runtime.errors import ConfigError, suggest
+from edgead.runtime.limits import Verdict
+from edgead.runtime.manifest import Manifest, PrecisionSection, ThresholdSection
+from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, FusedBackend, RoutedBackend, head_file, open_model
+from edgead.runtime.threshold import Threshold
+
+FP32, FP16 = "fp32", "fp16"
+PRECISIONS = (FP32, FP16, TRT, CPU)
+# The backends each graph file is made for; a name that is not registered yet waits for its issue.
+RUNTIMES: Mapping[str, tuple[str, ...]] = {
+    FP16: ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
+    TRT: ("tensorrt", "tensorrt-rtx"),
+    CPU: ("onnxruntime", "openvino"),
+}
+_HELD_OUT = 4  # every fourth calibration image sets no range and judges those that were set
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFiles:
+    """All graph files of one precision: file name -> model, the first one being the main one (or the router).
+
+    Attributes:
+        precision: key of the manifest's precisions.
+        outputs: file name -> names of its outputs.
+        section: its entry in the manifest.
+        choice: how INT8 was made; None otherwise.
+    """
+
+    precision: str
+    models: Mapping[str, onnx.ModelProto]
+    outputs: Mapping[str, Sequence[str]]
+    section: PrecisionSection
+    choice: Int8Choice | None = None
+
+    @property
+    def main(self) -> str:
+        return self.section.file
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the report says of this precision, ready for JSON."""
+        found: dict[str, Any] = {"file": self.main, "runtimes": list(self.section.runtimes)}
+        if self.section.threshold is not None:
+            found["threshold"] = self.section.threshold.value
+        if self.section.categories:
+            found["thresholds"] = {name: one.value for name, one in self.section.categories.items()}
+        if self.choice is not None:
+            choice = self.choice
+            found["int8"] = {
+                "method": choice.method,
+                "drop": choice.drop if np.isfinite(choice.drop) else None,
+                "drops": {name: value if np.isfinite(value) else None for name, value in choice.drops.items()},
+                "layers": choice.layers,
+                "kept": list(choice.kept),
+                "sensitivity": {n: v if np.isfinite(v) else None for n, v in choice.sensitivity.items()},
+            }
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Images at network size that ranges and thresholds are made from, with the trained model's verdicts.
+
+    Attributes:
+        good: ``(N, h, w, 3)`` uint8, normals only; others: references and parts with planted defects.
+        verdicts: of the good images and then of the others.
+        floor: the least score of a normal that its model had not seen. A training image scores lower, at a distance
+            nearly zero, where rounding has another effect than at the threshold.
+    """
+
+    good: NDArray[np.uint8]
+    others: NDArray[np.uint8]
+    verdicts: Sequence[Verdict]
+    floor: float
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        return np.concatenate([self.good, self.others])
+
+    @property
+    def unseen(self) -> list[int]:
+        """Indices into `images` of those that score like parts which the model has not seen."""
+        return [index for index, verdict in enumerate(self.verdicts) if verdict.score >= self.floor]
+
+    @property
+    def ranging(self) -> list[int]:
+        """Indices of the good images that set ranges."""
+        few = len(self.good) < _HELD_OUT
+        return [index for index in range(len(self.good)) if few or index % _HELD_OUT != _HELD_OUT - 1]
+
+    @property
+    def judging(self) -> list[int]:
+        """Indices into `images` of those that set none and score like unseen parts, as far as there are any."""
+        spared = set(range(len(self.verdicts))) - set(self.ranging)
+        return sorted(spared & set(self.unseen)) or sorted(spared) or self.ranging
+
+
+def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
+    """Return the precisions in order, fp32 first; raises `ConfigError` for an unknown one."""
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise ConfigError(f"unknown precision '{name}'.{suggest(name, PRECISIONS)}")
+    return tuple(name for name in PRECISIONS if name == FP32 or name in precisions)
+
+
+def make_precision(
+    precision: str,
+    model: Exportable,
+    manifest: Manifest,
+    full: GraphFiles,
+    samples: Samples,
+    max_drop: float,
+    cache: Path | None,
+    progress: Progress,
+) -> GraphFiles:
+    """Make the graph files of a reduced precision from those of FP32, linted, with their thresholds."""
+    choice = None
+    if precision == FP16:
+        progress("fp16", 0, 1)
+        models = {_named(file, FP16): convert_fp16(one) for file, one in full.models.items()}
+    else:
+        ranges = {
+            file: activation_ranges(one, watched_tensors(one), _images_for(file, samples), cache=cache)
+            for file, one in full.models.items()
+        }
+        judging = samples.judging
+        judges = Judges(
+            samples.images[judging],
+            [samples.verdicts[index].score for index in judging],
+            [samples.verdicts[index].category for index in judging],
+            model.scale,
+        )
+        with TemporaryDirectory(prefix="edgead-int8-") as folder:
+            opener = partial(_open_candidate, Path(folder), precision, manifest)
+            choice, made = choose_int8(full.models, ranges, precision, judges, opener, max_drop, progress)
+        models = {_named(file, precision): one for file, one in made.items()}
+    outputs = {_named(file, precision): names for file, names in full.outputs.items()}
+    for file, one in models.items():
+        require_clean(one, outputs[file], precision)
+    allowed = None if precision == FP16 else max_drop
+    section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision], max_drop=allowed)
+    with TemporaryDirectory(prefix="edgead-threshold-") as folder:
+        main = save(models, Path(folder))
+        name = SIMULATED if precision == FP16 else "onnxruntime"
+        backend = open_graphs(name, manifest, main, precision)
+        try:
+            pairs = [
+                (samples.verdicts[index], float(backend.run(samples.images[index][None]).score[0]))
+                for index in samples.unseen
+            ]
+        finally:
+            backend.close()
+    return GraphFiles(precision, models, outputs, _with_thresholds(section, model, pairs), choice)
+
+
+def open_graphs(name: str, manifest: Manifest, main: Path, precision: str) -> Backend:
+    """Open the graph files of a precision with a registered backend, or simulated."""
+    if name != SIMULATED:
+        return open_model(name, manifest, main, precision)
+    if manifest.graph == "single":
+        return SimulatedFp16(main)
+    minimum = manifest.minimum_similarity()
+    heads = {category: main.with_name(head_file(category, precision)) for category in minimum}
+    if not any(file.is_file() for file in heads.values()):
+        return FusedBackend(SimulatedFp16(main, outputs=FUSED_OUTPUTS), minimum)
+    router = SimulatedFp16(main, outputs=ROUTER_OUTPUTS)
+    with ExitStack() as stack:
+        stack.callback(router.close)
+        opened = {category: SimulatedFp16(file) for category, file in heads.items()}
+        stack.pop_all()
+    return RoutedBackend(router, opened, minimum)
+
+
+def save(models: Mapping[str, onnx.ModelProto], folder: Path) -> Path:
+    """Write graph files as they are, weights inside; returns the path of the main one."""
+    for file, model in models.items():
+        onnx.save(model, str(folder / file))
+    return folder / next(iter(models))
+
+
+def _open_candidate(folder: Path, precision: str, manifest: Manifest, models: Mapping[str, onnx.ModelProto]) -> Backend:
+    main = save({_named(file, precision): model for file, model in models.items()}, folder)
+    return open_model("onnxruntime", manifest, main, precision)
+
+
+def _named(file: str, precision: str) -> str:
+    return f"{file.removesuffix('.fp32.onnx')}.{precision}.onnx"
+
+
+def _images_for(file: str, samples: Samples) -> NDArray[np.uint8]:
+    """Return the images that set the ranges of a graph file: a head sees parts of its own category only."""
+    chosen = samples.ranging
+    own = [i for i in chosen if file == head_file(samples.verdicts[i].category or "", FP32)]
+    return samples.good[own or chosen]
+
+
+def _with_thresholds(
+    section: PrecisionSection, model: Exportable, pairs: Sequence[tuple[Verdict, float]]
+) -> PrecisionSection:
+    def moved(threshold: Threshold, pairs: Sequence[tuple[Verdict, float]]) -> ThresholdSection:
+        found = move_threshold(threshold, [verdict.score for verdict, _ in pairs], [score for _, score in pairs])
+        return ThresholdSection.from_threshold(found)
+
+    own = {} if model.routing is None else model.routing.thresholds
+    categories = {
+        name: moved(threshold, [pair for pair in pairs if pair[0].category == name] or pairs)
+        for name, threshold in own.items()
+    }
+    return section.model_copy(update={"threshold": moved(model.threshold, pairs), "categories": categories})

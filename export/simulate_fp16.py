@@ -1,0 +1,171 @@
+"""An FP16 graph executed as a device would: every half tensor rounded to IEEE half, Inf kept, FP32 inside an operator.
+
+CPU runtimes compute an FP16 graph in FP32, so they never overflow and prove little. Here the same graph, with the casts
+where they are, is rewritten to FP32 with a rounding to half behind each operator that gives half, and ONNX Runtime
+executes that: sums inside an operator stay FP32, as on tensor cores. On the way the largest magnitude of every half
+tensor is taken, which says how far the network stays from 65504.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgead.export.fp16 import HALF_MAX
+from edgead.export.regions import array, element_types
+from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends.common import (
+    INPUT,
+    OUTPUTS,
+    as_inference,
+    check_graph,
+    check_images,
+    first_line,
+    load_onnxruntime,
+    run_batches,
+)
+from edgead.runtime.errors import BackendError, ConfigError
+
+SIMULATED = "simulated-fp16"
+_BATCH = 4
+
+
+class HalfRange(NamedTuple):
+    """One half tensor: its largest magnitude before rounding, and how many times that fits into half."""
+
+    tensor: str
+    maximum: float
+
+    @property
+    def margin(self) -> float:
+        """65504 over the maximum; below 1 it overflows."""
+        return HALF_MAX / self.maximum if self.maximum > 0 else float("inf")
+
+
+class SimulatedFp16:
+    """Runs an FP16 graph as a device with half arithmetic would; keeps the `Backend` and the `Network` protocol.
+
+    Args:
+        model: FP16 graph file, its ``weights/`` folder beside it.
+        threads: CPU threads; None leaves the choice to the library.
+        outputs: what `compute` returns; `run` needs a score and a map.
+
+    Raises:
+        ConfigError: nothing in the graph is half.
+        BackendError: ONNX Runtime cannot load it, or it is no scoring graph.
+    """
+
+    def __init__(self, model: Path, *, threads: int | None = None, outputs: Sequence[str] = OUTPUTS) -> None:
+        onnxruntime = load_onnxruntime()
+        self._outputs = list(outputs)
+        rewritten, self._tensors = simulate(onnx.load(str(model)), model.name)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # An optimiser could take a rounding for a detour and remove it.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                rewritten.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise BackendError(f"the simulation of {model.name} cannot be loaded: {first_line(error)}") from error
+        inputs = self._session.get_inputs()
+        shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
+        named = [value.name for value in self._session.get_outputs()]
+        check_graph(model.name, [value.name for value in inputs], named, shape, self._outputs)
+        self._height, self._width = int(shape[1] or 0), int(shape[2] or 0)
+        self._maxima = np.zeros(len(self._tensors))
+        self._info = BackendInfo(
+            SIMULATED, "onnxruntime CPUExecutionProvider", "fp16", "simulated", threads or 0, onnxruntime.__version__
+        )
+
+    def run(self, images: NDArray[np.uint8]) -> Inference:
+        """Score ``images (N, h, w, 3)`` uint8."""
+        return as_inference(self.compute(images))
+
+    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return the outputs for ``images (N, h, w, 3)`` uint8."""
+        if self._session is None:
+            raise BackendError("the backend is closed")
+        images = check_images(images, self._height, self._width)
+        return run_batches(images, min(len(images), _BATCH), self._run)
+
+    @property
+    def ranges(self) -> list[HalfRange]:
+        """Every half tensor in the order of the graph with its maximum over all images so far; NaN counts as Inf."""
+        return [HalfRange(name, float(value)) for name, value in zip(self._tensors, self._maxima, strict=True)]
+
+    def describe(self) -> BackendInfo:
+        """Return what really runs."""
+        return self._info
+
+    def close(self) -> None:
+        """Release the session; calling it twice is allowed."""
+        self._session = None
+
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
+        try:
+            found: list[Any] = self._session.run([*self._outputs, _MAXIMA], {INPUT: images})
+        except Exception as error:
+            raise BackendError(f"the simulation failed: {first_line(error)}") from error
+        maxima = found.pop()
+        self._maxima = np.maximum(self._maxima, np.where(np.isnan(maxima), np.inf, maxima))
+        return found
+
+
+_MAXIMA = "edgead.half_maxima"
+
+
+def simulate(model: onnx.ModelProto, label: str) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the rewritten graph, whose last output holds the maxima, and the names of its half tensors in order."""
+    types = element_types(model)
+    half = {name for name, kind in types.items() if kind == TensorProto.FLOAT16}
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(array(tensor).astype(np.float32), tensor.name))
+    ordered: list[onnx.NodeProto] = []
+    tensors: list[str] = []
+    for node in graph.node:
+        ordered.append(node)
+        if node.op_type == "Constant":
+            if node.output[0] in half:
+                values = array(node.attribute[0].t).astype(np.float32)
+                node.attribute[0].t.CopyFrom(numpy_helper.from_array(values))
+            continue
+        if node.op_type == "Cast" and node.output[0] in half:
+            node.attribute[0].i = TensorProto.FLOAT  # the rounding below is the cast
+        for place, name in enumerate(node.output):
+            if name not in half:
+                continue
+            wide, rounded, size = (f"{name}/{part}" for part in ("wide", "half", "size"))
+            node.output[place] = wide
+            ordered += [
+                helper.make_node("Cast", [wide], [rounded], to=TensorProto.FLOAT16),
+                helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT),
+                helper.make_node("Abs", [wide], [f"{name}/abs"]),
+                helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0),
+                helper.make_node("Reshape", [f"{name}/max", _ONE], [size]),
+            ]
+            tensors.append(name)
+    if not tensors:
+        raise ConfigError(f"{label} holds no half tensor, so there is nothing to simulate; give an FP16 graph")
+    ordered.append(helper.make_node("Concat", [f"{name}/size" for name in tensors], [_MAXIMA], axis=0))
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), _ONE))
+    graph.output.append(helper.make_tensor_value_info(_MAXIMA, TensorProto.FLOAT, [len(tensors)]))
+    del graph.node[:]
+    graph.node.extend(ordered)
+    del graph.value_info[:]
+    return model, tensors
+
+
+_ONE = "edgead.one"
