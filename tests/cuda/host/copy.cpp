@@ -1,0 +1,8 @@
+// The bytes that cp.async moves. Compiled with the sanitizers of the kernels, which must see these reads and writes.
+namespace simulator {
+
+void copy_bytes(char* target, const char* source, unsigned bytes, unsigned source_bytes) {
+  for (unsigned i = 0; i < bytes; ++i) target[i] = i < source_bytes ? source[i] : 0;
+}
+
+}  // namespace simulator

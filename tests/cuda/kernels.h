@@ -1,0 +1,19 @@
+// Every kernel of export/kernels, by name: what the host library can launch and what nvcc is made to emit.
+#pragma once
+
+#include "knn.cuh"
+
+#define EDGEAD_KERNELS(KERNEL)      \
+  KERNEL(knn_prepare<float, float>)   \
+  KERNEL(knn_prepare<float, __half>)  \
+  KERNEL(knn_prepare<float, int8_t>)  \
+  KERNEL(knn_prepare<__half, float>)  \
+  KERNEL(knn_prepare<__half, __half>) \
+  KERNEL(knn_prepare<__half, int8_t>) \
+  KERNEL(knn_bank_bound)              \
+  KERNEL(knn_scan_simt)               \
+  KERNEL(knn_scan_mma<__half>)        \
+  KERNEL(knn_scan_mma<int8_t>)        \
+  KERNEL(knn_rerank)                  \
+  KERNEL(knn_exhaust)                 \
+  KERNEL(knn_image)
