@@ -70,6 +70,15 @@ def host_library(sanitizer: str = "plain", *, kernels: Path = KERNELS, optimize:
     return _kept(sources, command, f"kernels-{sanitizer}.so")
 
 
+def host_program(source: str, include: Path) -> Path:
+    """Build a program of one source file of this folder with headers from elsewhere."""
+    toolkit = nvcc().parent.parent / "include"
+    folders = ["-isystem", str(include), "-isystem", str(toolkit), "-isystem", str(toolkit / "cccl"), "-I", str(HOST)]
+    path = CUDA_TESTS / source
+    command = ["g++", "-std=c++20", "-O0", "-Wno-attributes", *folders, str(path), "-o"]
+    return _kept([path, *sorted(HOST.glob("*.h"))], command, path.stem)
+
+
 def ptx(architecture: int = 87, *, kernels: Path = KERNELS) -> Path:
     """Compile all kernels to PTX for a compute capability such as 87."""
     sources = [CUDA_TESTS / "kernels.cu", CUDA_TESTS / "kernels.h", *sorted(kernels.glob("*.cuh"))]

@@ -72,15 +72,19 @@ inline SIMULATOR_UNCHECKED void multiply_s8_warp(Lane* const* lanes, unsigned) {
   }
 }
 
+// A register of another lane: to the thread sanitizer it would be memory that two threads write.
+inline SIMULATOR_UNCHECKED __attribute__((noinline)) void set_register(void* fragment, int i, uint32_t value) {
+  static_cast<uint32_t*>(fragment)[i] = value;
+}
+
 // Checked by the sanitizers on purpose: this is where shared memory is read.
 inline void load_matrix_warp(Lane* const* lanes, unsigned) {
   for (int lane = 0; lane < 32; ++lane) {
-    auto* fragment = static_cast<uint32_t*>(lanes[lane]->output);
     for (int i = 0; i < 4; ++i) {
       const Cell cell = matrix_word(lane, i);
       const auto* row = static_cast<const uint32_t*>(lanes[cell.row]->input);
       if (reinterpret_cast<uintptr_t>(row) & 15) fail("ldmatrix: the address of a row is no multiple of 16");
-      fragment[i] = row[cell.column];
+      set_register(lanes[lane]->output, i, row[cell.column]);
     }
   }
 }
