@@ -82,7 +82,16 @@ def host_program(source: str, include: Path) -> Path:
 def ptx(architecture: int = 87, *, kernels: Path = KERNELS) -> Path:
     """Compile all kernels to PTX for a compute capability such as 87."""
     sources = [CUDA_TESTS / "kernels.cu", CUDA_TESTS / "kernels.h", *sorted(kernels.glob("*.cuh"))]
-    flags = ["-std=c++17", f"-arch=compute_{architecture}", "-ptx", "-I", str(CUDA_TESTS), "-I", str(kernels)]
+    flags = [
+        "-std=c++17",
+        f"-arch=compute_{architecture}",
+        "-ptx",
+        "-lineinfo",
+        "-I",
+        str(CUDA_TESTS),
+        "-I",
+        str(kernels),
+    ]
     return _kept(sources, [str(nvcc()), *flags, str(CUDA_TESTS / "kernels.cu"), "-o"], f"kernels-{architecture}.ptx")
 
 
