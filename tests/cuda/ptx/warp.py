@@ -76,8 +76,6 @@ def multiply(shape: str, a: Words, b: Words, c: Words) -> Words:
         rows, columns = _cells(left.shape[2], per_word)
     factor = _scatter(right, *_factor_b(right.shape[2], per_word))
     product = _scatter(left, rows, columns).astype(wide) @ factor.astype(wide)
-        wide
-    )
     target_rows, target_columns = _sum_cells(c.shape[2])
     return (sums + product[:, target_rows, target_columns].astype(sums.dtype)).view(np.uint32)
 
