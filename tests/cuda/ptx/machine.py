@@ -80,11 +80,7 @@ class Block:
                     _join(groups, pc, mask)
                     break
                 instruction = self.kernel.code[pc]
-                acting = (
-                    mask
-                    if instruction.guard is None
-                    else mask & (self._predicate(instruction.guard) ^ instruction.negated)
-                )
+                acting = mask & self._guard(instruction)
                 name = instruction.opcode[0]
                 if name == "bra":
                     _join(groups, self.kernel.labels[instruction.operands[0]], acting)
