@@ -79,10 +79,12 @@ void scan(PreparedRows<Code> queries, PreparedRows<Code> bank, int channels, int
                 stages, candidates);
 }
 
-// The `neighbours` (1 to kMaxNeighbours) nearest rows of prepared queries; best is (queries, neighbours).
+// The `neighbours` nearest rows of prepared queries; best is (queries, neighbours). False, and nothing is launched, unless
+// neighbours is 1 to kMaxNeighbours.
 template <class Code>
-void search(PreparedRows<Code> queries, PreparedRows<Code> bank, const BankBound* bound, int channels, int neighbours,
+bool search(PreparedRows<Code> queries, PreparedRows<Code> bank, const BankBound* bound, int channels, int neighbours,
             int splits, Neighbour* candidates, Neighbour* best, int* certain, Stream stream) {
+  if (neighbours < 1 || neighbours > kMaxNeighbours) return false;
   scan(queries, bank, channels, splits, candidates, stream);
   constexpr int kQueriesPerBlock = kRerankThreads / 32;
   const int sums = sizeof(Code) == 1 ? 0 : channels;
@@ -91,6 +93,7 @@ void search(PreparedRows<Code> queries, PreparedRows<Code> bank, const BankBound
                 sums, candidates, splits * Search<Code>::kLists, neighbours, best, certain);
   EDGEAD_LAUNCH(dim3(queries.count), dim3(kExhaustThreads), kExhaustSharedBytes, stream, knn_exhaust, queries.centred,
                 bank.centred, bank.count, channels, neighbours, certain, best);
+  return true;
 }
 
 }  // namespace edgead

@@ -9,10 +9,6 @@ namespace edgead {
 constexpr int kPrepareThreads = 128;
 constexpr int kPrepareRows = kPrepareThreads / 32;
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
-__device__ __forceinline__ float to_float(int8_t value) { return static_cast<float>(value); }
-
 // A row's scale brings its largest magnitude to where the code is dense: [1, 2) in FP16, 127 in INT8. So neither codes
 // nor products overflow, whatever the unit of the features.
 __device__ __forceinline__ float scale_for(float largest, __half) {

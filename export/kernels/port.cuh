@@ -40,6 +40,10 @@ using Stream = void*;
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+__device__ __forceinline__ float to_float(int8_t value) { return static_cast<float>(value); }
+
 // Sum, difference and product that no compiler may fuse: every executor rounds alike, to the last bit.
 __device__ __forceinline__ float exact_add(float a, float b) {
 #if defined(__CUDA_ARCH__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.cuda import knn
-from tests.cuda.executor import Executor
+from tests.cuda import knn, launchers, mahalanobis
+from tests.cuda.executor import Executor, HostExecutor
 from tests.cuda.knn import INT8, KEEP, NO_NEIGHBOUR, Code, Floats, Found, Prepared
 
 # Ragged and tiny: one of everything, odd channels, both sides of every tile's edge.
@@ -154,15 +154,16 @@ def check_image(
         np.testing.assert_allclose(weight[image], 1.0 - softmax[0] / softmax.sum(), rtol=1e-5, atol=1e-6)
 
 
-def check_uncertain(executor: Executor, code: Code) -> None:
+def check_uncertain(executor: Executor, code: Code, *, preparing: Executor | None = None) -> None:
     """A bank of nearly equal rows: the scan cannot tell them apart, the exact scan behind it does, ties by row."""
+    preparing = preparing or executor
     random = np.random.default_rng(3)
     bank_rows = np.repeat(random.standard_normal((4, 24)), 40, axis=0).astype(np.float32)
     bank_rows[::3] += 1e-6 * random.standard_normal((len(bank_rows[::3]), 24)).astype(np.float32)
     features = bank_rows[:30] + np.float32(0.5)
     center = bank_rows.mean(0)
-    queries = knn.prepare(executor, features, center, code, bank=False)
-    bank = knn.prepare(executor, bank_rows, center, code, bank=True)
+    queries = knn.prepare(preparing, features, center, code, bank=False)
+    bank = knn.prepare(preparing, bank_rows, center, code, bank=True)
     found = knn.search(executor, queries, bank, 5, 2)
     assert not found.certain.all(), "nothing was uncertain"
     check_found(queries, bank, 5, found)
@@ -207,3 +208,61 @@ def check_random(executor: Executor, seed: int) -> None:
     if code is INT8 and shape[2] < 4:
         neighbours = max(2, neighbours)  # in so few channels 8 bits leave many rows alike, and certainty is no measure
     check_search(executor, shape, code, neighbours, splits, seed)
+
+
+def check_locations(
+    executor: Executor,
+    grid: tuple[int, int],
+    channels: int,
+    *,
+    rank: int | None = None,
+    dtype: type[np.generic] = np.float32,
+    frames: int = 1,
+    window: int = 1,
+    seed: int = 0,
+) -> None:
+    """Mahalanobis distances of some frames, to the nearest location of a window, against float64."""
+    locations = mahalanobis.make(seed, grid, channels, rank, dtype)
+    random = np.random.default_rng(seed + 1)
+    shape = (frames, len(locations.mean), channels)
+    features = (locations.mean + random.standard_normal(shape)).astype(np.float32)
+    squared = mahalanobis.measure(executor, features, locations, window)
+    found = mahalanobis.scores(executor, squared, grid, window)
+    expected = mahalanobis.reference(features, locations, window)
+    np.testing.assert_allclose(found, expected, rtol=2e-5 if rank is None else 1e-4, err_msg="distances")
+
+
+def check_fusion(executor: Executor) -> None:
+    """Distances to Gaussians and to centroids, fused in both ways; a patch that is not finite keeps its NaN."""
+    grid, channels, frames, window = (3, 4), 10, 2, 3
+    locations = mahalanobis.make(2, grid, channels, None, np.float32)
+    random = np.random.default_rng(3)
+    features = (locations.mean + random.standard_normal((frames, 12, channels))).astype(np.float32)
+    features[1, 5, 2] = np.nan
+    centroids = random.standard_normal((30, channels)).astype(np.float32)
+    center = centroids.mean(0)
+    queries = knn.prepare(executor, features.reshape(-1, channels), center, knn.FP32, bank=False)
+    bank = knn.prepare(executor, centroids, center, knn.FP32, bank=True)
+    nearest = knn.search(executor, queries, bank, 2).best
+    squared = mahalanobis.measure(executor, features, locations, window)
+    gaussian = mahalanobis.reference(features, locations, window)
+    difference = features.reshape(-1, 1, channels).astype(np.float64) - centroids
+    centroid = np.linalg.norm(difference, axis=2).min(1).reshape(frames, 12)
+    for fusion, scale, expected in (
+        (mahalanobis.PRODUCT, (0.0, 0.0, 0.0), gaussian * centroid),
+        (mahalanobis.ZSCORE, (0.5, 2.0, 1.25), gaussian * 0.5 + centroid * 2.0 - 1.25),
+    ):
+        found = mahalanobis.scores(executor, squared, grid, window, nearest, fusion, scale)
+        expected[1, 5] = np.nan
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg="fused scores")
+
+
+def check_launchers(executor: HostExecutor, code: Code, shape: tuple[int, int, int], neighbours: int) -> None:
+    """The launchers of knn.cuh and mahalanobis.cuh do what `knn.search` and `mahalanobis.measure` do."""
+    features, rows, center = knn.features(0, *shape)
+    queries = knn.prepare(executor, features, center, code, bank=False)
+    bank = knn.prepare(executor, rows, center, code, bank=True)
+    expected = knn.search(executor, queries, bank, neighbours, 2).best
+    np.testing.assert_array_equal(launchers.search(executor, code, shape, neighbours), expected)
+    locations, patches, found = launchers.locations(executor, (3, 4), 40, 3)
+    np.testing.assert_allclose(found, mahalanobis.reference(patches, locations, 3), rtol=2e-5)

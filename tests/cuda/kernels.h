@@ -2,18 +2,24 @@
 #pragma once
 
 #include "knn.cuh"
+#include "mahalanobis.cuh"
 
-#define EDGEAD_KERNELS(KERNEL)      \
-  KERNEL(knn_prepare<float, float>)   \
-  KERNEL(knn_prepare<float, __half>)  \
-  KERNEL(knn_prepare<float, int8_t>)  \
-  KERNEL(knn_prepare<__half, float>)  \
+#define EDGEAD_KERNELS(KERNEL) \
+  KERNEL(knn_prepare<float, float>) \
+  KERNEL(knn_prepare<float, __half>) \
+  KERNEL(knn_prepare<float, int8_t>) \
+  KERNEL(knn_prepare<__half, float>) \
   KERNEL(knn_prepare<__half, __half>) \
   KERNEL(knn_prepare<__half, int8_t>) \
-  KERNEL(knn_bank_bound)              \
-  KERNEL(knn_scan_simt)               \
-  KERNEL(knn_scan_mma<__half>)        \
-  KERNEL(knn_scan_mma<int8_t>)        \
-  KERNEL(knn_rerank)                  \
-  KERNEL(knn_exhaust)                 \
-  KERNEL(knn_image)
+  KERNEL(knn_bank_bound) \
+  KERNEL(knn_scan_simt) \
+  KERNEL(knn_scan_mma<__half>) \
+  KERNEL(knn_scan_mma<int8_t>) \
+  KERNEL(knn_rerank) \
+  KERNEL(knn_exhaust) \
+  KERNEL(knn_image) \
+  KERNEL(location_distances<float, true>) \
+  KERNEL(location_distances<__half, true>) \
+  KERNEL(location_distances<float, false>) \
+  KERNEL(location_distances<__half, false>) \
+  KERNEL(location_scores)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.cuda import cases, knn, toolchain
+from tests.cuda import cases, knn, launchers, mahalanobis, probe, toolchain
 from tests.cuda.executor import HostExecutor, KernelError
 from tests.cuda.knn import CODES, FP16, FP32, Code
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 ORDERS = ("forward", "reverse", "random:7")
 
 codes = pytest.mark.parametrize("code", CODES.values(), ids=CODES)
@@ -52,7 +50,7 @@ def test_realistic_shapes_with_large_banks(executor: HostExecutor, shape: tuple[
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_random_shapes(library: Path, order: str) -> None:
-    for seed in range(15):
+    for seed in range(8):
         cases.check_random(HostExecutor(library, order), seed)
 
 
@@ -97,40 +95,77 @@ def test_all_paths_return_the_same_bits(executor: HostExecutor) -> None:
 
 @codes
 def test_the_launchers_of_the_header_do_the_same(executor: HostExecutor, code: Code) -> None:
-    import ctypes
+    cases.check_launchers(executor, code, (150, 333, 40), 4)
 
-    class Rows(ctypes.Structure):
-        _fields_ = (
-            ("count", ctypes.c_int),
-            *((name, ctypes.c_void_p) for name in ("centred", "coded", "stats", "error")),
+
+def test_the_launchers_refuse_what_the_kernels_cannot(executor: HostExecutor) -> None:
+    with pytest.raises(KernelError, match="refused"):
+        launchers.search(executor, FP32, (4, 5, 6), neighbours=17)
+    with pytest.raises(KernelError, match="too many channels"):
+        launchers.locations(executor, (1, 1), 1025, 1)
+
+
+LOCATIONS = {
+    "one": {"grid": (1, 1), "channels": 1},
+    "ragged": {"grid": (2, 3), "channels": 33},
+    "tile": {"grid": (3, 2), "channels": 32, "frames": 3},
+    "padim": {"grid": (6, 5), "channels": 100, "frames": 4},
+    "npad": {"grid": (5, 4), "channels": 40, "frames": 5, "window": 3},
+    "wide window": {"grid": (2, 4), "channels": 17, "frames": 2, "window": 7},
+    "long": {"grid": (1, 2), "channels": 515, "frames": 20},
+    "longest": {"grid": (1, 1), "channels": 1024, "frames": 9},
+    "half": {"grid": (3, 4), "channels": 65, "dtype": np.float16, "frames": 2},
+    "low rank": {"grid": (3, 4), "channels": 65, "rank": 34, "window": 3},
+    "low rank, half": {"grid": (4, 2), "channels": 50, "rank": 9, "dtype": np.float16, "frames": 33},
+}
+
+
+@pytest.mark.parametrize("case", LOCATIONS.values(), ids=LOCATIONS)
+def test_mahalanobis_distances(executor: HostExecutor, case: dict[str, Any]) -> None:
+    cases.check_locations(executor, **case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_mahalanobis_distances_of_random_shapes(library: Path, order: str) -> None:
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        rank = int(random.integers(1, 40)) if seed % 3 == 0 else None
+        cases.check_locations(
+            HostExecutor(library, order),
+            (int(random.integers(1, 6)), int(random.integers(1, 6))),
+            int(random.integers(1, 130)),
+            rank=rank,
+            dtype=[np.float32, np.float16][seed % 2],
+            frames=int(random.integers(1, 12)),
+            window=[1, 1, 3, 5][seed % 4],
+            seed=seed,
         )
 
-    def pointer(array: np.ndarray) -> ctypes.c_void_p:
-        return ctypes.c_void_p(array.ctypes.data)
 
-    def rows_of(prepared: knn.Prepared) -> Rows:
-        arrays = (prepared.centred, prepared.coded, prepared.stats, prepared.error)
-        return Rows(prepared.count, *(array.ctypes.data for array in arrays))
+def test_fusion_with_centroids(executor: HostExecutor) -> None:
+    cases.check_fusion(executor)
 
-    shape, neighbours = (150, 333, 40), 4
-    features, bank_rows, center = knn.features(0, *shape)
-    expected = cases.check_search(executor, shape, code, neighbours, 2).best
-    queries, bank = knn.empty(code, shape[0], shape[2]), knn.empty(code, shape[1], shape[2])
-    number, library = list(CODES.values()).index(code), executor.library
-    splits = library.knn_splits(number, shape[0], shape[1], neighbours, 8)
-    assert 1 < splits <= 6  # as many as there are tiles of bank rows
-    size = library.knn_candidate_bytes(number, shape[0], splits)
-    assert size == shape[0] * splits * code.geometry[3] * knn.KEEP * 8
-    candidates = np.empty(size // 8, np.uint64)
-    best, certain = np.empty((shape[0], neighbours), np.uint64), np.empty(shape[0], np.int32)
-    executor.check(
-        library.knn_search(
-            number, pointer(features), pointer(bank_rows), pointer(center), ctypes.byref(rows_of(queries)),
-            ctypes.byref(rows_of(bank)), pointer(bank.bound), shape[2], neighbours, splits, pointer(candidates),
-            pointer(best), pointer(certain),
-        )
-    )  # fmt: skip
-    np.testing.assert_array_equal(best, expected)
+
+def test_mahalanobis_equals_the_module_that_is_trained(executor: HostExecutor) -> None:
+    import torch
+
+    from edgead.detectors.heads import LocationGaussians, LowRankWhitening, TriangularWhitening
+
+    grid, window = (4, 5), 3
+    for rank in (None, 6):
+        locations = mahalanobis.make(4, grid, 24, rank, np.float32)
+        features = np.random.default_rng(5).standard_normal((2, 20, 24)).astype(np.float32)
+        factors = torch.from_numpy(locations.factors)
+        if locations.precision is None:
+            form: torch.nn.Module = TriangularWhitening(factors)
+        else:
+            form = LowRankWhitening(factors, torch.from_numpy(locations.precision))
+        module = LocationGaussians(torch.from_numpy(locations.mean), form, window)
+        expected = module.distances(torch.from_numpy(features), grid).numpy()
+        squared = mahalanobis.measure(executor, features, locations, window)
+        found = mahalanobis.scores(executor, squared, grid, window)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_too_much_shared_memory_is_refused(executor: HostExecutor) -> None:
@@ -144,27 +179,23 @@ def test_an_unknown_kernel_is_named(executor: HostExecutor) -> None:
         executor.launch("knn_scan", (1, 1, 1), 32, 0)
 
 
-def run_sanitized(sanitizer: str, order: str, *suites: str) -> None:
-    libraries = [str(toolchain.host_library(sanitizer)), str(toolchain.host_library())]
-    command = [sys.executable, "-m", "tests.cuda.sanitized", *libraries, order, *suites]
-    environment = toolchain.sanitizer_environment(sanitizer)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
-    assert done.returncode == 0, done.stderr
+SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations"]
 
 
-def test_the_address_sanitizer_finds_nothing() -> None:
-    run_sanitized("asan", "forward", "all")
-
-
-def test_the_thread_sanitizer_finds_nothing() -> None:
-    run_sanitized("tsan", "forward", "scans", "small")
+@pytest.mark.parametrize(
+    ("sanitizer", "suites"), [("asan", [*SMALL, "uncertain", "extremes", "fusion"]), ("tsan", SMALL)]
+)
+def test_sanitizers_find_nothing(sanitizer: str, suites: list[str]) -> None:
+    status, said = probe.run(sanitizer, "forward", *suites)
+    assert status == 0, said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
 def test_sanitizers_find_nothing_in_any_order(sanitizer: str, order: str) -> None:
-    run_sanitized(sanitizer, order, "scans", "all")
+    status, said = probe.run(sanitizer, order, *probe.SUITES)
+    assert status == 0, said
 
 
 def test_paths_differ_in_what_they_read() -> None:

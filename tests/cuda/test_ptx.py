@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from tests.cuda import cases, toolchain
@@ -52,3 +55,21 @@ def test_extremes(executor: PtxExecutor) -> None:
 
 def test_image_scores(executor: PtxExecutor) -> None:
     cases.check_image(executor, FP32, 2, 49, 9)
+
+
+LOCATIONS = {
+    "ragged": {"grid": (2, 3), "channels": 33},
+    "npad": {"grid": (3, 2), "channels": 40, "frames": 5, "window": 3},
+    "half": {"grid": (2, 2), "channels": 65, "dtype": np.float16, "frames": 2},
+    "low rank": {"grid": (2, 3), "channels": 65, "rank": 34, "window": 3},
+    "low rank, half": {"grid": (1, 2), "channels": 50, "rank": 9, "dtype": np.float16, "frames": 33},
+}
+
+
+@pytest.mark.parametrize("case", LOCATIONS.values(), ids=LOCATIONS)
+def test_mahalanobis_distances(executor: PtxExecutor, case: dict[str, Any]) -> None:
+    cases.check_locations(executor, **case)
+
+
+def test_fusion_with_centroids(executor: PtxExecutor) -> None:
+    cases.check_fusion(executor)

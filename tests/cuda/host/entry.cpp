@@ -67,7 +67,10 @@ void prepare_and_search(const float* query_features, const float* bank_features,
                         Neighbour* candidates, Neighbour* best, int* certain) {
   prepare(query_features, center, channels, queries.as<Code>(), nullptr);
   prepare_bank(bank_features, center, channels, bank.as<Code>(), bound, nullptr);
-  search(queries.as<Code>(), bank.as<Code>(), bound, channels, neighbours, splits, candidates, best, certain, nullptr);
+  if (!search(queries.as<Code>(), bank.as<Code>(), bound, channels, neighbours, splits, candidates, best, certain,
+              nullptr)) {
+    throw std::runtime_error("the search was refused");
+  }
 }
 
 }  // namespace
@@ -99,6 +102,21 @@ size_t knn_candidate_bytes(int code, int queries, int splits) {
                : code == 1 ? Search<__half>::candidate_bytes
                            : Search<int8_t>::candidate_bytes;
   return bytes(queries, splits);
+}
+
+// The triangular form with FP32 factors; the distances alone.
+int mahalanobis_scores(const float* features, const float* mean, const float* factors, int frames, int height, int width,
+                       int channels, int window, float* squared, float* scores) {
+  const Stream stream = nullptr;
+  return guarded([&] {
+    const Locations<float, true> locations{height, width, channels, channels, mean, factors, nullptr};
+    if (!measure_locations(features, locations, frames, window, squared, nullptr)) {
+      throw std::runtime_error("too many channels");
+    }
+    const dim3 grid((frames * height * width + kScoreThreads - 1) / kScoreThreads);
+    EDGEAD_LAUNCH(grid, dim3(kScoreThreads), 0, stream, location_scores, squared, frames, height, width, window, nullptr, 1,
+                  static_cast<int>(Fusion::kNone), 0.0f, 0.0f, 0.0f, scores);
+  });
 }
 
 int knn_search(int code, const float* query_features, const float* bank_features, const float* center,
