@@ -46,7 +46,7 @@ constexpr int location_shared_bytes(int channels) {
 //   window     q, odd; cell (i, j) of it is the patch i - q / 2 rows below and j - q / 2 columns right of b
 //   squared    (locations, frames, q * q); what lies outside the grid stays unwritten
 template <class Factor, bool kTriangular>
-__global__ void __launch_bounds__(kLocationThreads)
+__global__ void __launch_bounds__(kLocationThreads, 4)
     location_distances(const float* __restrict__ features, const float* __restrict__ mean,
                        const Factor* __restrict__ factors, const float* __restrict__ precision, int frames, int height,
                        int width, int channels, int rows, int window, float* __restrict__ squared) {

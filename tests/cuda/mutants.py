@@ -57,7 +57,7 @@ class Mutant:
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.apply(Path(scratch) / "kernels")
             for order in ORDERS if layer == "plain" else ORDERS[:1]:
-                status, said = probe.run(layer, order, *self.suites, kernels=folder, timeout=150)
+                status, said = probe.run(layer, order, *self.suites, kernels=folder, timeout=150, lines=False)
                 if status != 0:
                     return _outcome(status, said)
         return SILENT

@@ -92,7 +92,9 @@ SUITES: dict[str, Callable[[Executor, Executor], None]] = {
 }
 
 
-def run(layer: str, order: str, *suites: str, kernels: Path = toolchain.KERNELS, timeout: int = 550) -> tuple[int, str]:
+def run(
+    layer: str, order: str, *suites: str, kernels: Path = toolchain.KERNELS, timeout: int = 550, lines: bool = True
+) -> tuple[int, str]:
     """Run suites in another process; its exit status (124 for no end in time) and what it said."""
     built = toolchain.ptx(kernels=kernels) if layer == "ptx" else toolchain.host_library(layer, kernels=kernels)
     command = [
@@ -105,7 +107,7 @@ def run(layer: str, order: str, *suites: str, kernels: Path = toolchain.KERNELS,
         order,
         *suites,
     ]
-    environment = toolchain.sanitizer_environment("plain" if layer == "ptx" else layer)
+    environment = toolchain.sanitizer_environment("plain" if layer == "ptx" else layer, lines=lines)
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, errors="replace"

@@ -95,8 +95,24 @@ def ptx(architecture: int = 87, *, kernels: Path = KERNELS) -> Path:
     return _kept(sources, [str(nvcc()), *flags, str(CUDA_TESTS / "kernels.cu"), "-o"], f"kernels-{architecture}.ptx")
 
 
-def sanitizer_environment(sanitizer: str) -> dict[str, str]:
-    """Environment in which a Python process can load a library built with a sanitizer."""
+def cubin(architecture: int, *, kernels: Path = KERNELS) -> Path:
+    """Compile all kernels to machine code for a compute capability such as 87.
+
+    Raises:
+        RuntimeError: the compiler's message; a register that spills to local memory is an error.
+    """
+    sources = [CUDA_TESTS / "kernels.cu", CUDA_TESTS / "kernels.h", *sorted(kernels.glob("*.cuh"))]
+    strict = ["-Xptxas", "-warn-spills,-warn-lmem-usage", "-Xptxas", "-Werror"]
+    flags = ["-std=c++17", f"-arch=sm_{architecture}", "-cubin", *strict, "-I", str(CUDA_TESTS), "-I", str(kernels)]
+    return _kept(sources, [str(nvcc()), *flags, str(CUDA_TESTS / "kernels.cu"), "-o"], f"kernels-{architecture}.cubin")
+
+
+def sanitizer_environment(sanitizer: str, *, lines: bool = True) -> dict[str, str]:
+    """Environment in which a Python process can load a library built with a sanitizer.
+
+    Args:
+        sanitizer: as for `host_library`; lines: name the lines of the source in a report, which takes its time.
+    """
     if sanitizer == "plain":
         return dict(os.environ)
     names = {"asan": ["libasan.so", "libubsan.so"], "tsan": ["libtsan.so"]}[sanitizer]
@@ -104,9 +120,9 @@ def sanitizer_environment(sanitizer: str) -> dict[str, str]:
     return {
         **os.environ,
         "LD_PRELOAD": ":".join(files),
-        "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",
+        "ASAN_OPTIONS": f"detect_leaks=0:exitcode=66:symbolize={int(lines)}",
         "UBSAN_OPTIONS": "print_stacktrace=0",
-        "TSAN_OPTIONS": "exitcode=66:halt_on_error=1",
+        "TSAN_OPTIONS": f"exitcode=66:halt_on_error=1:symbolize={int(lines)}",
         # Threads that the kernels do not know of would be slow, and would be reported.
         "OPENBLAS_NUM_THREADS": "1",
     }

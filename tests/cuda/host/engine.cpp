@@ -42,7 +42,8 @@ void* make_fcontext(void* stack_top, size_t size, void (*entry)(transfer_t));
 
 namespace simulator {
 
-// Lives among the kernels, so that the sanitizers see what it touches (copy.cpp).
+// These live among the kernels, so that the sanitizers see what they touch (copy.cpp).
+void poison_bytes(char* target, unsigned bytes);
 void copy_bytes(char* target, const char* source, unsigned bytes, unsigned source_bytes);
 
 Lane* current = nullptr;
@@ -372,6 +373,7 @@ void copy_async(void* target, const void* source, unsigned bytes, unsigned sourc
   }
   Fiber& fiber = self();
   if (fiber.copy_count == kMaxCopies) fail("more than %u cp.async of one thread under way", kMaxCopies);
+  poison_bytes(static_cast<char*>(target), bytes);
   fiber.copies[fiber.copy_count++] = {target, source, bytes, source_bytes, fiber.group};
 }
 

@@ -40,7 +40,7 @@ void warp_operation(unsigned mask, WarpOperation, const void* input, void* outpu
 // Dynamic shared memory of this block: allocated at the exact size, filled with 0xFF, which is NaN in FP16, FP32, FP64.
 void* shared_memory();
 
-// Copies happen as late as they legally may: not before the wait that covers their group.
+// Copies happen as late as they legally may, at the wait that covers their group; until then the target is poisoned.
 void copy_async(void* target, const void* source, unsigned bytes, unsigned source_bytes);
 void copy_commit();
 void copy_wait(unsigned pending);
