@@ -1,8 +1,10 @@
 // Every kernel of export/kernels, by name: what the host library can launch and what nvcc is made to emit.
 #pragma once
 
+#include "anomaly_map.cuh"
 #include "knn.cuh"
 #include "mahalanobis.cuh"
+#include "preprocess.cuh"
 
 #define EDGEAD_KERNELS(KERNEL) \
   KERNEL(knn_prepare<float, float>) \
@@ -22,4 +24,9 @@
   KERNEL(location_distances<__half, true>) \
   KERNEL(location_distances<float, false>) \
   KERNEL(location_distances<__half, false>) \
-  KERNEL(location_scores)
+  KERNEL(location_scores) \
+  KERNEL(resize_taps) \
+  KERNEL(resize_rows) \
+  KERNEL(resize_columns) \
+  KERNEL(map_smooth) \
+  KERNEL(map_resize)

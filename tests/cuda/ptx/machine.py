@@ -192,6 +192,7 @@ class Block:
 
     def _load(self, instruction: Instruction, mask: Mask) -> None:
         opcode, (target, place) = instruction.opcode, instruction.operands
+        _refuse_local(opcode)
         kind = opcode[-1]
         if "param" in opcode:
             name = place[1:-1]
@@ -212,6 +213,7 @@ class Block:
 
     def _store(self, instruction: Instruction, mask: Mask) -> None:
         opcode, (place, source) = instruction.opcode, instruction.operands
+        _refuse_local(opcode)
         kind = opcode[-1]
         sources = _list(source) if source[0] == "{" else [source]
         data = np.stack([self._read(register, kind)[mask] for register in sources], axis=1).view(np.uint8)
@@ -319,6 +321,11 @@ def _join(groups: dict[int, Mask], pc: int, mask: Mask) -> None:
         groups[pc] = groups[pc] | mask if pc in groups else mask
 
 
+def _refuse_local(opcode: tuple[str, ...]) -> None:
+    if "local" in opcode:
+        raise PtxError("local memory is not supported: an array is indexed by what the compiler does not know")
+
+
 def _list(operand: str) -> list[str]:
     return [part.strip() for part in operand.strip("{}").split(",")]
 
@@ -327,6 +334,8 @@ def _list(operand: str) -> list[str]:
 def _constant(text: str, dtype: np.dtype[np.generic]) -> np.generic:
     if text[:2] in ("0f", "0F"):
         return np.uint32(int(text[2:], 16)).view(np.float32)
+    if text[:2] in ("0d", "0D"):
+        return np.uint64(int(text[2:], 16)).view(np.float64)
     if not text.lstrip("-")[0].isdigit():
         return np.zeros((), dtype)[()]  # the name of the dynamic array in shared memory
     bits = int(text.rstrip("U"), 0) & ((1 << 8 * dtype.itemsize) - 1)
