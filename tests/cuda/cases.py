@@ -124,9 +124,15 @@ def check_image(
 ) -> None:
     """Distances, largest distance and PatchCore's weight of some images against float64."""
     rows, channels = 150, 40
-    features, bank_rows, center = knn.features(0, images * patches, rows, channels)
-    # Two equally bad patches: the first must count.
-    features[patches - 1] = features[patches // 2] = 3.0 * features[0]
+    random = np.random.default_rng(0)
+    # Whole numbers, so that distances are exact, and two patches are equally far from rows with other neighbourhoods.
+    bank_rows = random.integers(-8, 9, (rows, channels)).astype(np.float32)
+    features = random.integers(-8, 9, (images * patches, channels)).astype(np.float32)
+    bank_rows[:, 0] = 0.0
+    center = np.zeros(channels, np.float32)
+    for patch, row in ((patches - 1, 9), (patches // 2, 5)):
+        features[patch] = bank_rows[row]
+        features[patch, 0] = 1000.0
     preparing = preparing or executor
     queries = knn.prepare(preparing, features, center, code, bank=False)
     bank = knn.prepare(preparing, bank_rows, center, code, bank=True)
@@ -154,19 +160,25 @@ def check_image(
         np.testing.assert_allclose(weight[image], 1.0 - softmax[0] / softmax.sum(), rtol=1e-5, atol=1e-6)
 
 
+def uncertain_features(difference: float) -> tuple[Floats, Floats, Floats]:
+    """Make queries, bank and centre: rows of the bank are equal in groups, but for a third that differs by so much."""
+    random = np.random.default_rng(3)
+    rows = np.repeat(random.standard_normal((4, 24)), 40, axis=0).astype(np.float32)
+    rows[::3] += difference * random.standard_normal((len(rows[::3]), 24)).astype(np.float32)
+    return rows[:30:3] + np.float32(0.5), rows, rows.mean(0)
+
+
 def check_uncertain(executor: Executor, code: Code, *, preparing: Executor | None = None) -> None:
     """A bank of nearly equal rows: the scan cannot tell them apart, the exact scan behind it does, ties by row."""
     preparing = preparing or executor
-    random = np.random.default_rng(3)
-    bank_rows = np.repeat(random.standard_normal((4, 24)), 40, axis=0).astype(np.float32)
-    bank_rows[::3] += 1e-6 * random.standard_normal((len(bank_rows[::3]), 24)).astype(np.float32)
-    features = bank_rows[:30] + np.float32(0.5)
-    center = bank_rows.mean(0)
-    queries = knn.prepare(preparing, features, center, code, bank=False)
-    bank = knn.prepare(preparing, bank_rows, center, code, bank=True)
-    found = knn.search(executor, queries, bank, 5, 2)
-    assert not found.certain.all(), "nothing was uncertain"
-    check_found(queries, bank, 5, found)
+    # Below what FP32 sums resolve, and about the coding errors of FP16 and of INT8.
+    for difference in (1e-6, 2e-4, 5e-3):
+        features, rows, center = uncertain_features(difference)
+        queries = knn.prepare(preparing, features, center, code, bank=False)
+        bank = knn.prepare(preparing, rows, center, code, bank=True)
+        found = knn.search(executor, queries, bank, 5, 2)
+        assert difference > 1e-6 or not found.certain.all(), "nothing was uncertain"
+        check_found(queries, bank, 5, found)
 
 
 def check_extremes(executor: Executor, code: Code) -> None:
@@ -259,10 +271,11 @@ def check_fusion(executor: Executor) -> None:
 
 def check_launchers(executor: HostExecutor, code: Code, shape: tuple[int, int, int], neighbours: int) -> None:
     """The launchers of knn.cuh and mahalanobis.cuh do what `knn.search` and `mahalanobis.measure` do."""
-    features, rows, center = knn.features(0, *shape)
-    queries = knn.prepare(executor, features, center, code, bank=False)
-    bank = knn.prepare(executor, rows, center, code, bank=True)
-    expected = knn.search(executor, queries, bank, neighbours, 2).best
-    np.testing.assert_array_equal(launchers.search(executor, code, shape, neighbours), expected)
-    locations, patches, found = launchers.locations(executor, (3, 4), 40, 3)
-    np.testing.assert_allclose(found, mahalanobis.reference(patches, locations, 3), rtol=2e-5)
+    for features, rows, center in (knn.features(0, *shape), uncertain_features(1e-6)):
+        queries = knn.prepare(executor, features, center, code, bank=False)
+        bank = knn.prepare(executor, rows, center, code, bank=True)
+        expected = knn.search(executor, queries, bank, neighbours, 2).best
+        found = launchers.search(executor, code, features, rows, center, neighbours)
+        np.testing.assert_array_equal(found, expected)
+    locations, patches, distances = launchers.locations(executor, (3, 4), 40, 3)
+    np.testing.assert_allclose(distances, mahalanobis.reference(patches, locations, 3), rtol=2e-5)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tests.cuda import knn, mahalanobis
 from tests.cuda.executor import HostExecutor
-from tests.cuda.knn import CODES, Code
+from tests.cuda.knn import CODES, Code, Floats
 
 
 class Rows(ctypes.Structure):
@@ -23,14 +23,16 @@ def pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def search(executor: HostExecutor, code: Code, shape: tuple[int, int, int], neighbours: int) -> NDArray[np.uint64]:
+def search(
+    executor: HostExecutor, code: Code, features: Floats, rows: Floats, center: Floats, neighbours: int
+) -> NDArray[np.uint64]:
     """Search with the C++ launchers of knn.cuh."""
 
     def rows_of(prepared: knn.Prepared) -> Rows:
         arrays = (prepared.centred, prepared.coded, prepared.stats, prepared.error)
         return Rows(prepared.count, *(array.ctypes.data for array in arrays))
 
-    features, bank_rows, center = knn.features(0, *shape)
+    shape = (len(features), *rows.shape)
     queries, bank = knn.empty(code, shape[0], shape[2]), knn.empty(code, shape[1], shape[2])
     number, library = list(CODES.values()).index(code), executor.library
     splits = library.knn_splits(number, shape[0], shape[1], neighbours, 8)
@@ -41,7 +43,7 @@ def search(executor: HostExecutor, code: Code, shape: tuple[int, int, int], neig
     best, certain = np.empty((shape[0], neighbours), np.uint64), np.empty(shape[0], np.int32)
     executor.check(
         library.knn_search(
-            number, pointer(features), pointer(bank_rows), pointer(center), ctypes.byref(rows_of(queries)),
+            number, pointer(features), pointer(rows), pointer(center), ctypes.byref(rows_of(queries)),
             ctypes.byref(rows_of(bank)), pointer(bank.bound), shape[2], neighbours, splits, pointer(candidates),
             pointer(best), pointer(certain),
         )

@@ -1,6 +1,7 @@
 """Deliberate faults in the kernels: each must be caught, and by which layer is recorded.
 
     python -m tests.cuda.mutants            # tries all and writes the table of docs/kernels.md
+    python -m tests.cuda.mutants NAME...    # tries some, and leaves the other rows as they are
 
 A fault that no layer catches would be a hole in the checks. Layers: ``plain`` compares results and obeys the
 simulator's own rules in three thread orders; ``asan`` adds the address and undefined-behaviour sanitizers, ``tsan`` the
@@ -66,6 +67,8 @@ class Mutant:
 def _outcome(status: int, said: str) -> str:
     if status == probe.WRONG:
         return "wrong result"
+    if "Traceback" in said and status == 1:
+        raise RuntimeError(f"the probe itself failed:\n{said}")
     if status == probe.REPORTED:
         reason = next(
             (word for word in ("race", "out of bounds", "misaligned", "divergent", "deadlock") if word in said), ""
@@ -281,7 +284,13 @@ MUTANTS = (
         ("knn int8",),
         "ptx",
     ),
-    Mutant("port: cp.async fills what it should zero", _PORT, (('"r"(inside ? 16 : 0)', '"r"(16)'),), _F16, "ptx"),
+    Mutant(
+        "port: cp.async zeroes what it should copy",
+        _PORT,
+        (('"r"(inside ? 16 : 0)', '"r"(inside ? 0 : 16)'),),
+        _F16,
+        "ptx",
+    ),
     # Blocks and warps
     Mutant(
         "MMA: blocks of all splits write one list",
@@ -396,32 +405,40 @@ MUTANTS = (
 )
 
 
-def try_all() -> list[dict[str, str]]:
-    """Try every mutant on every layer; progress goes to stderr."""
-    rows = []
-    for mutant in MUTANTS:
-        row = {layer: mutant.try_layer(layer) for layer in LAYERS}
-        print(f"{mutant.name}: {row}", file=sys.stderr, flush=True)
-        rows.append({"name": mutant.name, "must": mutant.layer, **row})
-    return rows
+def try_layers(mutant: Mutant) -> dict[str, str]:
+    """One row of the table; progress goes to stderr."""
+    row = {layer: mutant.try_layer(layer) for layer in LAYERS}
+    print(f"{mutant.name}: {row}", file=sys.stderr, flush=True)
+    return row
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(rows: dict[str, dict[str, str]]) -> str:
     """Markdown: mutant x layer; the layer that a test demands is in bold."""
     lines = ["| fault | " + " | ".join(LAYERS) + " |", "| --- |" + " --- |" * len(LAYERS)]
-    for row in rows:
-        cells = [f"**{row[layer]}**" if layer == row["must"] else row[layer] for layer in LAYERS]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    for mutant in MUTANTS:
+        row = rows[mutant.name]
+        cells = [f"**{row[layer]}**" if layer == mutant.layer else row[layer] for layer in LAYERS]
+        lines.append(f"| {mutant.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def main() -> int:
-    rows = try_all()
+def read_table() -> dict[str, dict[str, str]]:
+    """Rows of the page, by the mutant's name."""
+    rows = {}
+    for line in tables.read("mutants").splitlines()[2:]:
+        name, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        rows[name] = dict(zip(LAYERS, cells, strict=True))
+    return rows
+
+
+def main(*names: str) -> int:
+    rows = read_table() if names else {}
+    rows.update({mutant.name: try_layers(mutant) for mutant in MUTANTS if not names or mutant.name in names})
     tables.write("mutants", table(rows))
-    missed = [row["name"] for row in rows if row[row["must"]] == SILENT]
+    missed = [mutant.name for mutant in MUTANTS if rows[mutant.name][mutant.layer] == SILENT]
     print("\n".join(f"not caught where it must be: {name}" for name in missed), file=sys.stderr)
     return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

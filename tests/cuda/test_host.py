@@ -100,7 +100,7 @@ def test_the_launchers_of_the_header_do_the_same(executor: HostExecutor, code: C
 
 def test_the_launchers_refuse_what_the_kernels_cannot(executor: HostExecutor) -> None:
     with pytest.raises(KernelError, match="refused"):
-        launchers.search(executor, FP32, (4, 5, 6), neighbours=17)
+        launchers.search(executor, FP32, *knn.features(0, 4, 5, 6), neighbours=17)
     with pytest.raises(KernelError, match="too many channels"):
         launchers.locations(executor, (1, 1), 1025, 1)
 
