@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kResizeThreads) resize_taps(int source, int ta
 //   taps    of the width
 //   middle  (reduced_size(source_height, height), width, channels)
 // grid = ceil(reduced height * width / 256).
-__global__ void __launch_bounds__(kResizeThreads)
+__global__ void __launch_bounds__(kResizeThreads, 3)
     resize_rows(const uint8_t* __restrict__ frame, int pitch, int source_height, int source_width, int channels,
                 const ResizeTaps* __restrict__ taps, int height, int width, uint8_t* __restrict__ middle) {
   const int pixel = blockIdx.x * kResizeThreads + threadIdx.x;

@@ -49,7 +49,7 @@ BUDGETS = {
     **{f"location_distances<{a}, {b}>": _LOCATION for a in ("float", "__half") for b in ("true", "false")},
     "location_scores": Budget(32, 256, 0),
     "resize_taps": Budget(48, 256, 0),
-    "resize_rows": Budget(72, 256, 0),
+    "resize_rows": Budget(84, 256, 0),
     "resize_columns": Budget(48, 256, 0),
     "map_smooth": Budget(56, 256, 32),
     "map_resize": Budget(48, 256, 0),
