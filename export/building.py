@@ -286,7 +286,7 @@ def _build_one(
                     "precision": key.precision,
                     "compute_capability": key.compute_capability if key.library == "tensorrt-rtx" else None,
                     "plugin": None if options.plugin is None else str(options.plugin.resolve()),
-                    "timing_cache": str(timing) if key.library == "tensorrt" else None,
+                    "timing_file": str(timing) if key.library == "tensorrt" else None,
                     **settings,
                 },
                 doing=f"building {graph.name} for {key.compute_capability}",

@@ -56,7 +56,7 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
         workspace_bytes=request["workspace_bytes"],
         plugin=_path(request["plugin"]),
         dla=request["dla"],
-        timing_cache=_path(request["timing_cache"]),
+        timing_file=_path(request["timing_file"]),
     )
     built = build(library, wanted)
     require_precision(wanted.graph.name, request["precision"], built.layers)

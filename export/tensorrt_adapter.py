@@ -1,9 +1,10 @@
 """One way to build an engine with TensorRT 10.3 to 11.x and with TensorRT-RTX.
 
 The network is strongly typed, so the types are those of the graph and no builder flag decides a precision. A name that
-one of the supported versions lacks is only reached through ``getattr``; `tests/export/test_tensorrt_api.py` holds every
-other one against the real bindings of each version. TensorRT-RTX builds were executed; the classic builder was not, for
-want of a GPU.
+one of the supported versions lacks is only reached through ``getattr``, or on a variable called ``rtx_…`` where only
+TensorRT-RTX has it; `tests/export/test_tensorrt_api.py` holds all names against the real bindings of each version, and
+knows the vendor's objects by the names of the variables. TensorRT-RTX builds were executed; the classic builder was
+not, for want of a GPU.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Request:
         workspace_bytes: upper limit of scratch memory of a layer; None leaves it to the library.
         plugin: a plugin library to load first.
         dla: number of the deep-learning accelerator (Jetson) to build for; layers it lacks run on the GPU.
-        timing_cache: file with tactic timings of earlier builds; it is read where it is there, and written.
+        timing_file: file with tactic timings of earlier builds; it is read where it is there, and written.
     """
 
     graph: Path
@@ -47,7 +48,7 @@ class Request:
     workspace_bytes: int | None
     plugin: Path | None
     dla: int | None
-    timing_cache: Path | None
+    timing_file: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def build(library: Library, request: Request) -> Built:
     parsed = time.perf_counter()
     config = builder.create_builder_config()
     _configure(library, builder, network, config, request)
-    timing_cache = _timing_cache(config, request.timing_cache)
+    timing_cache = _timing_cache(config, request.timing_file)
     plan = builder.build_serialized_network(network, config)
     finished = time.perf_counter()
     if plan is None:
@@ -110,8 +111,8 @@ def build(library: Library, request: Request) -> Built:
             f"{request.graph.name} has unsigned 8-bit activations, which {library.target} reads as signed ones; "
             "use the int8-trt file of the bundle"
         )
-    if timing_cache is not None and request.timing_cache is not None:
-        request.timing_cache.write_bytes(bytes(timing_cache.serialize()))
+    if timing_cache is not None and request.timing_file is not None:
+        request.timing_file.write_bytes(bytes(timing_cache.serialize()))
     layers, source = _network_layers(network), "network"
     if library.target == "tensorrt":
         layers, source = _inspect(library, plan), "engine"
@@ -125,9 +126,9 @@ def _parse(library: Library, network: Any, graph: Path) -> None:
         return
     if not parser.num_errors:
         raise BackendError(f"{library.target} cannot parse {graph.name}: {library.complaint('it gives no reason')}")
-    error = parser.get_error(0)
-    node = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
-    text = " ".join(str(error.desc()).split())[:300]
+    parser_error = parser.get_error(0)
+    node = " ".join(part for part in (parser_error.node_operator(), parser_error.node_name()) if part)
+    text = " ".join(str(parser_error.desc()).split())[:300]
     raise BackendError(f"{library.target} refuses {graph.name}{f' at node {node}' if node else ''}: {text}")
 
 
@@ -171,9 +172,9 @@ def _set_compute_capability(library: Library, config: Any, wanted: str) -> None:
             f"{library.target} {library.version} builds for compute capability {names}, not {wanted}; "
             "for a Jetson build with --target tensorrt on the device"
         )
-    # Only TensorRT-RTX has these two names.
-    config.num_compute_capabilities = 1
-    getattr(config, "set_compute_capability")(known[wanted], 0)  # noqa: B009
+    rtx_config = config
+    rtx_config.num_compute_capabilities = 1
+    rtx_config.set_compute_capability(known[wanted], 0)
 
 
 def _set_dla(library: Library, builder: Any, config: Any, core: int) -> None:

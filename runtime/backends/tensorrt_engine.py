@@ -199,11 +199,11 @@ class EngineRunner:
 
 def _make_context(library: Library, engine: Any) -> Any:
     # Only TensorRT-RTX records a CUDA graph on its own, around kernels that it compiles on the device.
-    strategy = getattr(library.trt, "CudaGraphStrategy", None)
-    if strategy is not None and library.target == "tensorrt-rtx":
-        settings = engine.create_runtime_config()
-        settings.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE
-        context = engine.create_execution_context(settings)
+    if library.target == "tensorrt-rtx":
+        rtx_trt, rtx_engine = library.trt, engine
+        rtx_settings = rtx_engine.create_runtime_config()
+        rtx_settings.cuda_graph_strategy = rtx_trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        context = rtx_engine.create_execution_context(rtx_settings)
     else:
         context = engine.create_execution_context()
     if context is None:

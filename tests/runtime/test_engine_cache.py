@@ -54,6 +54,11 @@ def store(cache: EngineCache, data: bytes = b"engine", key: EngineKey = KEY) -> 
         return cache.store(key, engine, {"graph": "model.fp16.onnx"})
 
 
+def read(cache: EngineCache) -> bytes | None:
+    found = cache.find(KEY)
+    return None if found is None else cache.read(found)
+
+
 def start_builder(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILDER, str(folder), str(log), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -110,9 +115,7 @@ def test_what_was_altered_is_refused_in_one_line(tmp_path: Path, damage: object,
     cache = EngineCache(tmp_path)
     damage(store(cache))  # type: ignore[operator]
     with pytest.raises(BackendError, match=message) as caught:
-        found = cache.find(KEY)
-        assert found is not None
-        cache.read(found)
+        read(cache)
     assert "\n" not in str(caught.value)
     assert "edgead build" in str(caught.value)
     assert cache.read(store(cache, b"again")) == b"again"
@@ -189,14 +192,14 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_the_right_to_write_gives_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(BackendError, match="Permission denied.*--cache DIR"):
+    with pytest.raises(BackendError, match=r"Permission denied.*--cache DIR"):
         store(EngineCache(tmp_path))
 
 
 def test_what_is_no_folder_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", Path("/proc/edgead")):
-        with pytest.raises(BackendError, match="cannot write the engine cache .*--cache DIR") as caught:
+        with pytest.raises(BackendError, match=r"cannot write the engine cache .*--cache DIR") as caught:
             store(EngineCache(folder))
         assert "\n" not in str(caught.value)
 
@@ -204,7 +207,8 @@ def test_what_is_no_folder_gives_one_line(tmp_path: Path) -> None:
 def test_a_full_disk_gives_one_line_and_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
     program = (
         "import sys, resource\nfrom pathlib import Path\n"
-        "from edgead.runtime.engine_cache import EngineCache, EngineKey\nfrom edgead.runtime.errors import BackendError\n"
+        "from edgead.runtime.engine_cache import EngineCache, EngineKey\n"
+        "from edgead.runtime.errors import BackendError\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "cache = EngineCache(Path(sys.argv[1]))\nkey = EngineKey('0' * 64, 'tensorrt', '10.3.0', '8.7', 'fp16')\n"
         "with cache.building(), cache.scratch() as engine:\n    engine.write_bytes(b'new engine')\n"
