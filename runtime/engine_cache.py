@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from typing import Any
 
 from edgead.runtime.errors import BackendError
 from edgead.runtime.files import reason
@@ -29,6 +27,7 @@ PLUGIN_VARIABLE = "EDGEAD_TENSORRT_PLUGIN"
 DEFAULT_LIMIT_BYTES = 4 << 30
 NO_PLUGIN = "none"
 PORTABLE = "portable"  # a TensorRT-RTX engine for every GPU from Ampere on
+_FORMAT = 1
 _CHUNK = 1 << 20
 _MAX_RECORD_BYTES = 1 << 20
 _LOCK = ".lock"
@@ -77,16 +76,35 @@ class StoredEngine:
     info: dict[str, Any]
 
 
-class _Record(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Record:
     """The file beside an engine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    key: EngineKey
+    sha256: str
+    size: int
+    info: dict[str, Any]
 
-    format_version: Annotated[int, Field(ge=1, le=1)] = 1
-    key: dict[str, Annotated[str, Field(max_length=200)]]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size: Annotated[int, Field(ge=1)]
-    info: dict[str, JsonValue] = {}
+    def to_json(self) -> str:
+        return json.dumps({"format_version": _FORMAT, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> _Record:
+        """Parse and check; raises `ValueError` or `TypeError` for anything else than what `to_json` writes."""
+        content = json.loads(data)
+        if content.pop("format_version", None) != _FORMAT:
+            raise ValueError("another format")
+        record = cls(**{**content, "key": EngineKey(**content["key"])})
+        texts = asdict(record.key).values()
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(record.sha256, str)
+            and re.fullmatch(r"[0-9a-f]{64}", record.sha256)
+            and isinstance(record.size, int)
+            and isinstance(record.info, dict)
+        ):
+            raise ValueError("a field of another type")
+        return record
 
 
 class EngineCache:
@@ -114,7 +132,7 @@ class EngineCache:
         record = self._load(record_file)
         if record is None:
             return None
-        if record.key != asdict(key):
+        if record.key != key:
             raise _refused(record_file, "its record is of another engine")
         path = self._engine_file(key, record.sha256)
         try:
@@ -142,10 +160,10 @@ class EngineCache:
         """Return the keys of all engines of a graph, for a message on why none of them fits."""
         found = []
         for file in self._records():
-            with suppress(BackendError, TypeError):
+            with suppress(BackendError):
                 record = self._load(file)
-                if record is not None and record.key.get("graph") == graph:
-                    found.append(EngineKey(**record.key))
+                if record is not None and record.key.graph == graph:
+                    found.append(record.key)
         return found
 
     @contextmanager
@@ -208,18 +226,17 @@ class EngineCache:
         """
         try:
             digest, size = _hash_and_sync(built)
+            if size == 0:
+                raise BackendError(f"the builder gave an empty engine for {key.describe()}")
             path = self._engine_file(key, digest)
-            record = _Record(key=asdict(key), sha256=digest, size=size, info=info)
             with self.scratch() as temporary:
-                temporary.write_text(record.model_dump_json(indent=2))
+                temporary.write_text(_Record(key, digest, size, info).to_json())
                 _hash_and_sync(temporary)
                 built.chmod(0o600)
                 built.replace(path)
                 temporary.replace(self._record_file(key))
         except OSError as error:
             raise self._unwritable(error) from error
-        except ValidationError as error:
-            raise BackendError(f"the builder gave no usable engine for {key.describe()} ({size} bytes)") from error
         self._prune(key)
         return StoredEngine(path, key, digest, size, info)
 
@@ -267,8 +284,8 @@ class EngineCache:
         except OSError as error:
             raise _refused(file, reason(error)) from error
         try:
-            return _Record.model_validate_json(data)
-        except ValidationError as error:
+            return _Record.from_json(data)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _refused(file, "it is damaged") from error
 
     def _unwritable(self, error: OSError) -> BackendError:

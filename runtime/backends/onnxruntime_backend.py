@@ -27,7 +27,7 @@ from edgead.runtime.errors import BackendError, BackendUnavailable
 
 
 class _OnnxRuntime:
-    """Runs the graph on one provider of ONNX Runtime; refuses where another one would take a part of it."""
+    """Runs the graph on one provider of ONNX Runtime."""
 
     def __init__(
         self,
@@ -58,9 +58,6 @@ class _OnnxRuntime:
             self._session: Any = onnxruntime.InferenceSession(str(model), options, providers=[provider])
         except Exception as error:
             raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
-        real = self._session.get_providers()[0]
-        if real != provider[0]:
-            raise BackendUnavailable(f"{name} would run {model.name} on {real}; see: edgead doctor")
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
         named = [output.name for output in self._session.get_outputs()]
@@ -70,7 +67,7 @@ class _OnnxRuntime:
         self._batch = shape[0] or 0
         self._info = BackendInfo(
             name=name,
-            provider=real,
+            provider=self._session.get_providers()[0],
             precision=precision,
             device=device,
             threads=threads or 0,
@@ -163,3 +160,5 @@ class OnnxRuntimeCudaBackend(_OnnxRuntime):
             settings={"session.force_spinning_stop": "1", "session.disable_cpu_ep_fallback": "1"},
             precision=graph_precision(model).partition("-")[0],
         )
+        if self._info.provider != "CUDAExecutionProvider":
+            raise BackendUnavailable(f"onnxruntime-cuda would run on {self._info.provider}; see: edgead doctor")

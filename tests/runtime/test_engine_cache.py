@@ -108,6 +108,8 @@ def test_a_second_build_takes_the_place_of_the_first(tmp_path: Path) -> None:
         (lambda engine: engine.path.unlink(), "No such file"),
         (lambda engine: engine.path.chmod(0o666), "other users may write it"),
         (lambda engine: engine.path.with_name(f"{KEY.digest}.json").write_text("{"), "damaged"),
+        (lambda engine: engine.path.with_name(f"{KEY.digest}.json").write_text('{"format_version": 1}'), "damaged"),
+        (lambda engine: engine.path.with_name(f"{KEY.digest}.json").write_text("[]"), "damaged"),
         (lambda engine: engine.path.with_name(f"{KEY.digest}.json").chmod(0o622), "other users may write it"),
     ],
 )
