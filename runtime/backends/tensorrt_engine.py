@@ -66,6 +66,7 @@ class EngineRunner:
         self._cuda = cuda
         self._cleanup = ExitStack()
         self._graph: Any = None
+        self._buffers: dict[str, _Buffer] = {}
         self._outputs = tuple(outputs)
         library.messages.clear()
         try:
@@ -102,6 +103,7 @@ class EngineRunner:
 
     def close(self) -> None:
         """Release engine and memory; calling it twice is allowed."""
+        self._buffers = {}
         self._cleanup.close()
         self._graph = self._context = self._engine = self._runtime = None
 
@@ -135,7 +137,6 @@ class EngineRunner:
         engine, context = self._engine, self._context
         if self._shape[0] < 0 and not context.set_input_shape(INPUT, (self.batch, *self._shape[1:])):
             raise BackendError(f"the engine refuses a batch of {self.batch}")
-        self._buffers: dict[str, _Buffer] = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             shape = tuple(int(size) for size in context.get_tensor_shape(name))
