@@ -17,7 +17,7 @@ from edgead.export.lint import require_clean
 from edgead.export.parity import Comparison
 from edgead.export.torch_backend import TorchBackend
 from edgead.export.weights import LARGE_BYTES, split_weights
-from edgead.runtime.backends import REGISTRY, Backend, available, unavailable
+from edgead.runtime.backends import REGISTRY, Backend, available
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import BackendUnavailable, ConfigError, ParityError
@@ -174,7 +174,7 @@ def export_bundle(
             target = Path(folder, member)
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(content)
-        records, missing = _measure(model, manifest, Path(folder, main), named, tell)
+        records, unavailable = _measure(model, manifest, Path(folder, main), named, tell)
 
     changed = {name: comparison for name, comparison in records.items() if comparison.changed or not comparison.finite}
     gated = {name: comparison for name, comparison in changed.items() if _gates(name)}
@@ -185,12 +185,12 @@ def export_bundle(
         for name, comparison in records.items()
     }
     if gated and not allow_drift:
-        failed = ExportReport(out, None, 0, {main: parity}, missing)
+        failed = ExportReport(out, None, 0, {main: parity}, unavailable)
         raise ParityError(_complaint(gated), failed.to_dict())
     members: dict[str, bytes | Path] = {**files, **_reference_members(model)}
     write_bundle(out, manifest.model_copy(update={"parity": {main: parity}}), members)
     with Bundle.open(out) as bundle:
-        return ExportReport(out, bundle.sha256, out.stat().st_size, {main: parity}, missing)
+        return ExportReport(out, bundle.sha256, out.stat().st_size, {main: parity}, unavailable)
 
 
 def _graphs(model: Exportable, fused: bool, tell: Progress) -> tuple[str, dict[str, bytes]]:
@@ -240,7 +240,7 @@ def _measure(
     tell: Progress,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every installed runtime with torch, one image after the other through all of them."""
-    missing = unavailable()
+    unavailable = {name: "not installed" for name in REGISTRY if name not in available()}
     backends: dict[str, Backend] = {}
     limits = manifest.limits()
     try:
@@ -248,7 +248,7 @@ def _measure(
             try:
                 backends[name] = open_model(name, manifest, file, "fp32")
             except BackendUnavailable as error:
-                missing[name] = str(error)
+                unavailable[name] = str(error)
         if not backends:
             raise BackendUnavailable("no runtime to compare with is installed; run: pip install 'edgead[cpu]'")
         scale = max(model.threshold.value - float(np.median(model.normal_scores)), 0.0)
@@ -262,7 +262,7 @@ def _measure(
     finally:
         for backend in backends.values():
             backend.close()
-    return comparisons, missing
+    return comparisons, unavailable
 
 
 def _judge(backend: Backend, image: NDArray[np.uint8], limits: Limits) -> tuple[Verdict, NDArray[np.float32]]:
