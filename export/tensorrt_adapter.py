@@ -22,6 +22,7 @@ from edgead.export.layer_precision import Layer, engine_layers
 from edgead.runtime.backends.tensorrt_library import Library, load_plugin
 from edgead.runtime.engine_cache import PORTABLE
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
+from edgead.runtime.files import atomic_write
 
 _DATA_TYPES = {"float": "fp32", "half": "fp16"}
 # The parser reads unsigned 8-bit activations as signed ones and only warns: everything above 127 saturates.
@@ -112,7 +113,7 @@ def build(library: Library, request: Request) -> Built:
             "use the int8-trt file of the bundle"
         )
     if timing_cache is not None and request.timing_file is not None:
-        request.timing_file.write_bytes(bytes(timing_cache.serialize()))
+        _keep(request.timing_file, bytes(timing_cache.serialize()))
     layers, source = _network_layers(network), "network"
     if library.target == "tensorrt":
         layers, source = _inspect(library, plan), "engine"
@@ -199,6 +200,12 @@ def _timing_cache(config: Any, file: Path | None) -> Any:
         timing_cache = config.create_timing_cache(b"")
         config.set_timing_cache(timing_cache, False)
     return timing_cache
+
+
+def _keep(file: Path, timings: bytes) -> None:
+    """Write the timings whole or not at all: the library reads them again, and half a file is no input for it."""
+    with atomic_write(file, BackendError, durable=False) as stream:
+        stream.write(timings)
 
 
 def _network_layers(network: Any) -> list[Layer]:
