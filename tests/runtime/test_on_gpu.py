@@ -1,4 +1,4 @@
-"""What only a GPU can show; never run so far. On a machine that has one: `pytest -m gpu tests/runtime/test_on_gpu.py`."""
+"""What only a GPU can show; never run so far. Where there is one: `pytest -m gpu tests/runtime/test_on_gpu.py`."""
 
 from __future__ import annotations
 
