@@ -188,7 +188,7 @@ def check_bundle(
                 progress(next(step), total)
 
         with bundle.model_files(key) as model:
-            network = open_model(chosen, manifest, model, key, threads=threads)
+            network = open_model(chosen, manifest, model, key, threads=threads, bundle=bundle.path)
             try:
                 info = network.describe()
                 reduced = key != "fp32" or info.precision != "fp32"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import ctypes
 import os
 import platform
 import re
@@ -22,6 +21,9 @@ import numpy as np
 
 from edgead.runtime.backends import REGISTRY, open_backend
 from edgead.runtime.backends.common import first_line
+from edgead.runtime.backends.tensorrt_library import cuda_extra
+from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.engine_cache import default_folder
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.preprocess import RESIZE_RULE, self_check
 from edgead.runtime.scratch import private_directory
@@ -48,6 +50,11 @@ _TRAINING = (
     ("onnx", "onnx", "export"),
     ("onnxscript", "onnxscript", "export"),
 )
+# Under which names the vendor's libraries are installed.
+_DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+}
 _OPENCV_PACKAGES = (
     "opencv-python",
     "opencv-python-headless",
@@ -85,9 +92,8 @@ def diagnose() -> list[Component]:
         ("numpy", partial(_package, "numpy", "numpy", None)),
         ("pillow", partial(_package, "pillow", "PIL", None)),
         ("preprocess", _preprocess),
-        *((name, partial(_backend, name)) for name in REGISTRY),
-        ("cuda driver", cuda_driver),
-        ("tensorrt", _tensorrt),
+        ("cuda driver", _cuda_driver),
+        *((name, partial(_gpu_backend if entry.gpu else _backend, name)) for name, entry in REGISTRY.items()),
         ("opencv", _opencv),
         ("gstreamer", _gstreamer),
         *((row[0], partial(_package, *row)) for row in _TRAINING),
@@ -130,31 +136,17 @@ def opencv_video(build_information: str) -> dict[str, bool]:
     return found
 
 
-def cuda_driver() -> Component:
+def _cuda_driver() -> Component:
     """Return the row of the NVIDIA driver, asked through the driver library itself (no CUDA toolkit needed)."""
     name = "cuda driver"
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    driver = cuda_driver()
+    if not driver.found:
         detail = "no NVIDIA driver; only tensorrt and the CUDA backends need one"
         return Component(name, "missing", detail, "sudo ubuntu-drivers install" if sys.platform == "linux" else None)
-    code = cuda.cuInit(0)
-    if code:
-        detail = f"the driver library is there, but cuInit fails with code {code} (no GPU, or no right to use it)"
-        return Component(name, "broken", detail, "nvidia-smi")
-    number, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(number))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    devices = []
-    for index in range(count.value):
-        device, major, minor, text = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(128)
-        cuda.cuDeviceGet(ctypes.byref(device), index)
-        cuda.cuDeviceGetName(text, len(text), device)
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        devices.append(f"{text.value.decode(errors='replace')} (compute capability {major.value}.{minor.value})")
-    release = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
-    return Component(name, "ok", f"{release}; {', '.join(devices) or 'no device'}")
+    if driver.problem is not None:
+        return Component(name, "broken", driver.problem, "nvidia-smi")
+    devices = [f"{device.name} (compute capability {device.compute_capability})" for device in driver.devices]
+    return Component(name, "ok", f"CUDA {driver.release}; {', '.join(devices)}")
 
 
 def _python() -> Component:
@@ -228,12 +220,27 @@ def _backend(name: str) -> Component:
     return Component(name, "ok", f"{info.version}, {info.provider}, {info.precision}")
 
 
-def _tensorrt() -> Component:
-    # Its Runtime is never touched: creating one initialises CUDA and takes hundreds of megabytes on a board.
-    found = _first_version(("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean"))
-    if find_spec("tensorrt") is None:
-        return Component("tensorrt", "missing", "tensorrt is not installed", "pip install 'edgead[tensorrt]'")
-    return Component("tensorrt", "ok", found or "installed, version not known")
+def _gpu_backend(name: str) -> Component:
+    """Return the row of a backend that needs a GPU; nothing of it is loaded or run.
+
+    A vendor's runtime initialises CUDA, takes hundreds of megabytes on a board, and can end a process without driver.
+    """
+    entry = REGISTRY[name]
+    mend = f"pip install 'edgead[{entry.extra}]'"
+    if name == "tensorrt" and _read("/etc/nv_tegra_release"):
+        mend = "sudo apt-get install python3-libnvinfer"  # JetPack's own; PyPI has none for it
+    if not entry.installed:
+        return Component(name, "missing", f"{entry.distribution or entry.package} is not installed", mend)
+    found = _first_version((entry.distribution or entry.package, *_DISTRIBUTIONS.get(name, ()))) or "version not known"
+    problem = cuda_driver().problem
+    if problem is not None:
+        builds = "; it builds engines here for other machines" if name == "tensorrt-rtx" else ""
+        return Component(name, "missing", f"{found}, but {problem}{builds}")
+    if name == "onnxruntime-cuda":
+        return Component(name, "ok", f"{found}; not tried out")
+    if find_spec("cuda") is None:
+        return Component(name, "missing", f"{found}, but cuda-bindings is not", f"pip install 'edgead[{cuda_extra()}]'")
+    return Component(name, "ok", f"{found}; engines in {default_folder()}; to try one: edgead check --backend {name}")
 
 
 def _opencv() -> Component:

@@ -7,6 +7,7 @@ what is wrong *and what to do about it*.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,25 @@ class BackendError(EdgeadError):
 
 class BackendUnavailable(BackendError):  # noqa: N818 - the name the design and the user's except clause read
     """A backend whose library, driver or engine is missing; the message names the exact command that mends it."""
+
+
+class EngineMissing(BackendUnavailable):
+    """No engine for this graph on this device is in the cache; the message names the command that builds it.
+
+    Args:
+        why: what is missing.
+        arguments: of ``edgead build``, after the bundle.
+        bundle: its path; `of_bundle` fills it in where it is known.
+    """
+
+    def __init__(self, why: str, arguments: str, bundle: str = "NAME.edgead") -> None:
+        super().__init__(f"{why}; run: edgead build {shlex.quote(bundle)} {arguments}")
+        self._why = why
+        self._arguments = arguments
+
+    def of_bundle(self, path: object) -> EngineMissing:
+        """Return the same error with the path of the bundle in its command."""
+        return EngineMissing(self._why, self._arguments, str(path))
 
 
 class SourceError(EdgeadError):

@@ -104,7 +104,7 @@ class Inspector:
             entry = manifest.precisions[precision]
             _require_parity(manifest, entry.file, chosen)
             model = stack.enter_context(bundle.model_files(precision))
-            opened = open_model(chosen, manifest, model, precision, threads=threads, batch=batch)
+            opened = open_model(chosen, manifest, model, precision, threads=threads, batch=batch, bundle=bundle.path)
             inspector = cls(
                 opened,
                 height=manifest.input.height,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo, Inference, Network, open_backend, open_network
-from edgead.runtime.errors import BackendError, BundleError
+from edgead.runtime.errors import BackendError, BundleError, EngineMissing
 
 if TYPE_CHECKING:
     from edgead.runtime.manifest import Manifest
@@ -133,7 +133,14 @@ def _reason(name: str, similarity: float, minimum: Mapping[str, float]) -> str |
 
 
 def open_model(
-    backend: str, manifest: Manifest, model: Path, precision: str, *, threads: int | None = None, batch: int = 1
+    backend: str,
+    manifest: Manifest,
+    model: Path,
+    precision: str,
+    *,
+    threads: int | None = None,
+    batch: int = 1,
+    bundle: Path | None = None,
 ) -> Backend:
     """Open the graph files of a bundle, single or routed.
 
@@ -143,11 +150,21 @@ def open_model(
         model: the graph file of ``precision`` as `Bundle.model_files` extracts it, the heads' beside it.
         precision: key of the manifest's precisions.
         threads, batch: as in `open_backend`; heads are compiled for one image, since a batch may hold all categories.
+        bundle: where the bundle lies, for the command in an error.
 
     Raises:
         BundleError: a head is missing.
         BackendUnavailable, BackendError: as `open_backend`.
     """
+    try:
+        return _open_graphs(backend, manifest, model, precision, threads, batch)
+    except EngineMissing as error:
+        raise error.of_bundle(bundle or f"{manifest.name}.edgead") from error
+
+
+def _open_graphs(
+    backend: str, manifest: Manifest, model: Path, precision: str, threads: int | None, batch: int
+) -> Backend:
     if manifest.graph == "single":
         return open_backend(backend, model, threads=threads, batch=batch)
     minimum = manifest.minimum_similarity()

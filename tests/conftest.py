@@ -26,3 +26,15 @@ def ci_small(data_root: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"no ci_small folder in {data_root}")
     return path
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the real TensorRT-RTX, on this process's path and on that of its workers; skips without it."""
+    root = Path(os.environ.get("EDGEAD_TEST_CACHE", Path.home() / ".cache" / "edgead-tests"))
+    found = sorted(root.glob("tensorrt_rtx-*/.whole"))
+    if not found:
+        pytest.skip("TensorRT-RTX is not here; fetch it once with: python tests/export/dump_tensorrt_api.py")
+    monkeypatch.syspath_prepend(str(found[-1].parent))
+    monkeypatch.setenv("PYTHONPATH", str(found[-1].parent))
+    return found[-1].parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.cuda_driver import cuda_driver
 from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra, suggest
 
 
@@ -69,29 +71,67 @@ class Network(Protocol):
 
 
 class BackendEntry(NamedTuple):
-    """One registry line: where the class lives, which package it needs, which extra brings it."""
+    """One registry line: where the class lives, which package it needs, which extra brings it.
+
+    ``distribution`` is what must be installed where several bring the same package; ``gpu`` backends run only where
+    the NVIDIA driver offers a GPU.
+    """
 
     module: str
     factory: str
     package: str
     extra: str
     precisions: tuple[str, ...]
+    gpu: bool = False
+    distribution: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether the library is there; it is not imported."""
+        if find_spec(self.package) is None:
+            return False
+        if self.distribution is None:
+            return True
+        try:
+            version(self.distribution)
+        except PackageNotFoundError:
+            return False
+        return True
+
+    @property
+    def problem(self) -> str | None:
+        """Why the backend cannot run here, on one line, with the command that helps; None where it can."""
+        if self.gpu and cuda_driver().problem is not None:
+            return f"it needs an NVIDIA GPU: {cuda_driver().problem}; see: edgead doctor"
+        return None if self.installed else missing_extra(self.distribution or self.package, self.extra)
 
 
-# One line a backend. Order is the order in which `auto` tries them.
+_GPU_PRECISIONS = ("fp32", "fp16", "int8-trt")
+
+
+# One line a backend. Order is the order in which `auto` tries them: what has been proved first.
 REGISTRY: dict[str, BackendEntry] = {
     "onnxruntime": BackendEntry("onnxruntime_backend", "OnnxRuntimeBackend", "onnxruntime", "cpu", ("fp32",)),
     "openvino": BackendEntry("openvino_backend", "OpenVinoBackend", "openvino", "openvino", ("fp32",)),
     "openvino-bf16": BackendEntry("openvino_backend", "OpenVinoBf16Backend", "openvino", "openvino", ("fp32",)),
+    "onnxruntime-cuda": BackendEntry(
+        "onnxruntime_backend", "OnnxRuntimeCudaBackend", "onnxruntime", "gpu", ("fp32",), True, "onnxruntime-gpu"
+    ),
+    "tensorrt": BackendEntry("tensorrt_backend", "TensorRtBackend", "tensorrt", "tensorrt", _GPU_PRECISIONS, True),
+    "tensorrt-rtx": BackendEntry(
+        "tensorrt_rtx_backend", "TensorRtRtxBackend", "tensorrt_rtx", "rtx", _GPU_PRECISIONS, True
+    ),
 }
-
-# Named by the design, built by the export issue; a clear refusal until then.
-_PLANNED = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
 
 def available() -> list[str]:
-    """Return the registered backends whose library is installed, in the order `auto` tries them."""
-    return [name for name, entry in REGISTRY.items() if find_spec(entry.package) is not None]
+    """Return the backends that can run here: library installed, GPU there where one is needed; in `auto`'s order."""
+    return [name for name, entry in REGISTRY.items() if entry.problem is None]
+
+
+def unavailable() -> dict[str, str]:
+    """Return the other registered backends, each with the reason."""
+    return {name: entry.problem for name, entry in REGISTRY.items() if entry.problem is not None}
 
 
 def choose(name: str = "auto") -> tuple[str, str]:
@@ -107,13 +147,11 @@ def choose(name: str = "auto") -> tuple[str, str]:
         if not found:
             raise BackendUnavailable("no backend is installed; run: pip install 'edgead[cpu]'")
         return found[0], f"auto: {found[0]} (installed: {', '.join(found)})"
-    if name in _PLANNED:
-        raise BackendUnavailable(f"backend '{name}' is not in this version of edgead; use one of {', '.join(REGISTRY)}")
     if name not in REGISTRY:
         raise ConfigError(f"unknown backend '{name}'.{suggest(name, [*REGISTRY, 'auto'])}")
-    entry = REGISTRY[name]
-    if find_spec(entry.package) is None:
-        raise BackendUnavailable(missing_extra(entry.package, entry.extra))
+    problem = REGISTRY[name].problem
+    if problem is not None:
+        raise BackendUnavailable(f"{name}: {problem}" if REGISTRY[name].gpu else problem)
     return name, f"asked for by name: {name}"
 
 

@@ -28,7 +28,7 @@ def load_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise _not_importable("onnxruntime", "cpu", error) from error
+        raise not_importable("onnxruntime", "cpu", error) from error
     # Older versions read no variable; this also covers a process that had imported it before.
     onnxruntime.disable_telemetry_events()
     return onnxruntime
@@ -47,7 +47,7 @@ def load_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise _not_importable("openvino", "openvino", error) from error
+        raise not_importable("openvino", "openvino", error) from error
     finally:
         if hidden:
             sys.modules.pop("openvino_telemetry", None)
@@ -64,7 +64,8 @@ def openvino_core() -> Any:
     return load_openvino().Core()
 
 
-def _not_importable(package: str, extra: str, error: ImportError) -> BackendUnavailable:
+def not_importable(package: str, extra: str, error: ImportError) -> BackendUnavailable:
+    """Return the error for a package that is missing, or there and broken."""
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return BackendUnavailable(missing_extra(package, extra))
     mend = f"run: pip install --force-reinstall 'edgead[{extra}]'"

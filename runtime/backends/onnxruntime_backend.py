@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU and, by its own name only, on an NVIDIA GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,30 @@ from edgead.runtime.backends.common import (
     load_onnxruntime,
     run_batches,
 )
-from edgead.runtime.errors import BackendError
+from edgead.runtime.cuda_driver import require_gpu
+from edgead.runtime.engine_cache import graph_precision
+from edgead.runtime.errors import BackendError, BackendUnavailable
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
 _UNWANTED = ["WeightBiasQuantization"]
 
 
-class OnnxRuntimeBackend:
-    """Runs the graph in FP32 on ONNX Runtime's CPU provider.
-
-    Args:
-        model: graph file, its ``weights/`` folder beside it.
-        threads: CPU threads; None leaves the choice to the library, and `describe` then reports 0.
-        batch: batch size to compile for; 0 keeps the batch axis dynamic. `run` takes any number of images either way.
-        outputs: what `compute` returns; `run` needs a score and a map.
-
-    Raises:
-        BackendUnavailable: the library is missing.
-        BackendError: it cannot load the graph, or the graph is no scoring graph.
-        ConfigError: ``threads`` or ``batch`` is out of range.
-    """
+class _OnnxRuntime:
+    """Runs the graph on one provider of ONNX Runtime."""
 
     def __init__(
-        self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
+        self,
+        model: Path,
+        *,
+        threads: int | None,
+        batch: int,
+        outputs: Sequence[str],
+        name: str,
+        provider: tuple[str, dict[str, str]],
+        device: str,
+        settings: Mapping[str, str],
+        precision: str,
     ) -> None:
         check_settings(threads, batch)
         self._outputs = list(outputs)
@@ -54,17 +54,16 @@ class OnnxRuntimeBackend:
         if threads is not None:
             options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a routed
-        # model: router and head in turn took three times as long.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, value in settings.items():
+            options.add_session_config_entry(key, value)
         if batch:
             options.add_free_dimension_override_by_name("batch", batch)
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED
+                str(model), options, providers=[provider], disabled_optimizers=_UNWANTED
             )
         except Exception as error:
-            raise BackendError(f"onnxruntime cannot load {model.name}: {first_line(error)}") from error
+            raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
         named = [output.name for output in self._session.get_outputs()]
@@ -73,10 +72,10 @@ class OnnxRuntimeBackend:
         # What the graph was really fixed to: a file exported with a static batch keeps its own.
         self._batch = shape[0] or 0
         self._info = BackendInfo(
-            name="onnxruntime",
+            name=name,
             provider=self._session.get_providers()[0],
-            precision="fp32",
-            device="cpu",
+            precision=precision,
+            device=device,
             threads=threads or 0,
             version=onnxruntime.__version__,
         )
@@ -103,5 +102,69 @@ class OnnxRuntimeBackend:
         try:
             found: Sequence[Any] = self._session.run(self._outputs, {INPUT: images})
         except Exception as error:
-            raise BackendError(f"onnxruntime failed: {first_line(error)}") from error
+            raise BackendError(f"{self._info.name} failed: {first_line(error)}") from error
         return found
+
+
+class OnnxRuntimeBackend(_OnnxRuntime):
+    """Runs the graph in FP32 on ONNX Runtime's CPU provider.
+
+    Args:
+        model: graph file, its ``weights/`` folder beside it.
+        threads: CPU threads; None leaves the choice to the library, and `describe` then reports 0.
+        batch: batch size to compile for; 0 keeps the batch axis dynamic. `run` takes any number of images either way.
+        outputs: what `compute` returns; `run` needs a score and a map.
+
+    Raises:
+        BackendUnavailable: the library is missing.
+        BackendError: it cannot load the graph, or the graph is no scoring graph.
+        ConfigError: ``threads`` or ``batch`` is out of range.
+    """
+
+    def __init__(
+        self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
+    ) -> None:
+        super().__init__(
+            model,
+            threads=threads,
+            batch=batch,
+            outputs=outputs,
+            name="onnxruntime",
+            provider=("CPUExecutionProvider", {}),
+            device="cpu",
+            # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a
+            # routed model: router and head in turn took three times as long.
+            settings={"session.force_spinning_stop": "1"},
+            precision="fp32",
+        )
+
+
+class OnnxRuntimeCudaBackend(_OnnxRuntime):
+    """Runs the graph on ONNX Runtime's CUDA provider, all of it: a node that it lacks is an error, no way to the CPU.
+
+    Written against the real API; never executed on a GPU (docs/tensorrt.md). Arguments and errors as in
+    `OnnxRuntimeBackend`; also `BackendUnavailable` where driver, GPU or the provider is missing.
+    """
+
+    def __init__(
+        self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
+    ) -> None:
+        # The list of providers tells what was compiled in, not what can run: the driver is asked first.
+        device = require_gpu("onnxruntime-cuda")
+        if "CUDAExecutionProvider" not in load_onnxruntime().get_available_providers():
+            mend = "run: pip uninstall -y onnxruntime && pip install --force-reinstall 'edgead[gpu]'"
+            raise BackendUnavailable(f"onnxruntime-cuda: the installed onnxruntime has no CUDA; {mend}")
+        super().__init__(
+            model,
+            threads=threads,
+            batch=batch,
+            outputs=outputs,
+            name="onnxruntime-cuda",
+            # TF32 would move distances to a memory bank in the third digit; a search for algorithms takes seconds.
+            provider=("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+            device=f"{device.name} (compute capability {device.compute_capability})",
+            settings={"session.force_spinning_stop": "1", "session.disable_cpu_ep_fallback": "1"},
+            precision=graph_precision(model).partition("-")[0],
+        )
+        if self._info.provider != "CUDAExecutionProvider":
+            raise BackendUnavailable(f"onnxruntime-cuda would run on {self._info.provider}; see: edgead doctor")

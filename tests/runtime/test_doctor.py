@@ -32,9 +32,7 @@ def test_every_component_has_one_row() -> None:
     rows = diagnose()
     names = [row.name for row in rows]
     assert len(names) == len(set(names))
-    assert {*REGISTRY, "python", "cpu", "memory", "disk", "preprocess", "cuda driver", "tensorrt", "opencv"} <= set(
-        names
-    )
+    assert {*REGISTRY, "python", "cpu", "memory", "disk", "preprocess", "cuda driver", "opencv"} <= set(names)
     for row in rows:
         assert row.status in ("ok", "missing", "broken")
         assert row.detail

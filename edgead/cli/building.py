@@ -1,0 +1,118 @@
+"""``edgead build``: the engine of a bundle for one GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgead.cli._app import command
+from edgead.cli._options import BundleArgument
+from edgead.cli.device import PANEL
+
+if TYPE_CHECKING:
+    from edgead.cli._output import Output
+    from edgead.export.building import BuildReport, EngineRow
+
+
+@command("build", panel=PANEL, example="edgead build plate.edgead --target tensorrt-rtx --compute-capability 8.6")
+def build(
+    out: Output,
+    bundle: BundleArgument,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P", help="Of the bundle; repeat it.", show_default="all that are meant for the target"),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="tensorrt, on and for this GPU; tensorrt-rtx, also for others and without."),
+    ] = "tensorrt",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X.Y",
+            help="GPU to build for with tensorrt-rtx, or 'portable'; repeat it.",
+            show_default="this GPU's, else all",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the engines go.", show_default="EDGEAD_ENGINE_CACHE, or ~/.cache"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Largest batch of the engine.")] = 1,
+    workspace_mb: Annotated[
+        int | None,
+        typer.Option(
+            "--workspace-mb",
+            min=1,
+            metavar="N",
+            help="Scratch memory of a layer, MiB.",
+            show_default="an eighth of the memory on small boards",
+        ),
+    ] = None,
+    plugin: Annotated[
+        Path | None, typer.Option(metavar="LIB", help="Plugin library with fused kernels (tensorrt).")
+    ] = None,
+    dla: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Deep-learning accelerator to use (Jetson).")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="A build that takes longer is ended.")
+    ] = 1800.0,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build although a fitting engine is there.")] = False,
+) -> None:
+    """Build device engines into the cache, and read back in which precision their layers compute.
+
+    Exits with 3, and keeps nothing, where an FP16 or INT8 graph came out in FP32.
+    """
+    from edgead.export.building import BuildOptions, build_engines
+    from edgead.runtime.engine_cache import CACHE_VARIABLE, PLUGIN_VARIABLE, EngineCache
+
+    options = BuildOptions(
+        max_batch=batch, workspace_mb=workspace_mb, plugin=plugin, dla=dla, timeout_s=timeout, rebuild=rebuild
+    )
+    with out.progress() as step:
+        report = build_engines(
+            bundle,
+            target=target,
+            precisions=precision or (),
+            compute_capabilities=compute_capability or (),
+            cache=EngineCache(cache),
+            options=options,
+            progress=step,
+            on_wait=lambda: out.note("another build uses this cache; waiting for it"),
+        )
+    for row in report.refused:
+        out.warn(f"no engine of {row.graph} for compute capability {row.compute_capability}: {row.reason}")
+    for variable, value in ((CACHE_VARIABLE, cache), (PLUGIN_VARIABLE, plugin)):
+        if value is not None:
+            out.note(f"before check, bench and run: export {variable}={value.resolve()}")
+    out.finish(report.to_dict(), _engines_table(report))
+
+
+def _engines_table(report: BuildReport) -> Any:
+    from edgead.cli._output import table
+
+    rows = [
+        [
+            row.graph,
+            row.stored.key.compute_capability,
+            _precisions(row),
+            f"{row.stored.size / 1e6:.1f}",
+            "in the cache" if row.reused else f"{row.stored.info['build_seconds']:.2f}",
+        ]
+        for row in report.engines
+    ]
+    title = f"{report.target} {report.version}, engines in {report.cache}; built, not run"
+    headings = ["graph", "compute capability", "layers", "MB", "seconds"]
+    return table(title, headings, rows, text_columns=3)
+
+
+def _precisions(row: EngineRow) -> str:
+    from edgead.export.layer_precision import count
+
+    counts = count(layer for layer in row.layers if layer.heavy) or count(row.layers)
+    return "; ".join(
+        f"{kind}: {', '.join(f'{number} {name}' for name, number in found.items())}" for kind, found in counts.items()
+    )

@@ -1,0 +1,34 @@
+"""Every detector's graphs are real TensorRT-RTX engines for two GPUs, built on this machine without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgead.detectors import REGISTRY, pools_categories
+from edgead.export.building import build_engines
+from edgead.export.exporting import export_bundle
+from edgead.fitting import fit
+from edgead.runtime.engine_cache import EngineCache
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rtx")]
+
+SMALL = {"patchcore": {"bank_size": "256"}}
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_rtx_builds_the_graphs_of_every_detector(name: str, ci_small: Path, tmp_path: Path) -> None:
+    folders = [ci_small / "metal_plate", *([ci_small / "toy"] if pools_categories(name) else [])]
+    model = fit(folders, detector=name, settings=SMALL.get(name, {}), size=96)
+    path = tmp_path / "part.edgead"
+    export_bundle(model.exportable("part"), path)
+    report = build_engines(
+        path, target="tensorrt-rtx", compute_capabilities=["8.6", "8.9"], cache=EngineCache(tmp_path / "engines")
+    )
+    graphs = {row.graph for row in report.engines}
+    assert len(report.engines) == 2 * len(graphs)
+    assert len(graphs) == (1 + len(folders) if len(folders) > 1 else 1)
+    for row in report.engines:
+        assert row.stored.size > 1_000_000
+        assert {layer.precision for layer in row.layers if layer.heavy} == {"fp32"}
