@@ -79,7 +79,11 @@ def graph(tiny_model, tmp_path: Path) -> Path:
     return tiny_model.save(tmp_path / "model.fp32.onnx")
 
 
-def test_engines_give_what_their_graph_gives_at_every_batch_size(on_gpu: Callable[..., list[str]], graph: Path) -> None:
+@pytest.mark.parametrize("axis", ["batch", 1])  # `edgead build` fixes it to 1 unless --batch says more
+def test_engines_give_what_their_graph_gives_at_every_batch_size(
+    on_gpu: Callable[..., list[str]], tiny_model, tmp_path: Path, axis: str | int
+) -> None:
+    graph = tiny_model.save(tmp_path / "model.fp32.onnx", axis)
     lines = on_gpu(
         """
 put(key)
