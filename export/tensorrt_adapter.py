@@ -21,7 +21,7 @@ from typing import Any
 from edgead.export.layer_precision import Layer, engine_layers
 from edgead.runtime.backends.common import INPUT
 from edgead.runtime.backends.tensorrt_library import Library, load_plugin
-from edgead.runtime.engine_cache import PORTABLE
+from edgead.runtime.engine_key import PORTABLE
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.files import atomic_write
 

@@ -22,7 +22,7 @@ from edgead.runtime.backends.common import (
     run_batches,
 )
 from edgead.runtime.cuda_driver import require_gpu
-from edgead.runtime.engine_cache import graph_precision
+from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
 
 

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 from cuda.bindings import runtime as cudart
 from edgead.runtime.backends import open_backend
-from edgead.runtime.engine_cache import EngineCache, EngineKey, graph_digest
+from edgead.runtime.engine_cache import EngineCache
+from edgead.runtime.engine_key import EngineKey, graph_digest
 from edgead.runtime.errors import EdgeadError
 model = Path(sys.argv[1])
 key = EngineKey(graph_digest(model), "tensorrt", "10.3.0", "8.7", "fp32")
