@@ -15,15 +15,8 @@ from edgead.export.layer_precision import Layer, count
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.cuda_driver import CudaDevice, cuda_driver, require_gpu
-from edgead.runtime.engine_cache import (
-    PORTABLE,
-    EngineCache,
-    EngineKey,
-    StoredEngine,
-    graph_digest,
-    graph_precision,
-    plugin_digest,
-)
+from edgead.runtime.engine_cache import EngineCache, StoredEngine
+from edgead.runtime.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError, ConfigError, suggest
 from edgead.runtime.version import __version__
 

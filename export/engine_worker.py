@@ -59,12 +59,16 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
         timing_file=_path(request["timing_file"]),
     )
     built = build(library, wanted)
-    require_precision(wanted.graph.name, request["precision"], built.layers)
+    # The network's types bind the builder. The engine may hide its layers in one fused block; where it shows them, they
+    # must say the same.
+    shown = [layer for layer in built.engine_layers if layer.heavy and layer.precision != "unknown"]
+    for layers in (built.layers, shown) if shown else (built.layers,):
+        require_precision(wanted.graph.name, request["precision"], layers)
     with Path(request["engine"]).open("wb") as stream:
         stream.write(built.plan)
     return {
-        "layers": [list(layer) for layer in built.layers],
-        "layers_from": built.source,
+        "layers": [list(layer) for layer in (built.engine_layers if shown else built.layers)],
+        "layers_from": "engine" if shown else "network",
         "parse_seconds": built.parse_seconds,
         "build_seconds": built.build_seconds,
         "warnings": list(built.warnings),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from edgead.runtime.errors import ParityError
 
-# What the engine inspector writes of a tensor, from TensorRT 10.3's "Row major linear FP16 format" to a bare "Half".
+# What the engine inspector writes of a tensor, from "Row major linear FP16 format" to a bare "Half".
 _FORMATS = (
     ("int8", r"int8"),
     ("fp8", r"fp8|e4m3"),

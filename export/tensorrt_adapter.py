@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from edgead.export.layer_precision import Layer, engine_layers
+from edgead.runtime.backends.common import INPUT
 from edgead.runtime.backends.tensorrt_library import Library, load_plugin
-from edgead.runtime.engine_cache import PORTABLE
+from edgead.runtime.engine_key import PORTABLE
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.files import atomic_write
 
@@ -54,11 +55,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What came out; ``source`` says whose word ``layers`` are: the finished ``engine`` or the typed ``network``."""
+    """What came out: ``layers`` of the strongly typed network, and of the engine where it can be inspected here."""
 
     plan: Any
     layers: tuple[Layer, ...]
-    source: str
+    engine_layers: tuple[Layer, ...]
     parse_seconds: float
     build_seconds: float
     warnings: tuple[str, ...]
@@ -114,10 +115,15 @@ def build(library: Library, request: Request) -> Built:
         )
     if timing_cache is not None and request.timing_file is not None:
         _keep(request.timing_file, bytes(timing_cache.serialize()))
-    layers, source = _network_layers(network), "network"
-    if library.target == "tensorrt":
-        layers, source = _inspect(library, plan), "engine"
-    return Built(plan, tuple(layers), source, parsed - started, finished - parsed, tuple(library.messages))
+    inspected = _inspect(library, plan) if library.target == "tensorrt" else []
+    return Built(
+        plan=plan,
+        layers=tuple(_network_layers(network)),
+        engine_layers=tuple(inspected),
+        parse_seconds=parsed - started,
+        build_seconds=finished - parsed,
+        warnings=tuple(library.messages),
+    )
 
 
 def _parse(library: Library, network: Any, graph: Path) -> None:
@@ -157,6 +163,10 @@ def _set_profile(builder: Any, network: Any, config: Any, max_batch: int) -> Non
     if network.num_inputs != 1 or len(shape) != 4 or min(shape[1:]) < 1:
         raise BackendError(f"the graph takes {network.num_inputs} inputs, the first of shape {shape}; export it again")
     if shape[0] > 0:
+        return
+    if max_batch == 1:
+        # No dynamic axis at all: shapes are folded, and the inspector can tell the precisions.
+        tensor.shape = (1, *shape[1:])
         return
     profile = builder.create_optimization_profile()
     profile.set_shape(tensor.name, (1, *shape[1:]), (1, *shape[1:]), (max_batch, *shape[1:]))
@@ -237,6 +247,12 @@ def _inspect(library: Library, plan: Any) -> list[Layer]:
     if engine is None:
         raise BackendError(f"the engine cannot be read back: {library.complaint('no reason given')}")
     inspector = engine.create_engine_inspector()
+    context = engine.create_execution_context()
+    if context is not None:
+        # With a dynamic axis it says "N/A due to dynamic shapes" until it knows the size.
+        shape = tuple(engine.get_tensor_shape(INPUT))
+        context.set_input_shape(INPUT, (max(int(shape[0]), 1), *shape[1:]))
+        inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         content: Mapping[str, Any] = json.loads(text)

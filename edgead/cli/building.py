@@ -67,7 +67,8 @@ def build(
     Exits with 3, and keeps nothing, where an FP16 or INT8 graph came out in FP32.
     """
     from edgead.export.building import BuildOptions, build_engines
-    from edgead.runtime.engine_cache import CACHE_VARIABLE, PLUGIN_VARIABLE, EngineCache
+    from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
+    from edgead.runtime.engine_key import PLUGIN_VARIABLE
 
     options = BuildOptions(
         max_batch=batch, workspace_mb=workspace_mb, plugin=plugin, dla=dla, timeout_s=timeout, rebuild=rebuild

@@ -22,7 +22,7 @@ from edgead.runtime.backends.common import (
     run_batches,
 )
 from edgead.runtime.cuda_driver import require_gpu
-from edgead.runtime.engine_cache import graph_precision
+from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that

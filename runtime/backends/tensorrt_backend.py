@@ -17,11 +17,10 @@ from edgead.runtime.backends.common import OUTPUTS, as_inference, check_images, 
 from edgead.runtime.backends.tensorrt_engine import EngineRunner
 from edgead.runtime.backends.tensorrt_library import Target, load_cuda, load_library, load_plugin
 from edgead.runtime.cuda_driver import require_gpu
-from edgead.runtime.engine_cache import (
+from edgead.runtime.engine_cache import EngineCache, StoredEngine
+from edgead.runtime.engine_key import (
     PORTABLE,
-    EngineCache,
     EngineKey,
-    StoredEngine,
     graph_digest,
     graph_precision,
     plugin_digest,

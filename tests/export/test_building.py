@@ -256,7 +256,7 @@ def test_building_imports_neither_torch_nor_onnx() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# Records in the styles of the inspector's JSON; 10.x writes sentences, later ones names.
+# Records in the styles of the inspector's JSON that users have shown (NVIDIA/TensorRT issue 4020): sentences and names.
 INSPECTED = [
     {
         "Name": "conv1",
@@ -272,17 +272,18 @@ INSPECTED = [
     },
     {"Name": "head", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Float"}], "Outputs": [{"Datatype": "Float"}]},
     {"Name": "cast", "LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major UINT8"}], "Outputs": []},
+    {"Name": "scores", "LayerType": "gemm", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]},
     "only a name",
 ]
 
 
 def test_precisions_are_read_from_the_inspector() -> None:
     layers = engine_layers(INSPECTED)
-    assert [layer.precision for layer in layers] == ["fp16", "int8", "fp32", "uint8", "unknown"]
-    assert [layer.name for layer in layers if layer.heavy] == ["conv1", "conv2", "head"]
+    assert [layer.precision for layer in layers] == ["fp16", "int8", "fp32", "uint8", "unknown", "unknown"]
+    assert [layer.name for layer in layers if layer.heavy] == ["conv1", "conv2", "head", "scores"]
     assert count(layers) == {
         "caskconvolution": {"fp16": 1, "int8": 1},
-        "gemm": {"fp32": 1},
+        "gemm": {"fp32": 1, "unknown": 1},
         "other": {"uint8": 1, "unknown": 1},
     }
 

@@ -11,16 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgead.runtime.engine_cache import (
-    CACHE_VARIABLE,
-    EngineCache,
-    EngineKey,
-    StoredEngine,
-    default_folder,
-    graph_digest,
-    graph_precision,
-    plugin_digest,
-)
+from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache, StoredEngine, default_folder
+from edgead.runtime.engine_key import EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks, modes and signals")
@@ -31,7 +23,8 @@ KEY = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 BUILDER = """
 import sys, time
 from pathlib import Path
-from edgead.runtime.engine_cache import EngineCache, EngineKey
+from edgead.runtime.engine_cache import EngineCache
+from edgead.runtime.engine_key import EngineKey
 folder, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 key = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 cache = EngineCache(folder)
@@ -209,7 +202,7 @@ def test_what_is_no_folder_gives_one_line(tmp_path: Path) -> None:
 def test_a_full_disk_gives_one_line_and_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
     program = (
         "import sys, resource\nfrom pathlib import Path\n"
-        "from edgead.runtime.engine_cache import EngineCache, EngineKey\n"
+        "from edgead.runtime.engine_cache import EngineCache\nfrom edgead.runtime.engine_key import EngineKey\n"
         "from edgead.runtime.errors import BackendError\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "cache = EngineCache(Path(sys.argv[1]))\nkey = EngineKey('0' * 64, 'tensorrt', '10.3.0', '8.7', 'fp16')\n"
