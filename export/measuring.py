@@ -15,7 +15,7 @@ from edgead.export.int8_search import Int8Choice
 from edgead.export.parity import Comparison
 from edgead.export.precisions import FP16, FP32, GraphFiles, open_graphs
 from edgead.export.simulate_fp16 import SIMULATED, HalfRange, SimulatedFp16
-from edgead.runtime.backends import REGISTRY, Backend, available
+from edgead.runtime.backends import REGISTRY, Backend, available, unavailable
 from edgead.runtime.errors import BackendUnavailable
 from edgead.runtime.limits import Limits, Verdict
 from edgead.runtime.manifest import Manifest
@@ -49,7 +49,7 @@ def measure(
     tell: Progress,
 ) -> tuple[list[Measurement], dict[str, str]]:
     """Compare every precision on every installed runtime with torch, one image after the other through all of them."""
-    unavailable = {name: "not installed" for name in REGISTRY if name not in available()}
+    refused = unavailable()
     with ExitStack() as stack:
         opened: dict[tuple[str, str], Backend] = {}
         for precision, section in manifest.precisions.items():
@@ -57,7 +57,7 @@ def measure(
                 try:
                     backend = open_graphs(name, manifest, folder / section.file, precision)
                 except BackendUnavailable as error:
-                    unavailable[name] = str(error)
+                    refused[name] = str(error)
                 else:
                     stack.callback(backend.close)
                     opened[precision, name] = backend
@@ -75,7 +75,7 @@ def measure(
             Measurement(precision, name, comparisons[precision, name], _widest(backend))
             for (precision, name), backend in opened.items()
         ]
-    return measured, unavailable
+    return measured, refused
 
 
 def fails(measurement: Measurement, max_drop: float) -> bool:
