@@ -221,7 +221,7 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
         assert record.rank_correlation > 0.7
     layers = made.report.precisions[precision]["int8"]
     assert layers["layers"] == 33
-    assert layers["kept"] == []
+    assert len(layers["kept"]) <= 1  # with a limit this loose; the first depthwise layer costs most
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
