@@ -154,6 +154,20 @@ class ModelCard(_Section):
     routing: RoutingCard | None = None
     budget: BudgetCard | None = None
 
+    def provenance(self) -> dict[str, Any]:
+        """Return where the model comes from, as bundles and reports state it; ready for JSON."""
+        found: dict[str, Any] = {
+            "backbone": self.backbone_info,
+            "random_weights": bool(self.backbone_info["random_weights"]),
+            "data_fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "versions": self.versions,
+        }
+        for name, section in (("routing", self.routing), ("budget", self.budget)):
+            if section is not None:
+                found[name] = section.model_dump(mode="json")
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
@@ -198,15 +212,7 @@ class TrainedModel:
             settings=card.settings,
             categories=card.categories,
             references=self.references,
-            provenance={
-                "backbone": card.backbone_info,
-                "random_weights": bool(card.backbone_info["random_weights"]),
-                "data_fingerprint": card.fingerprint,
-                "seed": card.seed,
-                "versions": card.versions,
-            }
-            | ({} if card.routing is None else {"routing": card.routing.model_dump(mode="json")})
-            | ({} if card.budget is None else {"budget": card.budget.model_dump(mode="json")}),
+            provenance=card.provenance(),
             routing=self._routing(),
             calibration=self.calibration,
         )

@@ -271,13 +271,7 @@ def _about(model: Path, category: str) -> About:
             categories=card.categories,
             threshold=(routed.threshold if routed else card.threshold).to_threshold(),
             parity=None,
-            provenance={
-                "backbone": card.backbone_info,
-                "random_weights": bool(card.backbone_info["random_weights"]),
-                "seed": card.seed,
-                "data_fingerprint": card.fingerprint,
-                "versions": card.versions,
-            },
+            provenance=card.provenance(),
         )
     with Bundle.open(model) as bundle:
         manifest = bundle.manifest
