@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,9 +166,8 @@ def export_graphs(
         raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
     settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, cache)
     files, _, report = _export(model, folder, settings, progress or _silent)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         for name, content in files.items():
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
