@@ -61,6 +61,15 @@ class Outcome(NamedTuple):
 Command = Callable[..., Outcome]
 
 
+class _Child(subprocess.Popen[str]):
+    """A process that ends with the test: leaving it by an error would otherwise wait for it, perhaps for ever."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 @pytest.fixture
 def edgead(capsys: pytest.CaptureFixture[str]) -> Command:
     """``edgead(*arguments)`` in this process, which has imported torch already."""
@@ -83,7 +92,7 @@ def launch() -> Callable[..., subprocess.Popen[str]]:
         if without:
             program = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r})); "
             command = [sys.executable, "-c", program + "from edgead.cli import main; main()"]
-        return subprocess.Popen(
+        return _Child(
             [*command, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
