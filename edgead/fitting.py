@@ -25,7 +25,8 @@ from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, ma
 from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
+from edgead.runtime.manifest import NormalsSection, ThresholdSection, check_member_name, fold_name
+from edgead.runtime.normals import Normals, picture_signals
 from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.scoring import ScoringModule
@@ -88,7 +89,6 @@ def fit(
     info = describe_backbone(spec, network)
     images = _Normals([sample for category in opened for sample in category.train], height, width)
     extractor = build_extractor(network, (height, width))
-    counts = {category.name: len(category.train) for category in opened}
     sources = [category.name for category in opened for _ in category.train]
     named = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
     references = tuple(one for group in named for one in group)
@@ -108,15 +108,17 @@ def fit(
         )
         method = create_detector(detector, budget.settings)
     routing = None
+    members: dict[str, Sequence[int]]
     module: ScoringModule | RoutedModule
     if pooled:
         found = method.fit(images, sources, extractor, seed=seed, progress=progress)
-        module, scores = found.module, found.normal_scores
+        module, scores, levels = found.module, found.normal_scores, found.normal_levels
         routing = _routing_card(found, method.settings.head, false_alarm_rate)
-        counts = {category.name: len(category.images) for category in found.categories}
+        members = {category.name: category.images for category in found.categories}
     else:
         fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
-        module, scores = fitted.module, fitted.normal_scores
+        module, scores, levels = fitted.module, fitted.normal_scores, fitted.normal_levels
+        members = {opened[0].name: range(len(images))}
     card = make_card(
         detector=method.name,
         settings=method.settings,
@@ -127,7 +129,8 @@ def fit(
         seed=seed,
         threshold=calibrate(scores, false_alarm_rate),
         normal_scores=scores.tolist(),
-        categories=counts,
+        categories={name: len(rows) for name, rows in members.items()},
+        normals={name: images.normals(rows, scores, levels) for name, rows in members.items()},
         fingerprint={category.name: category.fingerprint("train") for category in opened},
         routing=routing,
         budget=None if budget is None else budget.card,
@@ -176,29 +179,43 @@ def _check_names(categories: Sequence[Category]) -> None:
 
 
 class _Normals:
-    """The good images of a category at network size, read anew in each pass."""
+    """The good images of a category at network size, read anew in each pass; how they look is measured in the first."""
 
-    def __init__(self, samples: Sequence[Sample], height: int, width: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], height: int, width: int, signals: dict[Path, dict[str, float]] | None = None
+    ) -> None:
         self._samples = samples
         self._height = height
         self._width = width
+        self._signals = {} if signals is None else signals
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def select(self, indices: Sequence[int]) -> _Normals:
-        return _Normals([self._samples[index] for index in indices], self._height, self._width)
+        return _Normals([self._samples[index] for index in indices], self._height, self._width, self._signals)
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
         with closing(load_images(self._samples, self._height, self._width)) as images:
-            for image in images:
+            for sample, image in zip(self._samples, images, strict=True):
+                if sample.path not in self._signals:
+                    self._signals[sample.path] = picture_signals(image)
                 held.append(image)
                 if len(held) == size:
                     yield np.stack(held)
                     held = []
         if held:
             yield np.stack(held)
+
+    def normals(
+        self, indices: Sequence[int], scores: NDArray[np.float64], levels: NDArray[np.float64]
+    ) -> NormalsSection:
+        """Return what the drift watch compares with; every image must have been read once."""
+        rows = list(indices)
+        pictures = [self._signals[self._samples[index].path] for index in rows]
+        values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
+        return NormalsSection.from_normals(Normals.of({"score": scores[rows], "level": levels[rows], **values}))
 
 
 def make_references(

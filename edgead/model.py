@@ -25,7 +25,7 @@ from edgead.features import build_extractor
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.files import reason
 from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import ThresholdSection
+from edgead.runtime.manifest import NormalsSection, ThresholdSection
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
 from edgead.runtime.version import __version__
@@ -131,6 +131,7 @@ class ModelCard(_Section):
         normal_scores: score of each training image by a model that never saw it, in image order.
         categories: category name -> number of training images.
         fingerprint: folder name -> digest of its training images.
+        normals: category name -> what its good parts looked like, for the drift watch.
         routing: of a model of several categories; its ``categories`` are then those that were found.
         budget: of a model whose settings were chosen by measurement.
     """
@@ -151,6 +152,7 @@ class ModelCard(_Section):
     categories: dict[str, int]
     fingerprint: dict[str, str]
     versions: dict[str, str]
+    normals: dict[str, NormalsSection] = {}
     routing: RoutingCard | None = None
     budget: BudgetCard | None = None
 
@@ -215,6 +217,7 @@ class TrainedModel:
             provenance=card.provenance(),
             routing=self._routing(),
             calibration=self.calibration,
+            normals={name: section.to_normals() for name, section in card.normals.items()},
         )
 
     def _routing(self) -> Routing | None:
@@ -333,6 +336,7 @@ def make_card(
     normal_scores: Sequence[float],
     categories: Mapping[str, int],
     fingerprint: Mapping[str, str],
+    normals: Mapping[str, NormalsSection],
     routing: RoutingCard | None = None,
     budget: BudgetCard | None = None,
 ) -> ModelCard:
@@ -356,6 +360,7 @@ def make_card(
         categories=dict(categories),
         fingerprint=dict(fingerprint),
         versions={"edgead": __version__, "torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__},
+        normals=dict(normals),
         routing=routing,
         budget=budget,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import Backend
 from edgead.runtime.limits import Limits
+from edgead.runtime.normals import Normals
 from edgead.runtime.routed import RoutedBackend
 from edgead.runtime.threshold import Threshold
 
@@ -47,6 +48,7 @@ class Exportable:
         routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
         calibration: ``(name, PNG bytes)``; ``good-…`` set the ranges of INT8, ``probe-…`` have planted defects. The
             bundle does not carry them.
+        normals: category -> what its good parts looked like, for the drift watch.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Exportable:
     provenance: Mapping[str, Any]
     routing: Routing | None = None
     calibration: Sequence[tuple[str, bytes]] = ()
+    normals: Mapping[str, Normals] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:

@@ -39,6 +39,7 @@ from edgead.runtime.manifest import (
     InputSection,
     Manifest,
     MapSection,
+    NormalsSection,
     ParityRecord,
     PrecisionSection,
     ThresholdSection,
@@ -344,12 +345,11 @@ def _manifest(model: Exportable, section: PrecisionSection) -> Manifest:
     """Return the manifest without members and parity."""
     routing = model.routing
     categories = {
-        name: CategorySection(n_train=count)
-        if routing is None
-        else CategorySection(
+        name: CategorySection(
             n_train=count,
-            threshold=ThresholdSection.from_threshold(routing.thresholds[name]),
-            minimum_similarity=routing.minimum_similarity[name],
+            normals=NormalsSection.from_normals(model.normals[name]) if name in model.normals else None,
+            threshold=ThresholdSection.from_threshold(routing.thresholds[name]) if routing is not None else None,
+            minimum_similarity=routing.minimum_similarity[name] if routing is not None else None,
         )
         for name, count in model.categories.items()
     }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends import available, choose
 from edgead.runtime.bench_report import Accuracy, BenchReport, BenchRow
+from edgead.runtime.board import describe_board
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import BackendError, BackendUnavailable, BundleError, ConfigError
@@ -87,9 +88,12 @@ def bench(
         for candidate in candidates:
             candidate.accuracy = _accuracy(candidate.inspector, images, known)
             candidate.warm(pool, WARM_UP)
+        before = describe_board()
         # With a schedule a queue may build up, and only a long run shows it.
         length = _ROUND if rate_fps is None else math.ceil(frames / 2)
         _take_turns(candidates, pool, frames, length, rate_fps, progress)
+        # At once, while the board is as warm as the figures are.
+        after = describe_board()
         return BenchReport(
             bundle=str(path),
             model_sha256=bundle.sha256,
@@ -98,6 +102,7 @@ def bench(
             warm_up=WARM_UP,
             rate_fps=rate_fps,
             machine=describe_machine(),
+            board={"before": before, "after": after},
             versions=_versions(),
             rows=tuple(candidate.row() for candidate in candidates),
             skipped=skipped,

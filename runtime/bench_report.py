@@ -74,6 +74,7 @@ class BenchReport:
 
     Attributes:
         frames, warm_up: counted and uncounted frames for each row.
+        board: `edgead.runtime.board.describe_board` ``before`` and ``after`` the measurement.
         skipped: why a backend that nobody asked for by name is not among the rows.
     """
 
@@ -84,6 +85,7 @@ class BenchReport:
     warm_up: int
     rate_fps: float | None
     machine: dict[str, Any]
+    board: dict[str, dict[str, Any]]
     versions: dict[str, str]
     rows: tuple[BenchRow, ...]
     skipped: dict[str, str]
@@ -99,6 +101,7 @@ class BenchReport:
             "warm_up": self.warm_up,
             "rate_fps": self.rate_fps,
             "machine": self.machine,
+            "board": self.board,
             "versions": self.versions,
             "results": [row.to_dict() for row in self.rows],
             "skipped": self.skipped,

@@ -21,7 +21,9 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.manifest import Manifest, ThresholdSection
+from edgead.runtime.manifest import Manifest, NormalsSection, ThresholdSection
+from edgead.runtime.normals import Normals, map_level, picture_signals
+from edgead.runtime.preprocess import resize
 from edgead.runtime.routed import UNKNOWN_CATEGORY
 from edgead.runtime.sources import Source, open_source
 from edgead.runtime.threshold import Threshold, calibrate, normals_needed
@@ -130,7 +132,9 @@ def calibrate_bundle(
     with Bundle.open(path) as bundle:
         if bundle.sha256 != sha256:
             raise BundleError(f"{path} was changed while it was calibrated; run it again")
-    replace_manifest(path, out, _recalibrated(manifest, old, new, opened.source_id, count, info))
+    replace_manifest(
+        path, out, _recalibrated(manifest, old, new, _normals(taken, manifest), opened.source_id, count, info)
+    )
     return CalibrationReport(
         bundle=str(path),
         out=str(out),
@@ -149,6 +153,7 @@ def calibrate_bundle(
 @dataclass(slots=True)
 class _Taken:
     scores: dict[str, list[float]]
+    signals: dict[str, list[dict[str, float]]]
     images: int = 0
     unreadable: int = 0
     unknown: int = 0
@@ -161,7 +166,7 @@ def _collect(
     min_interval_s: float,
     progress: Progress | None,
 ) -> _Taken:
-    taken = _Taken({})
+    taken = _Taken({}, {})
     due_ns: float = -math.inf
     for frame in source.frames():
         if isinstance(frame, BadFrame):
@@ -180,6 +185,8 @@ def _collect(
         for key, result in found.items():
             name = key if result.category is None else f"{key}/{result.category}"
             taken.scores.setdefault(name, []).append(_score(result, frame))
+        full = found["fp32"]
+        taken.signals.setdefault(full.category or "", []).append(_signals(full, frame, inspectors["fp32"]))
         taken.images += 1
         if progress is not None:
             progress(taken.images, n or 0)
@@ -208,6 +215,22 @@ def _score(result: Result, frame: Frame) -> float:
             "of every good part; run: edgead check"
         )
     return result.score
+
+
+def _signals(result: Result, frame: Frame, inspector: Inspector) -> dict[str, float]:
+    assert result.map is not None
+    picture = resize(frame.image, inspector.height, inspector.width, frame.layout)
+    return {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
+
+
+def _normals(taken: _Taken, manifest: Manifest) -> dict[str, NormalsSection]:
+    """Return what the good parts look like to this camera; the drift watch compares with it from now on."""
+    found = {}
+    for category, rows in taken.signals.items():
+        normals = Normals.of({name: [row[name] for row in rows] for name in rows[0]})
+        names = [category] if manifest.graph == "routed" else list(manifest.categories)
+        found.update(dict.fromkeys(names, NormalsSection.from_normals(normals)))
+    return found
 
 
 def _probe_scores(bundle: Bundle) -> dict[str, dict[str, float]]:
@@ -246,6 +269,7 @@ def _recalibrated(
     manifest: Manifest,
     old: Mapping[str, Threshold],
     new: Mapping[str, Threshold],
+    normals: Mapping[str, NormalsSection],
     source_id: str,
     images: int,
     backend: Mapping[str, Any],
@@ -272,7 +296,12 @@ def _recalibrated(
         elif not routed:
             precisions[key] = entry.model_copy(update={"threshold": None})
     categories = {
-        name: entry.model_copy(update={"threshold": sections.get(f"fp32/{name}", entry.threshold)})
+        name: entry.model_copy(
+            update={
+                "threshold": sections.get(f"fp32/{name}", entry.threshold) if routed else entry.threshold,
+                "normals": normals.get(name, entry.normals),
+            }
+        )
         for name, entry in manifest.categories.items()
     }
     # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
@@ -285,7 +314,7 @@ def _recalibrated(
             "parity": parity,
             "threshold": sections.get("fp32", manifest.threshold),
             "precisions": precisions,
-            "categories": categories if routed else manifest.categories,
+            "categories": categories,
             "provenance": {
                 **manifest.provenance,
                 PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgead.runtime.errors import ConfigError, DataError, SourceError
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.normals import picture_signals
 from edgead.runtime.sources import Source, open_source
 
 DARK, BRIGHT = 25.0, 235.0
@@ -171,9 +172,8 @@ class _Check:
         self._last: NDArray[np.uint8] | None = None
 
     def __call__(self, frame: Frame, name: str) -> Photo:
-        # Green is close to luminance, and one channel needs no pass over the others.
         grey = frame.image if frame.image.ndim == 2 else frame.image[:, :, 1]
-        brightness, focus = float(grey.mean()), _sharpness(grey)
+        brightness, focus = picture_signals(grey).values()
         clipped = float((grey >= 254).mean())
         found = []
         if brightness < DARK:
@@ -187,11 +187,3 @@ class _Check:
         self._focus.append(focus)
         self._last = frame.image
         return Photo(name, brightness, focus, "; ".join(found) or None)
-
-
-def _sharpness(grey: NDArray[np.uint8]) -> float:
-    if min(grey.shape) < 3:
-        return 0.0
-    wide = grey.astype(np.int16)
-    laplacian = wide[:-2, 1:-1] + wide[2:, 1:-1] + wide[1:-1, :-2] + wide[1:-1, 2:] - 4 * wide[1:-1, 1:-1]
-    return float(laplacian.var(dtype=np.float64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError, suggest
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.limits import Limits
+from edgead.runtime.normals import Normals
 from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import Threshold
 
@@ -37,6 +38,9 @@ class Inspector:
             category.
         name: what is inspected, for messages.
         why: one line on how the backend was chosen.
+
+    Attributes:
+        normals: what good parts looked like, by category (None: there is only one); empty where nobody measured it.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Inspector:
         if not isinstance(threshold, Limits):
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         self.limits = threshold
+        self.normals: Mapping[str | None, Normals] = {}
         self._backend = backend
         self._precision: str | None = None
         self._lock = threading.Lock()
@@ -113,6 +118,7 @@ class Inspector:
                 name=manifest.name,
                 why=why,
             )
+            inspector.normals = manifest.normals()
             # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
             inspector._precision = "int8" if precision.startswith("int8") else None
             # The backend maps the extracted weights; they go when the inspector goes.

@@ -6,6 +6,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic import (
 
 from edgead.runtime.errors import BundleError
 from edgead.runtime.limits import Limits
+from edgead.runtime.normals import QUANTILES, SIGNALS, Normals
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
 
@@ -166,16 +168,40 @@ class ThresholdSection(_Section):
         return Threshold(self.value, self.target_false_alarm_rate, self.n_normals, self.low, self.high, self.supported)
 
 
+class NormalsSection(_Section):
+    """What good parts looked like; the fields of `edgead.runtime.normals.Normals`."""
+
+    images: _Count
+    quantiles: dict[_Text, Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> NormalsSection:
+        if set(self.quantiles) != set(SIGNALS):
+            raise ValueError(f"the signals are {', '.join(SIGNALS)}")
+        for name, values in self.quantiles.items():
+            if len(values) != QUANTILES or any(low > high for low, high in pairwise(values)):
+                raise ValueError(f"{name} needs {QUANTILES} ascending quantiles")
+        return self
+
+    @classmethod
+    def from_normals(cls, normals: Normals) -> NormalsSection:
+        return cls(images=normals.images, quantiles=dict(normals.quantiles))
+
+    def to_normals(self) -> Normals:
+        return Normals(self.images, dict(self.quantiles))
+
+
 class CategorySection(_Section):
     """One category the model was fitted on.
 
     Where the model is routed it has a threshold of its own, and the similarity to its parts below which an image is
-    not inspected.
+    not inspected. ``normals`` is what the drift watch compares with; a bundle of an earlier version has none.
     """
 
     threshold: ThresholdSection | None = None
     minimum_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     n_train: _Count
+    normals: NormalsSection | None = None
 
 
 class MemberRecord(_Section):
@@ -268,6 +294,17 @@ class Manifest(_Section):
             ((entry.threshold if entry is not None else None) or self.threshold).value,
             {name: section.value for name, section in sections.items() if routed and section is not None},
         )
+
+    def normals(self) -> dict[str | None, Normals]:
+        """Return what good parts looked like, by category where the graph is routed, else under None."""
+        known: dict[str | None, Normals] = {
+            name: category.normals.to_normals()
+            for name, category in self.categories.items()
+            if category.normals is not None
+        }
+        if self.graph == "routed":
+            return known
+        return {None: next(iter(known.values()))} if known else {}
 
     def minimum_similarity(self) -> dict[str, float]:
         """Return the similarity below which an image is no part of a category, of each category; empty if single."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgead.runtime.drift import DriftState
 from edgead.runtime.ledger import Counts
 from edgead.runtime.sinks.worker import SinkReport
 from edgead.runtime.timings import Latency
@@ -36,6 +37,7 @@ class StreamSummary:
         stages: the parts of it by name: ``wait`` (capture to its turn) and the stages of the inspector.
         sinks: one report a sink.
         backend: what really ran, None where the inspector does not say.
+        drift: what the drift watch says, one state a source, category and signal; empty where nothing is watched.
     """
 
     seconds: float
@@ -46,6 +48,7 @@ class StreamSummary:
     stages: Mapping[str, Latency]
     sinks: tuple[SinkReport, ...]
     backend: Mapping[str, Any] | None
+    drift: tuple[DriftState, ...] = ()
 
     @property
     def errors(self) -> list[str]:
@@ -67,4 +70,5 @@ class StreamSummary:
             },
             "sinks": [sink.to_dict() for sink in self.sinks],
             "backend": dict(self.backend) if self.backend is not None else None,
+            "drift": [state.to_dict() for state in self.drift],
         }

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -19,10 +20,12 @@ from rich.live import Live
 from rich.text import Text
 
 from edgead.cli._output import Output
+from edgead.runtime.drift import DriftSink, DriftWatch
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import Decision
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.ledger import Counts
+from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import REGISTRY, parse_address
 from edgead.runtime.stream import Stream
 from edgead.runtime.summary import StreamSummary
@@ -51,15 +54,20 @@ def run_stream(
         try:
             with Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector:
                 out.note(f"backend: {inspector.why}")
-                stream = _open(out, inspector, sources, sinks, duration_s, max_frames, wait)
+                drift = DriftWatch(inspector.normals)
+                targets: list[str | Sink] = [*sinks]
+                if drift.active:
+                    targets.append(DriftSink(drift, inspector.height, inspector.width))
+                stream = _open(out, inspector, sources, targets, duration_s, max_frames, wait)
                 with stream:
                     switch.stream = stream
                     if not (watch and out.watched):
-                        return stream.run()
+                        return replace(stream.run(), drift=tuple(drift.report()))
                     line = _Status(stream)
                     # stdout is left alone: what is printed there is for programs, or comes after the end.
                     with Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False):
-                        return stream.run()
+                        summary = stream.run()
+                    return replace(summary, drift=tuple(drift.report()))
         except KeyboardInterrupt:
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)
@@ -92,7 +100,7 @@ def _open(
     out: Output,
     inspector: Inspector,
     sources: Sequence[str],
-    sinks: Sequence[str],
+    sinks: Sequence[str | Sink],
     duration_s: float | None,
     max_frames: int | None,
     wait: bool,

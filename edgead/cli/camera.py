@@ -87,6 +87,9 @@ def run(
             out.warn(
                 f"{report.name} failed {report.failed} and missed {report.missed} of {report.accepted} results{why}"
             )
+    for state in summary.drift:
+        if state.drifting:
+            out.warn(state.explain())
     out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=taken)
     if summary.errors:
         raise SourceLost("; ".join(summary.errors))

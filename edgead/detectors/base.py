@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgead.coreset import Progress
 from edgead.features import FeatureExtractor
+from edgead.runtime.normals import map_level
 from edgead.scoring import ScoringModule
 
 FOLDS = 5
@@ -41,10 +42,16 @@ class TrainingImages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted scoring module and the scores ``(n,)`` of the normals, each scored by a model that never saw it."""
+    """A fitted scoring module, and what models that never saw them gave for the normals.
+
+    Attributes:
+        module: fitted on all normals.
+        normal_scores: ``(n,)``; normal_levels: ``(n,)`` medians of the anomaly maps.
+    """
 
     module: ScoringModule
     normal_scores: NDArray[np.float64]
+    normal_levels: NDArray[np.float64]
 
 
 class Collector(Protocol):
@@ -119,16 +126,17 @@ def fit_closed_form(
         ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval()
         for fold in range(folds.max() + 1)
     ]
-    scores = np.empty(count, np.float64)
+    scores, levels = np.empty(count, np.float64), np.empty(count, np.float64)
     for first, features in extract(images, extractor, batch, progress, "out-of-fold scores"):
         members = folds[first : first + len(features)]
         for fold in np.unique(members):
             rows = np.flatnonzero(members == fold)
-            score, _ = held_out[fold].score_features(features[torch.from_numpy(rows)])
+            score, maps = held_out[fold].score_features(features[torch.from_numpy(rows)])
             scores[first + rows] = score.double().numpy()
+            levels[first + rows] = [map_level(grid) for grid in maps.numpy()]
     del held_out
     module = ScoringModule(extractor, collector.head(None, progress), smooth=smooth).eval()
-    return Fit(module.requires_grad_(False), scores)
+    return Fit(module.requires_grad_(False), scores, levels)
 
 
 @torch.inference_mode()

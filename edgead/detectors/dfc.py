@@ -59,6 +59,7 @@ class PooledFit:
     Attributes:
         module: routes and scores.
         normal_scores: ``(n,)`` of the pool's images by models that never saw them, in deviations of their category.
+        normal_levels: ``(n,)`` medians of their anomaly maps, likewise.
         categories: in the order of the router's columns, which is that of their names.
         silhouettes: number of categories -> mean silhouette, where the number was looked for.
         purity: share of the images that lie in a category together with most of their folder's.
@@ -66,6 +67,7 @@ class PooledFit:
 
     module: RoutedModule
     normal_scores: NDArray[np.float64]
+    normal_levels: NDArray[np.float64]
     categories: tuple[CategoryFit, ...]
     silhouettes: Mapping[int, float]
     purity: float
@@ -170,7 +172,7 @@ class Dfc:
         names = _names(members, sources)
         _require_enough(members, names, len(images))
         order = sorted(range(grouping.count), key=names.__getitem__)
-        scores = np.empty(len(images), np.float64)
+        scores, levels = np.empty(len(images), np.float64), np.empty(len(images), np.float64)
         heads, categories = [], []
         for k in order:
             rows, name = members[k].tolist(), names[k]
@@ -185,12 +187,18 @@ class Dfc:
             mean, deviation = float(fitted.normal_scores.mean()), float(fitted.normal_scores.std())
             deviation = max(deviation, 1e-6, 1e-3 * abs(mean))
             scores[rows] = (fitted.normal_scores - mean) / deviation
+            levels[rows] = (fitted.normal_levels - mean) / deviation
             heads.append(CategoryModule(fitted.module, mean, deviation))
             categories.append(CategoryFit(name, tuple(rows), routed.minimum(k), Counter(sources[row] for row in rows)))
         module = RoutedModule(Router(extractor, anchors[order]), heads).eval()
         largest = sum(max(category.sources.values()) for category in categories)
         return PooledFit(
-            module.requires_grad_(False), scores, tuple(categories), grouping.silhouettes, largest / len(images)
+            module.requires_grad_(False),
+            scores,
+            levels,
+            tuple(categories),
+            grouping.silhouettes,
+            largest / len(images),
         )
 
     def empty(self, extractor: FeatureExtractor, tensors: Mapping[str, Tensor], seed: int) -> RoutedModule:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import read_image
@@ -244,3 +245,24 @@ def test_a_full_disk_leaves_the_bundle_that_is_calibrated_in_place(edgead, plate
     assert f"cannot write {bundle}" in outcome.err
     assert bundle.read_bytes() == data
     assert list(tmp_path.iterdir()) == [bundle]
+
+
+def test_run_warns_of_a_lamp_that_has_aged_and_changes_no_decision(process, plate, plate_bundle, ci_small, tmp_path):
+    good, bundle, dim = sorted((ci_small / "metal_plate/train/good").iterdir()), tmp_path / "c.edgead", tmp_path / "dim"
+    with Bundle.open(plate_bundle) as opened:
+        assert opened.manifest.normals()[None].images == len(list((plate / "train/good").iterdir()))
+    assert process("calibrate", plate_bundle, "--source", good[0].parent, "-o", bundle).code == 0
+    dim.mkdir()
+    for number in range(60):
+        pixels = read_image(good[number % len(good)]) * 0.7
+        Image.fromarray(pixels.astype(np.uint8)).save(dim / f"{number:02}.png")
+    outcome = process("run", bundle, "--source", dim, "--sink", tmp_path / "r.jsonl", "--json")
+    assert outcome.code == 0, outcome.err
+    states = {state["signal"]: state for state in outcome.json["drift"]}
+    assert states["brightness"]["drifting"]
+    assert states["brightness"]["median"] < states["brightness"]["low"]
+    assert "Warning: " in outcome.err
+    assert "brightness has drifted below" in outcome.err
+    assert outcome.json["decisions"]["NOT_INSPECTED"] == 0
+    healthy = process("run", bundle, "--source", good[0].parent, "--json").json
+    assert not any(state["drifting"] for state in healthy["drift"])

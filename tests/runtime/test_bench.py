@@ -41,6 +41,7 @@ def test_every_installed_backend_of_full_precision_is_measured(make_bundle):
         assert report.model_sha256 == bundle.sha256
     data = report.to_dict()
     assert data["schema"] == "edgead.bench/1"
+    assert set(data["board"]) == {"before", "after"}
     assert set(data["versions"]) == {"edgead", "python", "numpy", "pillow"}
     json.dumps(data, allow_nan=False)
 

@@ -14,10 +14,11 @@ from edgead.runtime.backends import available
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.calibrate import calibrate_bundle
 from edgead.runtime.check import check_bundle
+from edgead.runtime.decode import read_image
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError, SourceError, SourceLost
 from edgead.runtime.expected import EXPECTED_NAME, pack_expected
 from edgead.runtime.frame import BadFrame, Frame
-from edgead.runtime.preprocess import resize_reference
+from edgead.runtime.preprocess import resize, resize_reference
 from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.threshold import calibrate
 
@@ -109,7 +110,7 @@ def test_everything_else_is_kept_and_the_old_threshold_recorded(make_bundle, fol
     with Bundle.open(path) as old, Bundle.open(out) as new:
         assert new.manifest.members == old.manifest.members
         assert new.manifest.parity == old.manifest.parity
-        changed = {"threshold", "precisions", "provenance"}
+        changed = {"threshold": True, "precisions": True, "provenance": True, "categories": {"plate": {"normals"}}}
         assert new.manifest.model_dump(exclude=changed) == old.manifest.model_dump(exclude=changed)
         kept = {key: value for key, value in new.manifest.provenance.items() if key != "calibrations"}
         assert kept == old.manifest.provenance
@@ -121,6 +122,18 @@ def test_everything_else_is_kept_and_the_old_threshold_recorded(make_bundle, fol
         assert second["source"] == "rtsp://***@cam/1"
         assert second["old"]["fp32"]["n_normals"] == 20
     assert b"secret" not in out.read_bytes()
+
+
+def test_what_good_parts_look_like_is_measured_anew_for_the_drift_watch(make_bundle, folder, tmp_path):
+    path, out = make_bundle(), tmp_path / "new.edgead"
+    report = calibrate_bundle(path, folder, out)
+    with Bundle.open(path) as old, Bundle.open(out) as new:
+        assert old.manifest.normals() == {}
+        normals = new.manifest.normals()[None]
+    assert normals.images == report.images == 20
+    assert list(normals.quantiles["brightness"]) == sorted(normals.quantiles["brightness"])
+    pictures = [resize(read_image(file), 8, 10) for file in sorted(folder.iterdir())]
+    assert normals.quantiles["brightness"][10] == pytest.approx(np.median([one[:, :, 1].mean() for one in pictures]))
 
 
 def test_each_precision_gets_a_threshold_of_its_own_scores(make_bundle, tiny_model, folder):
