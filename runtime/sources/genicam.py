@@ -134,8 +134,7 @@ class GenicamSource(Source):
 
     def _frame(self, buffer: Any, index: int) -> Frame | BadFrame:
         arrival_ns = self._clock()
-        device_ns = getattr(buffer, "timestamp_ns", None) or 0
-        timestamp_ns = self._map.capture_ns(int(device_ns), arrival_ns)
+        timestamp_ns = self._map.capture_ns(_device_ns(buffer), arrival_ns)
         components = buffer.payload.components
         if not components:
             return BadFrame(index, timestamp_ns, self.source_id, "the camera delivered a frame without a picture")
@@ -151,3 +150,11 @@ class GenicamSource(Source):
             return BadFrame(index, timestamp_ns, self.source_id, "the camera delivered an incomplete frame")
         # Copied: the buffer goes back to the camera.
         return Frame(data.reshape(shape).copy(), index, timestamp_ns, self.source_id, layout)
+
+
+def _device_ns(buffer: Any) -> int:
+    """Return the camera's timestamp, 0 where the producer has none: some then raise."""
+    try:
+        return int(buffer.timestamp_ns or 0)
+    except Exception:  # noqa: BLE001 - the vendors' errors have no base class in common
+        return 0
