@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from edgead.runtime.archive import CHUNK, MAX_MEMBERS, Entry, NewEntry, damaged, read_entries, write_entries
-from edgead.runtime.errors import BundleError, ConfigError, suggest
+from edgead.runtime.errors import BundleError, ConfigError, DataError, suggest
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, unpack_expected
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.manifest import (
@@ -30,6 +30,7 @@ from edgead.runtime.manifest import (
     fold_name,
     parse_manifest,
 )
+from edgead.runtime.region import Box, Region, decode_mask, make_region
 from edgead.runtime.routed import head_file
 from edgead.runtime.scratch import private_directory
 
@@ -110,6 +111,23 @@ class Bundle:
             BundleError: the bundle holds none, or not these arrays.
         """
         return unpack_expected(self.read(EXPECTED_NAME), str(self.path))
+
+    def region(self) -> Region | None:
+        """Return the part of the frames that the model judges, None where it is all of them.
+
+        Raises:
+            BundleError: it does not lie in its frame, or its mask is missing or no mask of it.
+        """
+        section = self.manifest.input.region
+        if section is None:
+            return None
+        box = Box(section.x, section.y, section.width, section.height)
+        size = section.frame_width, section.frame_height
+        try:
+            mask = None if section.mask is None else decode_mask(self.read(section.mask), section.mask, size)
+            return make_region(size, box, mask)
+        except (ConfigError, DataError) as error:
+            raise BundleError(f"{self.path}: {error}; export it again with 'edgead export'") from error
 
     def extract(self, directory: Path, members: Iterable[str]) -> None:
         """Write members below ``directory`` (created where missing) under their own names, hashed while written.

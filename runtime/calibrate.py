@@ -23,7 +23,7 @@ from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.manifest import Manifest, NormalsSection, ThresholdSection
 from edgead.runtime.normals import Normals, map_level, picture_signals
-from edgead.runtime.preprocess import resize
+from edgead.runtime.region import prepare
 from edgead.runtime.routed import UNKNOWN_CATEGORY
 from edgead.runtime.sources import Source, open_source
 from edgead.runtime.threshold import Threshold, calibrate, normals_needed
@@ -219,7 +219,7 @@ def _score(result: Result, frame: Frame) -> float:
 
 def _signals(result: Result, frame: Frame, inspector: Inspector) -> dict[str, float]:
     assert result.map is not None
-    picture = resize(frame.image, inspector.height, inspector.width, frame.layout)
+    picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region)
     return {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
 
 

@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
 from edgead.runtime.bundle import Bundle
@@ -18,7 +19,8 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import Decision
 from edgead.runtime.limits import Limits
-from edgead.runtime.preprocess import resize, self_check
+from edgead.runtime.preprocess import self_check
+from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import open_model
 
 # How far a score may lie from the torch model's, as a share of the *margin*: threshold minus the median score of the
@@ -177,10 +179,8 @@ def check_bundle(
         manifest, key = bundle.manifest, precision or "fp32"
         if key not in manifest.precisions:
             raise ConfigError(f"{path} has no precision '{key}'.{suggest(key, manifest.precisions)}")
-        references = _references(bundle)
         limits = manifest.limits(key)
-        size = manifest.input.height, manifest.input.width
-        total = len(references) + len(files)
+        total = len(bundle.references()) + len(files)
         step = iter(range(1, total + 1))
 
         def done() -> None:
@@ -191,16 +191,8 @@ def check_bundle(
             network = open_model(chosen, manifest, model, key, threads=threads, bundle=bundle.path)
             try:
                 info = network.describe()
-                reduced = key != "fp32" or info.precision != "fp32"
-                allowed = manifest.precisions[key].max_drop or 0.0
-                share = max(REDUCED_TOLERANCE, allowed) if reduced else FP32_TOLERANCE
-                trained = manifest.limits()
-                replayed = []
-                for reference in references:
-                    margin = share * _margin(reference, references, trained)
-                    replayed.append(_replay(network, reference, size, margin, (trained, limits)))
-                    done()
-                judged = _judge(network, files, size, limits, done) if files else None
+                replayed = replay(network, bundle, key, done)
+                judged = _judge(network, files, _Input.of(bundle), limits, done) if files else None
             finally:
                 network.close()
     return CheckReport(
@@ -212,8 +204,46 @@ def check_bundle(
         threshold=limits.value,
         references=tuple(replayed),
         images=judged,
-        problems=tuple(_problems(replayed, judged)),
+        problems=tuple(problems(replayed, judged)),
     )
+
+
+def replay(
+    network: Backend, bundle: Bundle, precision: str, done: Callable[[], None] = lambda: None
+) -> list[ReferenceCheck]:
+    """Run the references of a bundle through an open network and compare them with what the torch model gave.
+
+    Raises:
+        BundleError: the bundle has none, so that nothing can be proved.
+        BackendError: the network fails, or is of another kind.
+    """
+    manifest, references = bundle.manifest, _references(bundle)
+    reduced = precision != "fp32" or network.describe().precision != "fp32"
+    allowed = manifest.precisions[precision].max_drop or 0.0
+    share = max(REDUCED_TOLERANCE, allowed) if reduced else FP32_TOLERANCE
+    limits = manifest.limits(), manifest.limits(precision)
+    network_input = _Input.of(bundle)
+    found = []
+    for reference in references:
+        margin = share * _margin(reference, references, limits[0])
+        found.append(_replay(network, reference, network_input, margin, limits))
+        done()
+    return found
+
+
+class _Input(NamedTuple):
+    """How pictures become the network's input."""
+
+    height: int
+    width: int
+    region: Region | None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> _Input:
+        return cls(bundle.manifest.input.height, bundle.manifest.input.width, bundle.region())
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return prepare(image, self.height, self.width, region=self.region)[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +277,9 @@ def _margin(reference: _Reference, references: Sequence[_Reference], limits: Lim
 
 
 def _replay(
-    network: Backend, reference: _Reference, size: tuple[int, int], margin: float, limits: tuple[Limits, Limits]
+    network: Backend, reference: _Reference, make: _Input, margin: float, limits: tuple[Limits, Limits]
 ) -> ReferenceCheck:
-    found = network.run(resize(decode_image(reference.png, reference.name), *size)[None])
+    found = network.run(make(decode_image(reference.png, reference.name)))
     if found.map.shape != reference.expected.map.shape:
         shapes = f"{found.map.shape[1:]} cells, expected are {reference.expected.map.shape[1:]}"
         raise BackendError(f"the network gives a map of {shapes}")
@@ -268,14 +298,14 @@ def _replay(
 
 
 def _judge(
-    network: Backend, files: Sequence[Path], size: tuple[int, int], limits: Limits, done: Callable[[], None]
+    network: Backend, files: Sequence[Path], make: _Input, limits: Limits, done: Callable[[], None]
 ) -> ImagesCheck:
     decisions = dict.fromkeys((decision.value for decision in Decision), 0)
     not_finite: list[str] = []
     unreadable: dict[str, str] = {}
     for file in files:
         try:
-            found = network.run(resize(read_image(file), *size)[None])
+            found = network.run(make(read_image(file)))
         except DataError as error:
             unreadable[str(file)] = str(error)
             decisions[Decision.NOT_INSPECTED.value] += 1
@@ -288,7 +318,8 @@ def _judge(
     return ImagesCheck(decisions, tuple(not_finite), unreadable)
 
 
-def _problems(references: Sequence[ReferenceCheck], images: ImagesCheck | None) -> Iterator[str]:
+def problems(references: Sequence[ReferenceCheck], images: ImagesCheck | None = None) -> Iterator[str]:
+    """Yield one line for each thing that fails a check on this device."""
     try:
         self_check()
     except BackendError as error:

@@ -13,13 +13,13 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.normals import SIGNALS, Normals, is_finite, map_level, picture_signals
-from edgead.runtime.preprocess import resize
+from edgead.runtime.region import Region, prepare
 from edgead.runtime.sinks import Sink
 
 WINDOW = 200
@@ -83,11 +83,16 @@ class DriftWatch:
     """
 
     def __init__(self, normals: Mapping[str | None, Normals], *, window: int = WINDOW) -> None:
-        self._normals = {name: one for name, one in normals.items() if one.images >= LEAST_NORMALS}
         self._window = window
         self._lock = threading.Lock()
-        self._values: dict[tuple[str, str | None], dict[str, deque[float]]] = {}
-        self._drifting: set[tuple[str, str | None, str]] = set()
+        self.renew(normals)
+
+    def renew(self, normals: Mapping[str | None, Normals]) -> None:
+        """Start anew with other normals: those of another model, whose scores are on another scale."""
+        with self._lock:
+            self._normals = {name: one for name, one in normals.items() if one.images >= LEAST_NORMALS}
+            self._values: dict[tuple[str, str | None], dict[str, deque[float]]] = {}
+            self._drifting: set[tuple[str, str | None, str]] = set()
 
     @property
     def active(self) -> bool:
@@ -141,20 +146,33 @@ class DriftWatch:
         )
 
 
+class Inspected(Protocol):
+    """What the watch needs of an `edgead.runtime.Inspector`."""
+
+    height: int
+    width: int
+    region: Region | None
+
+    @property
+    def normals(self) -> Mapping[str | None, Normals]: ...
+
+
 class DriftSink(Sink):
     """Feeds a `DriftWatch` with the results of a stream and logs what changes, in a thread of its own.
 
     Args:
         watch: what judges.
-        height, width: network size in pixels, at which pictures are measured.
+        inspector: the one that judges the stream; its region and network size say how pictures are measured, and when
+            it goes on with another bundle the watch does so too.
     """
 
     name = "drift watch"
     keeps_frames = True
 
-    def __init__(self, watch: DriftWatch, height: int, width: int) -> None:
+    def __init__(self, watch: DriftWatch, inspector: Inspected) -> None:
         self.watch = watch
-        self._size = height, width
+        self._inspector = inspector
+        self._normals = inspector.normals
         self._allowed: dict[str, tuple[int, float]] = {}  # source -> when it was counted, pictures it may have
 
     def accepts(self, result: Result, frame: Frame | None) -> bool:
@@ -170,7 +188,12 @@ class DriftSink(Sink):
     def write(self, result: Result, frame: Frame | None) -> None:
         assert frame is not None
         assert result.map is not None
-        picture = resize(frame.image, *self._size, frame.layout)
+        inspector = self._inspector
+        if inspector.normals is not self._normals:
+            self._normals = inspector.normals
+            self.watch.renew(self._normals)
+            return
+        picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region)
         values = {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
         for state in self.watch.observe(result.source_id, result.category, values):
             _log.log(logging.WARNING if state.drifting else logging.INFO, "%s", state.explain())

@@ -84,6 +84,8 @@ class Result:
         frame_index, timestamp_ns, source_id, name: copied from the frame.
         timings: milliseconds per stage, e.g. ``{"preprocess": 1.6, "network": 4.2, "decide": 0.02}``.
         reason: why the frame was not inspected.
+        area: ``(left, top, width, height)`` of the part of the frame that ``map`` lies on, as shares of the frame, 0 to
+            1; None: all of it.
     """
 
     score: float
@@ -97,6 +99,7 @@ class Result:
     timings: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
     name: str | None = None
+    area: tuple[float, float, float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (schema ``edgead.result/1``): no map, NaN as null."""

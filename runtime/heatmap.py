@@ -14,6 +14,7 @@ The scale is anchored at the threshold and is the same for every frame, never st
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,11 +61,18 @@ def heat(result: Result, height: int, width: int) -> NDArray[np.uint8] | None:
 
     Returns:
         ``(height, width)`` uint8, 0 to 255 for heat 0 to 1; a pixel is above 127 exactly where the map is above the
-        pixel threshold. None where there is no usable map or score.
+        pixel threshold; 0 outside the region that was judged. None where there is no usable map or score.
     """
     threshold = pixel_threshold(result)
     if threshold is None or result.map is None:
         return None
+    if result.area is not None:
+        left, top, right, bottom = pixel_area(result.area, height, width)
+        inner = heat(replace(result, area=None), bottom - top, right - left)
+        level = np.zeros((height, width), np.uint8)
+        if inner is not None:
+            level[top:bottom, left:right] = inner
+        return level
     span = abs(threshold) or 1.0
     values = resize_map(result.map, height, width)
     above = values > threshold
@@ -75,6 +83,13 @@ def heat(result: Result, height: int, width: int) -> NDArray[np.uint8] | None:
     low = np.clip(values, 0, 127).astype(np.uint8)
     hot = np.clip(values, 128, 255).astype(np.uint8)
     return np.asarray(np.where(above, hot, low), np.uint8)
+
+
+def pixel_area(area: tuple[float, float, float, float], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the left, top, right and bottom pixel of ``Result.area`` in a picture; never empty."""
+    left, top = min(round(area[0] * width), width - 1), min(round(area[1] * height), height - 1)
+    right, bottom = round((area[0] + area[2]) * width), round((area[1] + area[3]) * height)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def overlay(image: NDArray[np.uint8], result: Result, *, opacity: float = 0.6) -> NDArray[np.uint8]:

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
-from edgead.runtime.errors import BackendError, ConfigError, EdgeadError, suggest
+from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError, suggest
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.limits import Limits
 from edgead.runtime.normals import Normals
-from edgead.runtime.preprocess import resize
+from edgead.runtime.region import Region, prepare
 from edgead.runtime.threshold import Threshold
 
 if TYPE_CHECKING:
     from edgead.runtime.manifest import Manifest
+    from edgead.runtime.sinks import Sink
+    from edgead.runtime.sources import Source
+    from edgead.runtime.stream import Stream
+
+# A backend that hangs keeps the lock for ever; the program must end all the same.
+_CLOSE_S = 2.0
+
+_log = logging.getLogger("edgead.inspector")
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What judges; a hot swap replaces all of it at once."""
+
+    backend: Backend
+    limits: Limits
+    name: str
+    cleanup: ExitStack
+    precision: str | None  # where the runtime cannot tell
+    normals: Mapping[str | None, Normals] = field(default_factory=dict)
 
 
 class Inspector:
     """Judges frames with one backend and one threshold.
 
-    Thread-safe: calls are judged one at a time. Use as a context manager, or call `close`.
+    Thread-safe: calls are judged one at a time, and `swap` and `set_threshold` take effect between two of them. Use as
+    a context manager, or call `close`.
 
     Args:
         backend: anything that keeps the `Backend` protocol; closed together with the inspector.
@@ -38,9 +61,7 @@ class Inspector:
             category.
         name: what is inspected, for messages.
         why: one line on how the backend was chosen.
-
-    Attributes:
-        normals: what good parts looked like, by category (None: there is only one); empty where nobody measured it.
+        region: the part of the frames that is judged; None: all of it.
     """
 
     def __init__(
@@ -52,25 +73,41 @@ class Inspector:
         threshold: Threshold | Limits | float,
         name: str = "",
         why: str = "",
+        region: Region | None = None,
     ) -> None:
         self.height = height
         self.width = width
-        self.name = name
         self.why = why
+        self.region = region
         if not isinstance(threshold, Limits):
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
-        self.limits = threshold
-        self.normals: Mapping[str | None, Normals] = {}
-        self._backend = backend
-        self._precision: str | None = None
+        cleanup = ExitStack()
+        cleanup.callback(backend.close)
+        self._model = _Model(backend, threshold, name, cleanup, None)
+        self._opened: Mapping[str, Any] | None = None
         self._lock = threading.Lock()
-        self._cleanup = ExitStack()
-        self._cleanup.callback(backend.close)
+        self._swapping = threading.Lock()
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """What is inspected; a bundle's name."""
+        return self._model.name
+
+    @property
+    def limits(self) -> Limits:
+        """The thresholds that hold now."""
+        return self._model.limits
+
+    @property
+    def normals(self) -> Mapping[str | None, Normals]:
+        """What good parts looked like, by category (None: there is only one); empty where nobody measured it."""
+        return self._model.normals
 
     @property
     def threshold(self) -> float:
         """The threshold of frames that no category is known of; a routed model has others in ``limits``."""
-        return self.limits.value
+        return self._model.limits.value
 
     @classmethod
     def open(
@@ -117,13 +154,91 @@ class Inspector:
                 threshold=manifest.limits(precision),
                 name=manifest.name,
                 why=why,
+                region=bundle.region(),
             )
-            inspector.normals = manifest.normals()
             # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
-            inspector._precision = "int8" if precision.startswith("int8") else None
+            told = "int8" if precision.startswith("int8") else None
+            inspector._model = replace(inspector._model, precision=told, normals=manifest.normals())
+            inspector._opened = {"backend": chosen, "precision": precision, "threads": threads, "batch": batch}
             # The backend maps the extracted weights; they go when the inspector goes.
-            inspector._cleanup.push(stack.pop_all())
+            inspector._model.cleanup.push(stack.pop_all())
         return inspector
+
+    def swap(self, path: str | Path) -> None:
+        """Go on with another bundle, from one frame to the next, without losing any.
+
+        The new bundle is opened beside the old one (both models are in memory for that time) with the same backend,
+        precision and number of threads, and has to pass what ``edgead check`` asks for. Only then does it take the old
+        one's place; whatever is wrong with it, the old one stays. Its own thresholds hold, not those set before.
+
+        Args:
+            path: a ``.edgead`` file whose model takes the same input: network size and region.
+
+        Raises:
+            BundleError: damaged, unsafe, or it does not decide as it should on this device.
+            ConfigError: it takes another input, or this inspector was not opened from a bundle.
+            BackendError: the backend cannot run it.
+        """
+        if self._opened is None:
+            raise ConfigError("only an inspector that was opened from a bundle can go on with another one")
+        with self._swapping:
+            fresh = type(self).open(path, **self._opened)
+            try:
+                self._require_same_input(fresh, path)
+                fresh._prove(path, self._opened["precision"])
+                with self._lock:
+                    if self._closed:
+                        raise BackendError("the inspector is closed")
+                    old, self._model = self._model, fresh._model
+            except BaseException:
+                fresh.close()
+                raise
+            old.cleanup.close()
+
+    def set_threshold(self, value: float, category: str | None = None) -> float:
+        """Judge with another threshold from the next frame on, and return the one it replaces.
+
+        It holds for this inspector only; ``edgead calibrate`` writes one into a bundle.
+
+        Args:
+            value: raw score; `ANOMALY` iff score > value.
+            category: of a routed model, which has one for each.
+
+        Raises:
+            ConfigError: not a finite number, or no such category.
+        """
+        value = float(value)
+        if not math.isfinite(value):
+            raise ConfigError(f"a threshold is a finite number, not {value}")
+        with self._lock:
+            limits = self._model.limits
+            if category is None and limits.categories:
+                raise ConfigError(f"a routed model has a threshold for each category: {', '.join(limits.categories)}")
+            if category is None:
+                before, limits = limits.value, Limits(value)
+            elif category in limits.categories:
+                before = limits.categories[category]
+                limits = Limits(limits.value, {**limits.categories, category: value})
+            else:
+                raise ConfigError(f"{self.name} has no category '{category}'.{suggest(category, limits.categories)}")
+            self._model = replace(self._model, limits=limits)
+        return before
+
+    def stream(
+        self,
+        sources: str | Path | Source | Sequence[str | Path | Source],
+        *,
+        sinks: Sequence[str | Path | Sink] = (),
+        max_frames: int | None = None,
+        duration_s: float | None = None,
+    ) -> Stream:
+        """Return the camera loop over sources: ``for result in inspect.stream("rtsp://…"): …``.
+
+        Arguments and errors as in `edgead.runtime.stream.Stream`, which has more of them.
+        """
+        from edgead.runtime.stream import Stream
+
+        return Stream(self, sources, sinks=sinks, max_frames=max_frames, duration_s=duration_s)
 
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Result:
         """Judge one frame.
@@ -148,17 +263,19 @@ class Inspector:
         started = time.perf_counter()
         images = np.empty((len(frames), self.height, self.width, 3), np.uint8)
         for slot, frame in zip(images, frames, strict=True):
-            slot[...] = resize(frame.image, self.height, self.width, frame.layout)
+            slot[...] = prepare(frame.image, self.height, self.width, frame.layout, self.region)
         prepared = time.perf_counter()
         try:
             with self._lock:
-                inference = self._backend.run(images)
+                # One look at it: frames that are judged together are judged by one model and its own thresholds.
+                model = self._model
+                inference = model.backend.run(images)
         except EdgeadError as error:
             return [self._not_inspected(frame, str(error)) for frame in frames]
         inferred = time.perf_counter()
         results = []
         for index, frame in enumerate(frames):
-            verdict = self.limits.judge(inference, index)
+            verdict = model.limits.judge(inference, index)
             timings = {
                 "preprocess": (prepared - started) * 1e3 / len(frames),
                 "network": (inferred - prepared) * 1e3 / len(frames),
@@ -177,20 +294,53 @@ class Inspector:
                     timings=timings,
                     reason=verdict.reason,
                     name=frame.name,
+                    area=None if self.region is None else self.region.area,
                 )
             )
         return results
 
     def describe(self) -> BackendInfo:
         """Return what really runs."""
-        info = self._backend.describe()
-        return info if self._precision is None else replace(info, precision=self._precision)
+        model = self._model
+        info = model.backend.describe()
+        return info if model.precision is None else replace(info, precision=model.precision)
 
     def close(self) -> None:
-        """Release the backend and the extracted files; calling it twice is allowed."""
-        with self._lock:
-            self._cleanup.close()
-            self._backend = _Closed(self._backend.describe())
+        """Release the backend and the extracted files; calling it twice is allowed.
+
+        A backend that hangs cannot be released; it is left to the end of the process.
+        """
+        if not self._lock.acquire(timeout=_CLOSE_S):
+            _log.warning("%s does not return from its backend and is left to the end of the process", self.name)
+            return
+        try:
+            self._closed = True
+            model = self._model
+            self._model = replace(model, backend=_Closed(model.backend.describe()), cleanup=ExitStack())
+            model.cleanup.close()
+        finally:
+            self._lock.release()
+
+    def _require_same_input(self, fresh: Inspector, path: str | Path) -> None:
+        if (fresh.height, fresh.width) != (self.height, self.width):
+            raise ConfigError(
+                f"{path} takes images of {fresh.width}x{fresh.height}, this model {self.width}x{self.height}; "
+                "stop the stream and start it with the new bundle"
+            )
+        regions_differ = not self.region.same(fresh.region) if self.region is not None else fresh.region is not None
+        if regions_differ:
+            raise ConfigError(
+                f"{path} judges another region of the frame; stop the stream and start it with the new bundle"
+            )
+
+    def _prove(self, path: str | Path, precision: str) -> None:
+        from edgead.runtime.bundle import Bundle
+        from edgead.runtime.check import problems, replay
+
+        with Bundle.open(Path(path)) as bundle:
+            found = list(problems(replay(self._model.backend, bundle, precision)))
+        if found:
+            raise BundleError(f"{path} does not decide here as it did when it was exported: {found[0]}")
 
     def __enter__(self) -> Inspector:
         return self

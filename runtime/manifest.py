@@ -28,6 +28,7 @@ from edgead.runtime.threshold import Threshold
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
+MASK_NAME = "mask.png"
 SIGNATURE_NAME = "signature.ed25519"
 MAX_MANIFEST_BYTES = 1 << 20
 
@@ -80,6 +81,12 @@ def _graph_file(name: str) -> str:
     return _component(name)
 
 
+def _mask_member(name: str) -> str:
+    if name != MASK_NAME:
+        raise ValueError(f"{name!r} must be {MASK_NAME}")
+    return name
+
+
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("it holds a control character")
@@ -103,6 +110,7 @@ def _finite(value: JsonValue) -> JsonValue:
 _Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 _Json = Annotated[JsonValue, AfterValidator(_finite)]
 _Pixels = Annotated[int, Field(ge=1, le=8192)]
+_FramePixels = Annotated[int, Field(ge=1, le=65535)]
 _Count = Annotated[int, Field(ge=0, le=1 << 53)]
 _Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 _Difference = Annotated[float, Field(ge=0.0)]
@@ -121,13 +129,32 @@ class DetectorSection(_Section):
     settings: dict[_Text, _Json] = {}
 
 
+class RegionSection(_Section):
+    """The part of a frame that is judged, in pixels of frames of ``frame_width`` x ``frame_height``.
+
+    ``mask`` is the member that says what of it is ignored: a PNG of the frame's size, ignored where it is white.
+    """
+
+    frame_width: _FramePixels
+    frame_height: _FramePixels
+    x: Annotated[int, Field(ge=0, le=65535)]
+    y: Annotated[int, Field(ge=0, le=65535)]
+    width: _FramePixels
+    height: _FramePixels
+    mask: Annotated[str, AfterValidator(_mask_member)] | None = None
+
+
 class InputSection(_Section):
-    """What the network sees: size in pixels, colour order, and the resize rule that makes it from a frame."""
+    """What the network sees: size in pixels, colour order, and the resize rule that makes it from a frame.
+
+    ``region`` is what of a frame is resized; None: all of it.
+    """
 
     height: _Pixels
     width: _Pixels
     color: Literal["RGB"] = "RGB"
     resize: _Text
+    region: RegionSection | None = None
 
 
 class MapSection(_Section):

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -20,9 +21,11 @@ from rich.live import Live
 from rich.text import Text
 
 from edgead.cli._output import Output
+from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.drift import DriftSink, DriftWatch
-from edgead.runtime.errors import SourceError
+from edgead.runtime.errors import EdgeadError, SourceError
 from edgead.runtime.frame import Decision
+from edgead.runtime.grabber import Survival
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.ledger import Counts
 from edgead.runtime.sinks import Sink
@@ -32,6 +35,10 @@ from edgead.runtime.summary import StreamSummary
 from edgead.runtime.uri import redact
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 5.0
+# From a signal to the end; who sent it waits 2 s at most.
+_END_S = 1.2
+
+_log = logging.getLogger("edgead.run")
 
 
 def run_stream(
@@ -47,19 +54,37 @@ def run_stream(
     threads: int | None,
     wait: bool,
     watch: bool,
+    batch: int = 1,
+    batch_deadline_ms: float = 5.0,
 ) -> StreamSummary:
-    """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary."""
+    """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
+
+    SIGHUP goes on with the bundle as it then is on the disk; a bundle that cannot be used changes nothing.
+    """
     switch = _Switch()
     with switch.installed(), _calm_log():
         try:
-            with Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector:
+            size = 1 if batch == 1 else batch_size(choose(backend)[0], batch)
+            with Inspector.open(bundle, backend=backend, precision=precision, threads=threads, batch=size) as inspector:
                 out.note(f"backend: {inspector.why}")
                 drift = DriftWatch(inspector.normals)
                 targets: list[str | Sink] = [*sinks]
                 if drift.active:
-                    targets.append(DriftSink(drift, inspector.height, inspector.width))
-                stream = _open(out, inspector, sources, targets, duration_s, max_frames, wait)
+                    targets.append(DriftSink(drift, inspector))
+                open_stream = partial(
+                    Stream,
+                    inspector,
+                    list(sources),
+                    sinks=targets,
+                    duration_s=duration_s,
+                    max_frames=max_frames,
+                    batch=batch,
+                    batch_deadline_s=batch_deadline_ms / 1e3,
+                    survival=Survival(wait=wait),
+                )
+                stream = _open(out, open_stream, sources, wait)
                 with stream:
+                    switch.reload = partial(_reload, inspector, bundle)
                     switch.stream = stream
                     if not (watch and out.watched):
                         return replace(stream.run(), drift=tuple(drift.report()))
@@ -74,42 +99,57 @@ def run_stream(
             return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None)
 
 
+def _reload(inspector: Inspector, bundle: Path) -> None:
+    try:
+        inspector.swap(bundle)
+    except EdgeadError as error:
+        _log.error("the bundle was not reloaded, and the old one goes on: %s", error)
+    else:
+        _log.warning("goes on with %s as it is now", bundle)
+
+
 class _Switch:
-    """Makes SIGINT and SIGTERM the orderly end of a stream, or, while there is none yet, a KeyboardInterrupt."""
+    """Makes SIGINT and SIGTERM the orderly end of a stream, or, while there is none yet, a KeyboardInterrupt.
+
+    SIGHUP, where there is one, calls ``reload`` in a thread of its own; while one is under way another is left out.
+    """
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
+        self.reload: Callable[[], None] | None = None
+        self._reloading: threading.Thread | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        handlers: dict[int, Callable[[int, FrameType | None], None]]
+        handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end}
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = self._hang_up
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
         if self.stream is None:
             raise KeyboardInterrupt
-        self.stream.stop()
+        self.stream.stop(_END_S)
+
+    def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
+        busy = self._reloading is not None and self._reloading.is_alive()
+        if self.reload is not None and not busy:
+            self._reloading = threading.Thread(target=self.reload, name="edgead-reload", daemon=True)
+            self._reloading.start()
 
 
-def _open(
-    out: Output,
-    inspector: Inspector,
-    sources: Sequence[str],
-    sinks: Sequence[str | Sink],
-    duration_s: float | None,
-    max_frames: int | None,
-    wait: bool,
-) -> Stream:
+def _open(out: Output, open_stream: Callable[[], Stream], sources: Sequence[str], wait: bool) -> Stream:
     delay = _FIRST_RETRY_S
     said = ""
     while True:
         try:
-            return Stream(inspector, list(sources), sinks=list(sinks), duration_s=duration_s, max_frames=max_frames)
+            return open_stream()
         except SourceError as error:
             if not wait or _lacks_package(sources):
                 raise
@@ -144,8 +184,11 @@ class _Status:
         frames = summary.frames.to_dict()
         counts = ", ".join(f"{name} {frames[name]}" for name in ("captured", "dropped", "failed"))
         decisions = ", ".join(f"{name} {count}" for name, count in summary.decisions.items() if count)
+        away = sum(source.health.state == "reconnecting" for source in summary.sources.values())
+        troubles = [f"{away} of {len(summary.sources)} sources away"] if away else []
+        troubles += [f"state: {summary.state}"] if summary.state in ("hung", "paused") else []
         latency = f"{summary.latency.p50:.1f} ms (p99 {summary.latency.p99:.1f})" if summary.latency else "-"
-        text = f"{summary.seconds:.0f} s | {counts} | {decisions or '-'} | {latency}"
+        text = " | ".join([*troubles, f"{summary.seconds:.0f} s", counts, decisions or "-", latency])
         return Text(text, no_wrap=True, overflow="ellipsis")
 
 

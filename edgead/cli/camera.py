@@ -55,14 +55,27 @@ def run(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for a source that cannot be opened yet.")] = False,
+    batch: Annotated[
+        int, typer.Option(min=1, max=256, metavar="N", help="Frames judged in one run, of all sources together.")
+    ] = 1,
+    batch_deadline: Annotated[
+        float, typer.Option("--batch-deadline-ms", min=0, metavar="D", help="How long a frame waits for others.")
+    ] = 5.0,
+    show_pipeline: Annotated[
+        bool, typer.Option("--show-pipeline", help="Print the GStreamer pipelines of csi:// sources, and end.")
+    ] = False,
 ) -> None:
     """Judge frames until the source ends or Ctrl-C, then print the summary.
 
     A source takes ?policy=newest (a live one's default: the newest frame, the others are counted) or ?policy=every,
-    and ?max_age=0.5 (seconds).
+    and ?max_age=0.5 (seconds). A camera that is lost is opened again for as long as it takes. SIGHUP goes on with the
+    bundle as it then is on the disk, without losing a frame.
     """
+    if show_pipeline:
+        _show_pipelines(out, source)
+        return
     from edgead.cli._streaming import run_stream
-    from edgead.runtime.errors import ConfigError, SourceLost
+    from edgead.runtime.errors import BackendError, ConfigError, SourceLost
 
     sinks = sink or []
     taken = any(uri.lower().replace("//", "").split("?")[0] == "jsonl:-" for uri in sinks)
@@ -80,6 +93,8 @@ def run(
         threads=threads,
         wait=wait,
         watch=not taken,
+        batch=batch,
+        batch_deadline_ms=batch_deadline,
     )
     for report in summary.sinks:
         if report.failed or report.missed:
@@ -91,8 +106,23 @@ def run(
         if state.drifting:
             out.warn(state.explain())
     out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=taken)
+    if summary.error is not None:
+        raise BackendError(summary.error)
     if summary.errors:
         raise SourceLost("; ".join(summary.errors))
+
+
+def _show_pipelines(out: Output, sources: list[str]) -> None:
+    from edgead.cli._output import listing
+    from edgead.runtime.errors import ConfigError
+    from edgead.runtime.sources import parse_address
+    from edgead.runtime.sources.csi import pipeline_text
+
+    addresses = [parse_address(uri) for uri in sources]
+    found = {a.source_id: pipeline_text(a.location, a.parameters) for a in addresses if a.scheme == "csi"}
+    if not found:
+        raise ConfigError("--show-pipeline shows those of csi:// sources, and none is given; try --source csi://0")
+    out.finish({"schema": "edgead.pipelines/1", "pipelines": found}, listing("GStreamer pipelines", found))
 
 
 def _run_tables(summary: StreamSummary) -> list[Any]:
@@ -118,6 +148,17 @@ def _run_tables(summary: StreamSummary) -> list[Any]:
             ],
         ),
     ]
+    troubled = {
+        name: source.health
+        for name, source in summary.sources.items()
+        if source.health.last_loss is not None or source.health.resized
+    }
+    if troubled:
+        losses = [
+            [name, str(h.reconnects), str(h.attempts), str(h.stuck), str(h.resized), h.last_loss or "-"]
+            for name, h in troubled.items()
+        ]
+        tables.append(table("Losses", ["source", "came back", "tries", "stuck", "resized", "last loss"], losses))
     if summary.sinks:
         reports = [[r.name, str(r.accepted), str(r.written), str(r.failed), str(r.missed)] for r in summary.sinks]
         tables.append(table("Sinks", ["sink", "results", "written", "failed", "missed"], reports))

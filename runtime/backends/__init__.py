@@ -168,6 +168,14 @@ def open_backend(name: str, model: Path, *, threads: int | None = None, batch: i
     return opened
 
 
+def batch_size(name: str, frames: int) -> int:
+    """Return the ``batch`` with which a backend is opened that judges up to so many frames at once.
+
+    Backends on the CPU take any size, so a batch that is not full costs less; an engine is built for one size.
+    """
+    return frames if REGISTRY[name].gpu else 0
+
+
 def open_network(
     name: str, model: Path, outputs: Sequence[str], *, threads: int | None = None, batch: int = 1
 ) -> Network:

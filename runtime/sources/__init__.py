@@ -5,10 +5,14 @@
 ``part.png``, ``line.mp4``               one image; a video file, frame by frame
 ``0``, ``/dev/video0``, ``v4l2://0``     a camera on this machine (``?width=&height=&fps=&fourcc=``)
 ``rtsp://…``, ``http://…``               a network camera; its own query parameters are passed on
+``csi://0``                              a Jetson's CSI camera (``?width=&height=&fps=&flip=``)
+``genicam://0``, ``genicam://SERIAL``    an industrial camera (``?cti=&format=``)
+``watch://in``                           images as they come into a folder (``?settle=&poll=&existing=``)
 ``synthetic://``                         made parts (``?width=&height=&fps=&frames=&seed=&defects=``)
 =======================================  =============================================================================
 
-Every URI takes ``?policy=newest|every`` and ``?max_age=SECONDS`` (or ``500ms``).
+Every URI takes ``?policy=newest|every`` and ``?max_age=SECONDS`` (or ``500ms``); cameras take ``?silence=SECONDS``
+(or ``off``), after which one that delivers nothing is opened anew. `PushSource` takes frames from a loop of your own.
 """
 
 from __future__ import annotations
@@ -33,6 +37,11 @@ from edgead.runtime.uri import Parameters, redact, split_query
 Clock = Callable[[], int]
 Policy = Literal["newest", "every"]
 
+# A picture this old says nothing about the part that lies before the camera now.
+MAX_AGE_S = 5.0
+# Longer than a camera takes from one frame to the next, shorter than people take to notice.
+SILENCE_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -42,11 +51,14 @@ class Delivery:
         policy: ``newest`` keeps only the newest frame and counts what it replaced; ``every`` keeps order, and each
             captured frame gives exactly one Result.
         max_age_s: a frame that waited longer since its capture is not judged: dropped as stale (``newest``) or
-            `NOT_INSPECTED` (``every``). None: no limit.
+            `NOT_INSPECTED` (``every``). None: no limit. By URI, a live ``newest`` source has `MAX_AGE_S`.
+        silence_s: a source that can be opened anew is, where no frame came for so long. None: it may be silent for
+            ever, as a triggered camera is. By URI, a camera that runs freely (``newest``) has `SILENCE_S`.
     """
 
     policy: Policy
     max_age_s: float | None = None
+    silence_s: float | None = None
 
 
 class Source(Protocol):
@@ -72,6 +84,13 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release the source; any thread may call it, twice too, and `frames` then ends soon."""
+
+    def reopener(self) -> Callable[[], Source] | None:
+        """Return what opens the same source anew, with the same id; None where a loss is its end.
+
+        It is called in a thread of its own, again and again, and raises `SourceError` as long as the source is away.
+        """
+        return None
 
     def __enter__(self) -> Source:
         return self
@@ -110,6 +129,7 @@ class SourceEntry(NamedTuple):
     extra: str
     live: bool
     parameters: tuple[str, ...] | None  # None: a URL whose own query belongs to the camera
+    watched: bool = False  # a camera, which may fall silent and is opened anew then
 
 
 _CAMERA = ("width", "height", "fps", "fourcc")
@@ -118,19 +138,20 @@ _CAMERA = ("width", "height", "fps", "fourcc")
 REGISTRY: dict[str, SourceEntry] = {
     "folder": SourceEntry("folder", "FolderSource", "PIL", "", False, ()),
     "video": SourceEntry("video", "VideoSource", "cv2", "camera", False, ()),
-    "v4l2": SourceEntry("camera", "CameraSource", "cv2", "camera", True, _CAMERA),
-    "rtsp": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None),
-    "rtsps": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None),
-    "http": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None),
-    "https": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None),
+    "v4l2": SourceEntry("camera", "CameraSource", "cv2", "camera", True, _CAMERA, True),
+    "rtsp": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None, True),
+    "rtsps": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None, True),
+    "http": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None, True),
+    "https": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None, True),
+    "csi": SourceEntry("csi", "CsiSource", "", "", True, ("width", "height", "fps", "flip"), True),
+    "genicam": SourceEntry("genicam", "GenicamSource", "harvesters", "genicam", True, ("cti", "format"), True),
+    "watch": SourceEntry("watch", "WatchSource", "PIL", "", False, ("settle", "poll", "existing")),
     "synthetic": SourceEntry(
         "synthetic", "SyntheticSource", "", "", True, ("width", "height", "fps", "frames", "seed", "defects")
     ),
 }
 
-# Named by the design, built by the camera-runtime issue; a clear refusal until then.
-_PLANNED = ("csi", "genicam", "watch")
-_DELIVERY = ("policy", "max_age")
+_DELIVERY = ("policy", "max_age", "silence")
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
 
 
@@ -173,9 +194,21 @@ def parse_address(uri: str) -> Address:
     else:
         known = (*entry.parameters, *_DELIVERY)
         parameters = Parameters.parse(source_id, other, known)
+    return Address(scheme, location, source_id, _delivery(delivery, entry), parameters)
+
+
+def _delivery(parameters: Parameters, entry: SourceEntry) -> Delivery:
     default: Policy = "newest" if entry.live else "every"
-    policy: Policy = delivery.choice("policy", default, ("newest", "every"))
-    return Address(scheme, location, source_id, Delivery(policy, delivery.seconds("max_age")), parameters)
+    policy: Policy = parameters.choice("policy", default, ("newest", "every"))
+    free = entry.live and policy == "newest"
+    max_age = parameters.seconds("max_age")
+    if "silence" not in parameters.values:
+        silence = SILENCE_S if free and entry.watched else None
+    elif not entry.watched:
+        raise ConfigError(f"{parameters.where}: only a camera has 'silence'; leave it out")
+    else:
+        silence = None if parameters.values["silence"] == "off" else parameters.seconds("silence")
+    return Delivery(policy, MAX_AGE_S if max_age is None and free else max_age, silence)
 
 
 def _resolve(uri: str) -> tuple[str, str, list[str]]:
@@ -184,8 +217,6 @@ def _resolve(uri: str) -> tuple[str, str, list[str]]:
     if match is None:
         return _resolve_path(uri)
     scheme = match[1].lower()
-    if scheme in _PLANNED:
-        raise ConfigError(f"{scheme}:// is not in this version of edgead; sources: {', '.join(REGISTRY)}")
     if scheme == "file":
         location, pieces = split_query(uri)
         return (*_by_suffix(unquote(urlsplit(location).path)), pieces)

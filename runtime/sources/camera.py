@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
@@ -13,13 +14,21 @@ from edgead.runtime.sources.video import Capture
 
 # A little less than the default drain of a stream, so that stopping one waits for a silent camera and no longer.
 _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 5000, 4000
+# Pictures that stay this old come from a buffer that never empties; opening the camera again empties it.
+_BEHIND_S, _BEHIND_FOR_S = 2.0, 5.0
+# Frames left out at most while what was buffered during the opening comes.
+_RUSH = 100
 
 
 class CameraSource(Source):
     """Reads a live camera.
 
     Frames keep the channel order that OpenCV delivers (BGR or grey) and are stamped when they are grabbed. The driver's
-    buffer is kept at one frame where it allows that. A network camera that says nothing for 4 s is lost.
+    buffer is kept at one frame where it allows that. A network camera that says nothing for 4 s is lost, and so is one
+    whose pictures, by its own clock (RTSP, V4L2), stay more than 2 s behind.
+
+    What such a camera sent while it was being opened comes at once and is older than it seems. With ``policy=newest``
+    these first frames are left out: capturing begins with the first that comes in its own time.
     """
 
     def __init__(self, address: Address, clock: Clock) -> None:
@@ -27,13 +36,29 @@ class CameraSource(Source):
         self.live = True
         self.delivery = address.delivery
         self._clock = clock
-        self._network = address.scheme != "v4l2"
-        self._capture = self._open_network(address) if self._network else self._open_device(address)
+        self._address = address
+        network = address.scheme != "v4l2"
+        self._capture = self._open_network(address) if network else self._open_device(address)
 
     def frames(self) -> Iterator[Frame | BadFrame]:
         index = 0
+        rush = _RUSH if self.delivery.policy == "newest" else 0
+        in_time_ns = self._clock()
         try:
             while (frame := self._capture.read(index, self.source_id)) is not None:
+                if rush and self._capture.rushing:
+                    rush -= 1
+                    continue
+                rush = 0
+                now_ns = self._clock()
+                behind_s = (now_ns - frame.timestamp_ns) / 1e9
+                if behind_s <= _BEHIND_S:
+                    in_time_ns = now_ns
+                elif now_ns - in_time_ns > _BEHIND_FOR_S * 1e9:
+                    raise SourceLost(
+                        f"{self.source_id} delivers pictures that are {behind_s:.1f} s old; "
+                        "a smaller size or rate may help"
+                    )
                 yield frame
                 index += 1
             if self._capture.closed:
@@ -47,9 +72,13 @@ class CameraSource(Source):
     def close(self) -> None:
         self._capture.close()
 
+    def reopener(self) -> Callable[[], Source]:
+        return partial(CameraSource, self._address, self._clock)
+
     def _open_network(self, address: Address) -> Capture:
         timeouts = (("OPEN_TIMEOUT_MSEC", _OPEN_TIMEOUT_MS), ("READ_TIMEOUT_MSEC", _READ_TIMEOUT_MS))
-        capture = Capture(address.location, "FFMPEG", timeouts, self._clock)
+        # RTP has a clock; a series of pictures over HTTP has none, and FFmpeg makes one up.
+        capture = Capture(address.location, "FFMPEG", timeouts, self._clock, address.scheme.startswith("rtsp"))
         if not capture.opened:
             raise SourceError(
                 f"cannot open {self.source_id}; check its address, user and password, and the network to it"
@@ -68,7 +97,7 @@ class CameraSource(Source):
         if not re.fullmatch(r"[0-9]{1,4}|/dev/.+", location):
             raise ConfigError(f"{self.source_id}: a camera is a number or a device, such as v4l2://0 or /dev/video0")
         target = int(location) if location.isdecimal() else location
-        capture = Capture(target, "V4L2" if sys.platform == "linux" else "", (), self._clock)
+        capture = Capture(target, "V4L2" if sys.platform == "linux" else "", (), self._clock, sys.platform == "linux")
         if not capture.opened:
             raise SourceError(f"cannot open camera {self.source_id}; is it plugged in, and may this user read it?")
         # The pixel format first: it decides which sizes and rates there are.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgead.runtime.clockmap import ClockMap
 from edgead.runtime.errors import SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import Address, Clock, Source
@@ -23,9 +24,18 @@ class Capture:
         backend: name in ``cv2.videoio_registry`` such as ``FFMPEG`` or ``V4L2``; OpenCV's choice where it is missing.
         settings: ``(name without CAP_PROP_, value)`` pairs for backends that take them at open.
         clock: stamps each frame when it was grabbed, before it is decoded.
+        own_clock: the camera's own timestamps are to be trusted (V4L2, RTP): frames that waited in a buffer of driver
+            or network get the time at which they were taken.
     """
 
-    def __init__(self, target: str | int, backend: str, settings: tuple[tuple[str, int], ...], clock: Clock) -> None:
+    def __init__(
+        self,
+        target: str | int,
+        backend: str,
+        settings: tuple[tuple[str, int], ...],
+        clock: Clock,
+        own_clock: bool = False,
+    ) -> None:
         # FFmpeg's and OpenCV's own log lines repeat the URL with its password. FFmpeg's level can only be set this
         # way, and is read once, when the first capture of the process opens.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -35,6 +45,7 @@ class Capture:
         self._clock = clock
         self._lock = threading.Lock()
         self._closed = False
+        self._map = ClockMap() if own_clock else None
         names = {cv2.videoio_registry.getBackendName(number): number for number in cv2.videoio_registry.getBackends()}
         level = cv2.utils.logging.getLogLevel()
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -60,6 +71,8 @@ class Capture:
                 if self._closed or not self._capture.grab():
                     return None
                 timestamp_ns = self._clock()
+                if self._map is not None:
+                    timestamp_ns = self._map.capture_ns(int(self.get("POS_MSEC") * 1e6), timestamp_ns)
                 decoded, image = self._capture.retrieve()
             except self._cv2.error:
                 return None
@@ -88,6 +101,11 @@ class Capture:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def rushing(self) -> bool:
+        """Whether the last frame comes from a buffer that is being emptied; False where nobody can tell."""
+        return self._map is not None and self._map.rushing
 
 
 class VideoSource(Source):

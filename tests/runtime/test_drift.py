@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,10 @@ def watch(images: int = 200, **options: int) -> DriftWatch:
     random = np.random.default_rng(0)
     rows = [draw(random) for _ in range(images)]
     return DriftWatch({None: Normals.of({name: [row[name] for row in rows] for name in SIGNALS})}, **options)
+
+
+def inspected(normals: dict[str | None, Normals]) -> SimpleNamespace:
+    return SimpleNamespace(height=64, width=80, region=None, normals=normals)
 
 
 def test_good_parts_raise_no_alarm_however_many_they_are():
@@ -108,7 +113,7 @@ def test_the_sink_measures_at_network_size_warns_once_and_takes_no_more_than_it_
     pictures = random.integers(100, 140, (8, 64, 80, 3), np.uint8)
     rows = [{"score": 1.0, "level": 0.5, **picture_signals(pictures[index % 8])} for index in range(30)]
     normals = Normals.of({name: [row[name] for row in rows] for name in SIGNALS})
-    sink = DriftSink(DriftWatch({None: normals}), 64, 80)
+    sink = DriftSink(DriftWatch({None: normals}), inspected({None: normals}))
     caplog.set_level(logging.WARNING, "edgead.drift")
     taken = 0
     for index in range(400):
@@ -124,8 +129,32 @@ def test_the_sink_measures_at_network_size_warns_once_and_takes_no_more_than_it_
     assert len(warned) == len({text.split(" has drifted")[0] for text in warned})
 
 
+def test_another_bundle_is_watched_with_its_own_normals(caplog):
+    caplog.set_level(logging.INFO, "edgead.drift")
+    picture = np.random.default_rng(0).integers(100, 140, (64, 80, 3), np.uint8)
+    signals = {"score": 1.0, "level": 0.5, **picture_signals(picture)}
+    old, new = (Normals(50, {name: (signals[name] * share,) * QUANTILES for name in SIGNALS}) for share in (2.0, 1.0))
+    inspector = inspected({None: old})
+    sink = DriftSink(DriftWatch({None: old}), inspector)
+
+    def show(parts: int) -> None:
+        for index in range(parts):
+            frame = Frame(picture, index, index * 10**9, "0")
+            result = Result(1.0, 5.0, Decision.OK, index, index * 10**9, "0", map=np.full((4, 4), 0.5, np.float32))
+            assert sink.accepts(result, frame)
+            sink.write(result, frame)
+
+    show(100)
+    assert all(state.drifting for state in sink.watch.report())
+    inspector.normals = {None: new}
+    show(1)
+    assert sink.watch.report() == []
+    show(100)
+    assert not any(state.drifting for state in sink.watch.report())
+
+
 def test_the_sink_leaves_out_what_was_not_inspected():
-    sink = DriftSink(watch(), 64, 64)
+    sink = DriftSink(watch(), inspected({}))
     result = Result(float("nan"), 5.0, Decision.NOT_INSPECTED, 0, 0, "0")
     assert not sink.accepts(result, None)
     assert not sink.accepts(result, Frame(np.zeros((64, 64, 3), np.uint8), 0, 0, "0"))

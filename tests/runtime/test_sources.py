@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgead.runtime.errors import ConfigError, EdgeadError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
-from edgead.runtime.sources import REGISTRY, Delivery, open_source, parse_address
+from edgead.runtime.sources import MAX_AGE_S, REGISTRY, SILENCE_S, Delivery, open_source, parse_address
 from edgead.runtime.uri import redact, split_query
 
 
@@ -92,7 +92,12 @@ def test_closed_folder_ends(tmp_path):
 def test_policy_follows_the_kind_of_source_unless_given(tmp_path):
     save(tmp_path / "a.png")
     assert parse_address(str(tmp_path)).delivery == Delivery("every")
-    assert parse_address("rtsp://camera/1").delivery == Delivery("newest")
+    assert parse_address("rtsp://camera/1").delivery == Delivery("newest", MAX_AGE_S, SILENCE_S)
+    # A triggered camera may be silent between two parts, unless told otherwise.
+    assert parse_address("rtsp://camera/1?policy=every").delivery == Delivery("every")
+    assert parse_address("0?policy=every&silence=3").delivery == Delivery("every", None, 3.0)
+    assert parse_address("0?silence=off").delivery == Delivery("newest", MAX_AGE_S)
+    assert parse_address("synthetic://").delivery == Delivery("newest", MAX_AGE_S)
     assert parse_address("synthetic://?policy=every&max_age=0.5").delivery == Delivery("every", 0.5)
     assert parse_address(f"{tmp_path}?policy=newest&max_age=250ms").delivery == Delivery("newest", 0.25)
 
@@ -111,9 +116,12 @@ def test_policy_follows_the_kind_of_source_unless_given(tmp_path):
         ("0?fourcc=MOTIONJPEG", ConfigError, "four-character code"),
         ("v4l2://first", ConfigError, "/dev/video0"),
         ("rtsp://camera/1?polcy=every", ConfigError, "Did you mean 'policy'"),
-        ("csi://0", ConfigError, "not in this version"),
-        ("genicam://0", ConfigError, "not in this version"),
-        ("watch://in", ConfigError, "not in this version"),
+        ("csi://0", SourceError, "GStreamer"),
+        ("csi://left", ConfigError, "a CSI camera is a number"),
+        ("csi://0?flip=upside-down", ConfigError, "flip=upside-down is unknown"),
+        ("genicam://0", SourceError, "harvesters is not installed"),
+        ("watch://no/such", SourceError, "no folder no/such to watch"),
+        ("synthetic://?silence=3", ConfigError, "only a camera has 'silence'"),
         ("", ConfigError, "empty"),
         ("no/such/folder/", SourceError, "no file or folder"),
         ("no/such.mp4", SourceError, "No such file"),
