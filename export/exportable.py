@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import Backend
 from edgead.runtime.limits import Limits
+from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import RoutedBackend
 from edgead.runtime.threshold import Threshold
 
@@ -47,6 +49,7 @@ class Exportable:
         routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
         calibration: ``(name, PNG bytes)``; ``good-…`` set the ranges of INT8, ``probe-…`` have planted defects. The
             bundle does not carry them.
+        region: the part of a frame that is judged; None: all of it.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Exportable:
     provenance: Mapping[str, Any]
     routing: Routing | None = None
     calibration: Sequence[tuple[str, bytes]] = ()
+    region: Region | None = None
 
     @property
     def scale(self) -> float:
@@ -74,6 +78,10 @@ class Exportable:
         """The thresholds of the FP32 scores."""
         own = {} if self.routing is None else self.routing.thresholds
         return Limits(self.threshold.value, {name: one.value for name, one in own.items()})
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, as `edgead.runtime.region.prepare` does."""
+        return prepare(image, self.height, self.width, region=self.region)
 
     def torch_backend(self) -> Backend:
         """Return the model itself as a backend, the reference of every comparison."""
