@@ -28,6 +28,7 @@ from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.region import Region
 from edgead.runtime.routed import UNKNOWN_CATEGORY
 
 SCHEMA = "edgead.eval/1"
@@ -42,6 +43,9 @@ class Inspecting(Protocol):
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def region(self) -> Region | None: ...
 
     def __call__(self, frame: Frame) -> Result: ...
 
@@ -241,7 +245,7 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
         if not (has_masks and sample.anomalous):
             return image, None
         rows, columns = image.shape[:2]
-        return image, load_mask(sample, (rows, columns), inspector.height, inspector.width)
+        return image, load_mask(sample, (rows, columns), inspector.height, inspector.width, inspector.region)
 
     judged: list[_Judged] = []
     # One thread decodes ahead of the network; more would hold more full-size images.

@@ -22,12 +22,12 @@ from edgead.detectors.dfc import PooledFit
 from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
 from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, make_card
-from edgead.probes import STRUCTURAL, plant
+from edgead.probes import STRUCTURAL, plant_in_region
 from edgead.runtime.decode import read_image
-from edgead.runtime.errors import ConfigError
+from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.manifest import NormalsSection, ThresholdSection, check_member_name, fold_name
 from edgead.runtime.normals import Normals, picture_signals
-from edgead.runtime.preprocess import resize
+from edgead.runtime.region import Box, Region, decode_mask, make_region, prepare
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.scoring import ScoringModule
 
@@ -35,6 +35,7 @@ DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
 _LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
 CALIBRATION_IMAGES = 16
+_PLANTING = 16  # seeds that are tried for a probe that does not lie in what is ignored
 
 
 def fit(
@@ -49,6 +50,8 @@ def fit(
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     budget_mb: float | None = None,
     budget_ms: float | None = None,
+    roi: Box | None = None,
+    mask: Path | None = None,
     progress: Progress = silent,
 ) -> TrainedModel:
     """Fit a detector on good images and set its threshold from them; no test image is read.
@@ -64,6 +67,8 @@ def fit(
         false_alarm_rate: share of good parts that may be rejected.
         budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
             `edgead.budget.choose`.
+        roi: the part of the images that is judged, in pixels; then all images, and the camera's, have one size.
+        mask: image file of their size that is white where nothing is judged.
         progress: called with ``(stage, done, total)``.
 
     Raises:
@@ -82,15 +87,21 @@ def fit(
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     check_budget(budget_mb, budget_ms)
+    if (roi is not None or mask is not None) and not (budget_mb is None and budget_ms is None):
+        raise ConfigError("a budget cannot be combined with --roi or --mask yet; choose the settings with --set")
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)
-    images = _Normals([sample for category in opened for sample in category.train], height, width)
+    region = _region(opened[0], roi, mask)
+    images = _Normals([sample for category in opened for sample in category.train], height, width, region)
     extractor = build_extractor(network, (height, width))
     sources = [category.name for category in opened for _ in category.train]
-    named = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
+    named = [
+        make_references(category, seed, prefix=f"{category.name}-" if pooled else "", region=region)
+        for category in opened
+    ]
     references = tuple(one for group in named for one in group)
     budget = None
     if budget_mb is not None or budget_ms is not None:
@@ -134,14 +145,15 @@ def fit(
         fingerprint={category.name: category.fingerprint("train") for category in opened},
         routing=routing,
         budget=None if budget is None else budget.card,
+        region=region,
     )
     prefixes = [f"{category.name}-" if pooled else "" for category in opened]
     calibration = [
         one
         for category, prefix in zip(opened, prefixes, strict=True)
-        for one in calibration_images(category, (height, width), seed, prefix=prefix)
+        for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region)
     ]
-    model = TrainedModel(card, module, references, tuple(calibration))
+    model = TrainedModel(card, module, references, tuple(calibration), region)
     if budget is not None:
         budget.require_within(model.exportable("model"))
     return model
@@ -182,22 +194,29 @@ class _Normals:
     """The good images of a category at network size, read anew in each pass; how they look is measured in the first."""
 
     def __init__(
-        self, samples: Sequence[Sample], height: int, width: int, signals: dict[Path, dict[str, float]] | None = None
+        self,
+        samples: Sequence[Sample],
+        height: int,
+        width: int,
+        region: Region | None = None,
+        signals: dict[Path, dict[str, float]] | None = None,
     ) -> None:
         self._samples = samples
         self._height = height
         self._width = width
+        self._region = region
         self._signals = {} if signals is None else signals
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def select(self, indices: Sequence[int]) -> _Normals:
-        return _Normals([self._samples[index] for index in indices], self._height, self._width, self._signals)
+        chosen = [self._samples[index] for index in indices]
+        return _Normals(chosen, self._height, self._width, self._region, self._signals)
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
-        with closing(load_images(self._samples, self._height, self._width)) as images:
+        with closing(load_images(self._samples, self._height, self._width, region=self._region)) as images:
             for sample, image in zip(self._samples, images, strict=True):
                 if sample.path not in self._signals:
                     self._signals[sample.path] = picture_signals(image)
@@ -219,7 +238,7 @@ class _Normals:
 
 
 def make_references(
-    category: Category, seed: int, count: int = REFERENCE_IMAGES, prefix: str = ""
+    category: Category, seed: int, count: int = REFERENCE_IMAGES, prefix: str = "", region: Region | None = None
 ) -> tuple[tuple[str, bytes], ...]:
     """Return PNGs of ``count`` good images at native size, and of the same images with planted defects."""
     chosen = np.random.default_rng(seed).permutation(len(category.train))[:count]
@@ -228,12 +247,17 @@ def make_references(
         image = read_image(category.train[index].path)
         kind = STRUCTURAL[number % len(STRUCTURAL)]
         references.append((f"good-{prefix}{number}.png", _png(image)))
-        references.append((f"probe-{prefix}{number}-{kind}.png", _png(plant(image, kind, seed + number)[0])))
+        references.append((f"probe-{prefix}{number}-{kind}.png", _png(_plant(image, region, kind, seed + number))))
     return tuple(references)
 
 
 def calibration_images(
-    category: Category, size: tuple[int, int], seed: int, count: int = CALIBRATION_IMAGES, prefix: str = ""
+    category: Category,
+    size: tuple[int, int],
+    seed: int,
+    count: int = CALIBRATION_IMAGES,
+    prefix: str = "",
+    region: Region | None = None,
 ) -> tuple[tuple[str, bytes], ...]:
     """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
 
@@ -244,12 +268,35 @@ def calibration_images(
     kept = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
-        kept.append((f"good-{prefix}{number:02}.png", _png(resize(image, *size))))
+        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region))))
         if number % 2:
             kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
-            probe = plant(image, kind, seed + number)[0]
-            kept.append((f"probe-{prefix}{number:02}-{kind}.png", _png(resize(probe, *size))))
+            probe = _plant(image, region, kind, seed + number)
+            kept.append((f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region))))
     return tuple(kept)
+
+
+def _plant(image: NDArray[np.uint8], region: Region | None, kind: str, seed: int) -> NDArray[np.uint8]:
+    """Return an image with a defect in the region; another seed is tried where it lies in what is ignored."""
+    for attempt in range(_PLANTING - 1):
+        try:
+            return plant_in_region(image, region, kind, seed + attempt * 1000)[0]
+        except DataError:
+            if region is None or region.ignore is None:
+                raise
+    return plant_in_region(image, region, kind, seed + _PLANTING * 1000)[0]
+
+
+def _region(category: Category, roi: Box | None, mask: Path | None) -> Region | None:
+    if roi is None and mask is None:
+        return None
+    rows, columns = read_image(category.train[0].path).shape[:2]
+    size = columns, rows
+    try:
+        drawn = None if mask is None else decode_mask(mask.read_bytes(), str(mask), size)
+    except OSError as error:
+        raise DataError(f"cannot read the mask {mask}: {error.strerror or error}") from error
+    return make_region(size, roi, drawn)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

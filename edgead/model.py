@@ -22,11 +22,12 @@ from edgead.detectors import create_detector, pools_categories
 from edgead.detectors.routing import RoutedModule
 from edgead.export.exportable import Exportable, Routing
 from edgead.features import build_extractor
-from edgead.runtime.errors import BundleError, ConfigError
+from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import NormalsSection, ThresholdSection
+from edgead.runtime.manifest import MASK_NAME, NormalsSection, RegionSection, ThresholdSection
 from edgead.runtime.preprocess import RESIZE_RULE
+from edgead.runtime.region import Region, encode_mask
 from edgead.runtime.threshold import Threshold
 from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
@@ -134,6 +135,7 @@ class ModelCard(_Section):
         normals: category name -> what its good parts looked like, for the drift watch.
         routing: of a model of several categories; its ``categories`` are then those that were found.
         budget: of a model whose settings were chosen by measurement.
+        region: the part of the images it was fitted on; its mask lies beside, as ``mask.png``. None: all of them.
     """
 
     format_version: int
@@ -155,6 +157,7 @@ class ModelCard(_Section):
     normals: dict[str, NormalsSection] = {}
     routing: RoutingCard | None = None
     budget: BudgetCard | None = None
+    region: RegionSection | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""
@@ -181,12 +184,14 @@ class TrainedModel:
         references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
         calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
             which an export takes the ranges and thresholds of reduced precisions; a bundle does not carry them.
+        region: the part of the images that is judged, as the card says; None: all of it.
     """
 
     card: ModelCard
     module: ScoringModule | RoutedModule
     references: tuple[tuple[str, bytes], ...]
     calibration: tuple[tuple[str, bytes], ...] = ()
+    region: Region | None = None
 
     @property
     def threshold(self) -> Threshold:
@@ -218,6 +223,7 @@ class TrainedModel:
             routing=self._routing(),
             calibration=self.calibration,
             normals={name: section.to_normals() for name, section in card.normals.items()},
+            region=self.region,
         )
 
     def _routing(self) -> Routing | None:
@@ -248,6 +254,9 @@ class TrainedModel:
                 (temporary / folder).mkdir(parents=True)
                 for name, data in images:
                     (temporary / folder / name).write_bytes(data)
+            mask = None if self.region is None else encode_mask(self.region)
+            if mask is not None:
+                (temporary / MASK_NAME).write_bytes(mask)
             state = self.module.save_tensors() if isinstance(self.module, RoutedModule) else self.module.state_dict()
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary / _WEIGHTS)
@@ -293,7 +302,18 @@ def load_model(path: Path) -> TrainedModel:
         raise BundleError(
             f"{path} does not fit this version of edgead or timm ({str(error).splitlines()[0]}); fit again"
         ) from error
-    return TrainedModel(card, module, references, calibration)
+    return TrainedModel(card, module, references, calibration, _read_region(path, card))
+
+
+def _read_region(path: Path, card: ModelCard) -> Region | None:
+    section = card.region
+    if section is None:
+        return None
+    try:
+        mask = None if section.mask is None else (path / section.mask).read_bytes()
+        return section.to_region(mask)
+    except (OSError, ConfigError, DataError) as error:
+        raise BundleError(f"{path} is damaged: its region cannot be read ({reason(error)}); fit again") from error
 
 
 def read_card(path: Path) -> ModelCard:
@@ -339,6 +359,7 @@ def make_card(
     normals: Mapping[str, NormalsSection],
     routing: RoutingCard | None = None,
     budget: BudgetCard | None = None,
+    region: Region | None = None,
 ) -> ModelCard:
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
@@ -363,6 +384,7 @@ def make_card(
         normals=dict(normals),
         routing=routing,
         budget=budget,
+        region=None if region is None else RegionSection.from_region(region),
     )
 
 

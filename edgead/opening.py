@@ -47,4 +47,5 @@ def open_inspector(
         threshold=model.limits,
         name=path.name,
         why="a model directory runs on torch",
+        region=model.region,
     )

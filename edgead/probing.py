@@ -21,7 +21,7 @@ from edgead.data import prefetch
 from edgead.evaluation import Inspecting
 from edgead.heldout import Normals
 from edgead.metrics import BOOTSTRAP, Metric, count_pixels, image_auroc, pixel_auroc
-from edgead.probes import KINDS, plant, read_scene
+from edgead.probes import KINDS, plant_in_region, read_scene
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError, suggest
@@ -231,10 +231,11 @@ def _judge(
             name = normals.category.relative(normals.samples[index])
             own = ask(image, name)
             yield own
-            scene = read_scene(image)
+            region = inspector.region
+            scene = read_scene(image if region is None else np.ascontiguousarray(region.cut(image)))
             for kind, probe_seed in jobs.get(index, ()):
                 try:
-                    painted, mask = plant(image, kind, probe_seed, strength, scene)
+                    painted, mask = plant_in_region(image, region, kind, probe_seed, strength, scene)
                 except DataError as error:
                     step()
                     yield _Outcome(kind, skipped=True, reason=f"{name}: {error}")

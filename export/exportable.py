@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import Backend
 from edgead.runtime.limits import Limits
 from edgead.runtime.normals import Normals
+from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import RoutedBackend
 from edgead.runtime.threshold import Threshold
 
@@ -49,6 +51,7 @@ class Exportable:
         calibration: ``(name, PNG bytes)``; ``good-…`` set the ranges of INT8, ``probe-…`` have planted defects. The
             bundle does not carry them.
         normals: category -> what its good parts looked like, for the drift watch.
+        region: the part of a frame that is judged; None: all of it.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Exportable:
     routing: Routing | None = None
     calibration: Sequence[tuple[str, bytes]] = ()
     normals: Mapping[str, Normals] = field(default_factory=dict)
+    region: Region | None = None
 
     @property
     def scale(self) -> float:
@@ -77,6 +81,10 @@ class Exportable:
         """The thresholds of the FP32 scores."""
         own = {} if self.routing is None else self.routing.thresholds
         return Limits(self.threshold.value, {name: one.value for name, one in own.items()})
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, as `edgead.runtime.region.prepare` does."""
+        return prepare(image, self.height, self.width, region=self.region)
 
     def torch_backend(self) -> Backend:
         """Return the model itself as a backend, the reference of every comparison."""

@@ -34,6 +34,7 @@ from edgead.runtime.errors import ConfigError, ExportError, ParityError
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
 from edgead.runtime.files import reason
 from edgead.runtime.manifest import (
+    MASK_NAME,
     CategorySection,
     DetectorSection,
     InputSection,
@@ -42,9 +43,11 @@ from edgead.runtime.manifest import (
     NormalsSection,
     ParityRecord,
     PrecisionSection,
+    RegionSection,
     ThresholdSection,
 )
 from edgead.runtime.preprocess import RESIZE_RULE, resize
+from edgead.runtime.region import encode_mask
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
 
 SCHEMA = "edgead.export/1"
@@ -288,27 +291,27 @@ def _split(made: Sequence[GraphFiles]) -> dict[str, bytes]:
 
 def _load(model: Exportable, images: Sequence[Path]) -> list[tuple[str, NDArray[np.uint8]]]:
     """Return ``(name, (h, w, 3) uint8)`` at network size."""
-    size = (model.height, model.width)
     if not images:
         if not model.references:
             raise ConfigError("the model holds no reference images; give some with --images DIR")
-        return [(name, resize(decode_image(data, name), *size)) for name, data in model.references]
+        return [(name, model.prepare(decode_image(data, name))) for name, data in model.references]
     # Three components tell an image apart; the whole path would carry this machine's folders into the manifest.
-    return [("/".join(path.parts[-3:]), resize(read_image(path), *size)) for path in find_images(images)]
+    return [("/".join(path.parts[-3:]), model.prepare(read_image(path))) for path in find_images(images)]
 
 
 def _samples(model: Exportable, settings: _Settings) -> Samples:
     """Return the images that ranges and thresholds of reduced precisions are made from, judged by the model itself."""
     size = (model.height, model.width)
+    # They were cut and resized when the model was fitted.
+    held = {name: resize(decode_image(data, name), *size) for name, data in model.calibration}
     if settings.calibration:
         paths = list(find_images(settings.calibration))
         step = -(-len(paths) // _MOST_CALIBRATION)
-        good = [resize(read_image(path), *size) for path in paths[::step]]
+        good = [model.prepare(read_image(path)) for path in paths[::step]]
     else:
-        held = [(name, data) for name, data in model.calibration if name.startswith("good-")]
-        good = [resize(decode_image(data, name), *size) for name, data in held]
-    probes = [(name, data) for name, data in model.calibration if not name.startswith("good-")]
-    others = [resize(decode_image(data, name), *size) for name, data in [*model.references, *probes]]
+        good = [held[name] for name in held if name.startswith("good-")]
+    others = [model.prepare(decode_image(data, name)) for name, data in model.references]
+    others += [held[name] for name in held if not name.startswith("good-")]
     shape = (-1, *size, 3)
     backend, limits = model.torch_backend(), model.limits
     verdicts = [limits.judge(backend.run(image[None]), 0) for image in [*good, *others]]
@@ -322,11 +325,13 @@ def _samples(model: Exportable, settings: _Settings) -> Samples:
 
 def _reference_members(model: Exportable) -> dict[str, bytes]:
     backend = model.torch_backend()
-    size = (model.height, model.width)
     names = sorted(name for name, _ in model.references)
     images = dict(model.references)
-    results = [backend.run(resize(decode_image(images[name], name), *size)[None]) for name in names]
+    results = [backend.run(model.prepare(decode_image(images[name], name))[None]) for name in names]
     members = {f"{REFERENCES}{name}": images[name] for name in names}
+    mask = None if model.region is None else encode_mask(model.region)
+    if mask is not None:
+        members[MASK_NAME] = mask
     category = known = None
     if model.routing is not None:
         category = [str(one.category[0]) for one in results if one.category is not None]
@@ -357,7 +362,12 @@ def _manifest(model: Exportable, section: PrecisionSection) -> Manifest:
         name=model.name,
         graph="single" if routing is None else "routed",
         detector=DetectorSection(name=model.detector, settings=dict(model.settings)),
-        input=InputSection(height=model.height, width=model.width, resize=RESIZE_RULE),
+        input=InputSection(
+            height=model.height,
+            width=model.width,
+            resize=RESIZE_RULE,
+            region=None if model.region is None else RegionSection.from_region(model.region),
+        ),
         map=MapSection(height=model.grid[0], width=model.grid[1]),
         threshold=ThresholdSection.from_threshold(model.threshold),
         categories=categories,

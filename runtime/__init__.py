@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgead.runtime.inspector import Inspector
     from edgead.runtime.sinks import open_sink
     from edgead.runtime.sources import open_source
+    from edgead.runtime.sources.push import PushSource
     from edgead.runtime.stream import Stream
     from edgead.runtime.threshold import Threshold
 
@@ -44,6 +45,7 @@ __all__ = [
     "Frame",
     "Inference",
     "Inspector",
+    "PushSource",
     "Result",
     "SourceError",
     "SourceLost",
@@ -59,6 +61,7 @@ _LAZY = {
     "Bundle": "bundle",
     "Inference": "backends",
     "Inspector": "inspector",
+    "PushSource": "sources.push",
     "Stream": "stream",
     "Threshold": "threshold",
     "open_sink": "sinks",

@@ -68,7 +68,8 @@ def bench(
         rate_fps: None: the next frame follows each decision. Otherwise frames come on a fixed schedule, and latency
             counts from the scheduled time, also for a frame that waited because the one before was late (so a slow
             frame is not hidden by those it delayed: no coordinated omission).
-        frame_size: ``(width, height)`` of the camera, in pixels.
+        frame_size: ``(width, height)`` of the camera, in pixels; a bundle that judges a region of frames of one size
+            has that one, whatever is asked for.
         threads: CPU threads of each backend; None leaves the choice to it.
         progress: called with (done, total) counted frames.
 
@@ -84,6 +85,8 @@ def bench(
             raise BundleError(f"{path} holds no reference images to make frames of; export it again")
         candidates, skipped = _open_all(bundle, backends, precisions, threads, stack)
         known = _expected_verdicts(bundle)
+        region = bundle.region()
+        frame_size = frame_size if region is None else region.frame_size
         pool = _frame_pool(list(images.values()), frame_size)
         for candidate in candidates:
             candidate.accuracy = _accuracy(candidate.inspector, images, known)

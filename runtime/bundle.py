@@ -30,7 +30,7 @@ from edgead.runtime.manifest import (
     fold_name,
     parse_manifest,
 )
-from edgead.runtime.region import Box, Region, decode_mask, make_region
+from edgead.runtime.region import Region
 from edgead.runtime.routed import head_file
 from edgead.runtime.scratch import private_directory
 
@@ -121,11 +121,8 @@ class Bundle:
         section = self.manifest.input.region
         if section is None:
             return None
-        box = Box(section.x, section.y, section.width, section.height)
-        size = section.frame_width, section.frame_height
         try:
-            mask = None if section.mask is None else decode_mask(self.read(section.mask), section.mask, size)
-            return make_region(size, box, mask)
+            return section.to_region(None if section.mask is None else self.read(section.mask))
         except (ConfigError, DataError) as error:
             raise BundleError(f"{self.path}: {error}; export it again with 'edgead export'") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Share of the time that passes by which the two clocks may drift apart. Cheap cameras count at a rate that is off by
 # some tenths of a per cent, and that must not look like age.
 DRIFT = 0.01
+_NONE_YET = 4
 
 
 class ClockMap:
@@ -20,11 +21,15 @@ class ClockMap:
         self._device_ns = self._arrival_ns = 0
         self._distance: float | None = None
         self._lag_ns = 0
-        self._rushing = False
+        self._rushing = True
+        self._unknown = 0
 
     @property
     def rushing(self) -> bool:
-        """Whether the last frame came in less than half the time that the camera took for it: from a buffer."""
+        """Whether the last frame came in less than half the time that the camera took for it: from a buffer.
+
+        True before anything is known, False where the device has no timestamps.
+        """
         return self._rushing
 
     def capture_ns(self, device_ns: int, arrival_ns: int) -> int:
@@ -36,7 +41,9 @@ class ClockMap:
             arrival_ns: the host's monotonic clock when the frame came.
         """
         if device_ns <= 0:
-            self._rushing = False
+            # The first ones of a stream have none yet.
+            self._unknown += 1
+            self._rushing = self._unknown < _NONE_YET
             return arrival_ns
         passed_ns = device_ns - self._device_ns
         self._rushing = self._distance is None or (passed_ns > 0 and 2 * (arrival_ns - self._arrival_ns) < passed_ns)

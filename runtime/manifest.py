@@ -24,6 +24,7 @@ from edgead.runtime.errors import BundleError
 from edgead.runtime.limits import Limits
 from edgead.runtime.normals import QUANTILES, SIGNALS, Normals
 from edgead.runtime.preprocess import RESIZE_RULE
+from edgead.runtime.region import Box, Region, decode_mask, make_region
 from edgead.runtime.threshold import Threshold
 
 FORMAT_VERSION: Final = 1
@@ -142,6 +143,32 @@ class RegionSection(_Section):
     width: _FramePixels
     height: _FramePixels
     mask: Annotated[str, AfterValidator(_mask_member)] | None = None
+
+    @classmethod
+    def from_region(cls, region: Region) -> RegionSection:
+        """Return the section of a region; where it ignores something, its mask is the member `MASK_NAME`."""
+        (width, height), box = region.frame_size, region.box
+        return cls(
+            frame_width=width,
+            frame_height=height,
+            x=box.x,
+            y=box.y,
+            width=box.width,
+            height=box.height,
+            mask=None if region.ignore is None else MASK_NAME,
+        )
+
+    def to_region(self, mask: bytes | None) -> Region:
+        """Return the region; ``mask`` is the content of its mask member.
+
+        Raises:
+            ConfigError, DataError: it does not lie in its frame, or the mask is none of it.
+        """
+        size = self.frame_width, self.frame_height
+        box = Box(self.x, self.y, self.width, self.height)
+        found = make_region(size, box, None if mask is None else decode_mask(mask, MASK_NAME, size))
+        assert found is not None
+        return found
 
 
 class InputSection(_Section):

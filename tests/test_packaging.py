@@ -18,7 +18,7 @@ FLOORS = {"edgead": "edgead", "export": "edgead/export", "runtime": "edgead/runt
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
-    *("camera", "demo", "dev"),
+    *("camera", "genicam", "demo", "dev"),
 }
 
 

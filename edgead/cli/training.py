@@ -85,16 +85,29 @@ def fit(
             show_default="no limit",
         ),
     ] = None,
+    roi: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,W,H", help="Part of the photos that is judged, in pixels.", show_default="all"),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Image of their size, white where nothing is judged.", show_default=False),
+    ] = None,
 ) -> None:
-    """Train on photos of good parts, and set the threshold from good parts that the model has not seen."""
+    """Train on photos of good parts, and set the threshold from good parts that the model has not seen.
+
+    With --roi or --mask the model judges that part of a frame only, and refuses frames of another size than the photos.
+    """
     network_size, chosen, strides = parse_size(size), parse_settings(settings or ()), parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
     from edgead.fitting import fit as fit_model
     from edgead.model import check_model_path
+    from edgead.runtime.region import parse_box
 
     check_model_path(output)
+    box = None if roi is None else parse_box(roi)
 
     started = time.perf_counter()
     with out.progress() as step:
@@ -109,6 +122,8 @@ def fit(
             false_alarm_rate=false_alarm_rate,
             budget_mb=budget_mb,
             budget_ms=budget_ms,
+            roi=box,
+            mask=mask,
             progress=step,
         )
     model.save(output)
@@ -138,6 +153,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
     }
     if card.routing is not None:
         payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
+    if card.region is not None:
+        payload["region"] = card.region.model_dump(mode="json")
     if card.budget is not None:
         payload["budget"] = card.budget.model_dump(mode="json")
     return payload

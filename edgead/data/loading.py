@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgead.data.category import Sample
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
-from edgead.runtime.preprocess import resize
+from edgead.runtime.region import Region, prepare
 
 _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
@@ -51,25 +51,36 @@ def prefetch(
 
 
 def load_images(
-    samples: Iterable[Sample], height: int, width: int, *, workers: int = 2
+    samples: Iterable[Sample], height: int, width: int, *, region: Region | None = None, workers: int = 2
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield every image at network size, decoded and resized by the code that the camera loop uses.
+    """Yield every image at network size, decoded, cut and resized by the code that the camera loop uses.
 
     Args:
         samples: any order; it is kept.
         height, width: network size in pixels.
+        region: the part of the images that is used; None: all of it.
         workers: threads that read ahead; memory holds about that many full-size images.
 
     Yields:
         ``(height, width, 3)`` uint8 RGB; may be read-only.
 
     Raises:
-        DataError: an image that cannot be read, naming its path.
+        DataError: an image that cannot be read or is of another size than the region's frames, naming its path.
     """
-    yield from prefetch(lambda sample: resize(read_image(sample.path), height, width), samples, workers=workers)
+
+    def load(sample: Sample) -> NDArray[np.uint8]:
+        image = read_image(sample.path)
+        try:
+            return prepare(image, height, width, region=region)
+        except DataError as error:
+            raise DataError(f"{sample.path}: {error}") from error
+
+    yield from prefetch(load, samples, workers=workers)
 
 
-def load_mask(sample: Sample, image_size: tuple[int, int], height: int, width: int) -> NDArray[np.bool_]:
+def load_mask(
+    sample: Sample, image_size: tuple[int, int], height: int, width: int, region: Region | None = None
+) -> NDArray[np.bool_]:
     """Return the mask of a sample at network size, its mask files united; all False without any.
 
     A pixel is anomalous where any colour channel is not 0 (above 127 in JPEG and WebP, whose compression leaves dirt
@@ -80,6 +91,7 @@ def load_mask(sample: Sample, image_size: tuple[int, int], height: int, width: i
         sample: whose masks to read.
         image_size: ``(H, W)`` of the image as decoded; masks must have it.
         height, width: network size in pixels.
+        region: the part of the image that is wanted; nothing that it ignores is anomalous. None: all of it.
 
     Returns:
         ``(height, width)`` bool, True where anomalous.
@@ -88,8 +100,9 @@ def load_mask(sample: Sample, image_size: tuple[int, int], height: int, width: i
         DataError: a mask that cannot be read or is of another size than its image.
     """
     united = np.zeros((height, width), bool)
-    rows = (2 * np.arange(height) + 1) * image_size[0] // (2 * height)
-    columns = (2 * np.arange(width) + 1) * image_size[1] // (2 * width)
+    left, top, over_x, over_y = (0, 0, image_size[1], image_size[0]) if region is None else region.box
+    rows = top + (2 * np.arange(height) + 1) * over_y // (2 * height)
+    columns = left + (2 * np.arange(width) + 1) * over_x // (2 * width)
     for path in sample.masks:
         mask = _read_mask(path)
         if mask.shape[:2] != tuple(image_size):
@@ -99,6 +112,8 @@ def load_mask(sample: Sample, image_size: tuple[int, int], height: int, width: i
             )
         picked = mask[rows[:, None], columns] > (127 if path.suffix.lower() in _LOSSY else 0)
         united |= picked.any(axis=2) if picked.ndim == 3 else picked
+    if region is not None and region.ignore is not None:
+        united &= ~region.ignore[rows[:, None] - top, columns - left]
     return united
 
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from edgead.probes import logical, structural
 from edgead.probes.scene import Scene, read_scene
 from edgead.runtime.errors import ConfigError, DataError, suggest
+from edgead.runtime.region import Region
 
-__all__ = ["KINDS", "LOGICAL", "STRENGTHS", "STRUCTURAL", "Scene", "plant", "read_scene"]
+__all__ = ["KINDS", "LOGICAL", "STRENGTHS", "STRUCTURAL", "Scene", "plant", "plant_in_region", "read_scene"]
 
 _Paint = Callable[[NDArray[np.uint8], Scene, np.random.Generator, float], NDArray[np.uint8]]
 
@@ -92,3 +93,34 @@ def plant(
         if mask.any():
             return painted, mask
     raise DataError(f"a '{kind}' changes nothing in this image, which is too uniform for it; leave the kind out")
+
+
+def plant_in_region(
+    image: NDArray[np.uint8],
+    region: Region | None,
+    kind: str,
+    seed: int,
+    strength: float = 1.0,
+    scene: Scene | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Paint one defect on the part of an image that a model judges; arguments and errors as `plant`.
+
+    Args:
+        region: the part; None: all of the image.
+        scene: of ``region.cut(image)``.
+
+    Returns:
+        The painted copy of the whole image, and the mask of the region ``(box.height, box.width)``.
+    """
+    if region is None:
+        return plant(image, kind, seed, strength, scene)
+    part = region.cut(image)
+    painted, mask = plant(np.ascontiguousarray(part), kind, seed, strength, scene)
+    if region.ignore is not None:
+        mask = mask & ~region.ignore
+        if not mask.any():
+            raise DataError(f"this '{kind}' lies wholly in what the region ignores; another seed may not")
+    whole = image.copy()
+    x, y, width, height = region.box
+    whole[y : y + height, x : x + width][mask] = painted[mask]
+    return whole, mask

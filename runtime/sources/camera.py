@@ -16,8 +16,8 @@ from edgead.runtime.sources.video import Capture
 _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 5000, 4000
 # Pictures that stay this old come from a buffer that never empties; opening the camera again empties it.
 _BEHIND_S, _BEHIND_FOR_S = 2.0, 5.0
-# Frames left out at most while what was buffered during the opening comes.
-_RUSH = 100
+# Frames left out at most while what was buffered during the opening comes; it is over after so many in their own time.
+_RUSH, _CALM = 200, 2
 
 
 class CameraSource(Source):
@@ -38,18 +38,22 @@ class CameraSource(Source):
         self._clock = clock
         self._address = address
         network = address.scheme != "v4l2"
+        # RTP has a clock; a series of pictures over HTTP has none, and FFmpeg makes one up.
+        self._own_clock = sys.platform == "linux" if not network else address.scheme.startswith("rtsp")
         self._capture = self._open_network(address) if network else self._open_device(address)
 
     def frames(self) -> Iterator[Frame | BadFrame]:
         index = 0
-        rush = _RUSH if self.delivery.policy == "newest" else 0
+        rush = _RUSH if self.delivery.policy == "newest" and self._own_clock else 0
+        calm = 0
         in_time_ns = self._clock()
         try:
             while (frame := self._capture.read(index, self.source_id)) is not None:
-                if rush and self._capture.rushing:
-                    rush -= 1
-                    continue
-                rush = 0
+                if rush:
+                    calm = 0 if self._capture.rushing else calm + 1
+                    rush = 0 if calm == _CALM else rush - 1
+                    if rush:
+                        continue
                 now_ns = self._clock()
                 behind_s = (now_ns - frame.timestamp_ns) / 1e9
                 if behind_s <= _BEHIND_S:
@@ -77,8 +81,7 @@ class CameraSource(Source):
 
     def _open_network(self, address: Address) -> Capture:
         timeouts = (("OPEN_TIMEOUT_MSEC", _OPEN_TIMEOUT_MS), ("READ_TIMEOUT_MSEC", _READ_TIMEOUT_MS))
-        # RTP has a clock; a series of pictures over HTTP has none, and FFmpeg makes one up.
-        capture = Capture(address.location, "FFMPEG", timeouts, self._clock, address.scheme.startswith("rtsp"))
+        capture = Capture(address.location, "FFMPEG", timeouts, self._clock, self._own_clock)
         if not capture.opened:
             raise SourceError(
                 f"cannot open {self.source_id}; check its address, user and password, and the network to it"
@@ -97,7 +100,7 @@ class CameraSource(Source):
         if not re.fullmatch(r"[0-9]{1,4}|/dev/.+", location):
             raise ConfigError(f"{self.source_id}: a camera is a number or a device, such as v4l2://0 or /dev/video0")
         target = int(location) if location.isdecimal() else location
-        capture = Capture(target, "V4L2" if sys.platform == "linux" else "", (), self._clock, sys.platform == "linux")
+        capture = Capture(target, "V4L2" if sys.platform == "linux" else "", (), self._clock, self._own_clock)
         if not capture.opened:
             raise SourceError(f"cannot open camera {self.source_id}; is it plugged in, and may this user read it?")
         # The pixel format first: it decides which sizes and rates there are.

@@ -128,7 +128,7 @@ def test_a_source_that_is_not_there_is_2_without_wait(edgead, plate_bundle, tmp_
         (tmp_path / "no", "no file or folder"),
         ("synthetik://", "Did you mean 'synthetic'?"),
         ("synthetic://?polcy=every", "Did you mean 'policy'?"),
-        ("csi://0", "not in this version"),
+        ("csi://left", "a CSI camera is a number"),
     ):
         outcome = edgead("run", plate_bundle, "--source", source)
         assert outcome.code == 2
@@ -266,3 +266,105 @@ def test_run_warns_of_a_lamp_that_has_aged_and_changes_no_decision(process, plat
     assert outcome.json["decisions"]["NOT_INSPECTED"] == 0
     healthy = process("run", bundle, "--source", good[0].parent, "--json").json
     assert not any(state["drifting"] for state in healthy["drift"])
+
+
+# Under load
+
+
+@posix
+@pytest.mark.parametrize("policy", ["newest", "every"])
+def test_a_signal_under_load_ends_it_within_two_seconds_with_the_summary(launch, plate_bundle, tmp_path, policy):
+    source = f"synthetic://?policy={policy}&fps=2000&width=640&height=480"
+    sinks = ["--sink", tmp_path / "r.jsonl", "--sink", f"images:{tmp_path}/i?only=all"]
+    with launch(["run", plate_bundle, "--source", source, *sinks, "--json"]) as child:
+        wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > 5)
+        started = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=20)
+        seconds = time.monotonic() - started
+    assert child.returncode == 0, err
+    assert seconds < 2.0
+    frames = json.loads(out)["frames"]
+    assert frames["in_flight"] == 0
+    assert frames["captured"] == frames["inspected"] + frames["dropped"] + frames["failed"]
+    assert len(lines(tmp_path / "r.jsonl")) == frames["inspected"] + frames["failed"]
+
+
+@posix
+def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, tmp_path):
+    from edgead.runtime.bundle import replace_manifest
+
+    bundle = tmp_path / "line.edgead"
+    shutil.copy(plate_bundle, bundle)
+    with Bundle.open(bundle) as opened:
+        manifest = opened.manifest
+    # Low enough to differ, and so little that no reference is decided otherwise.
+    section = manifest.threshold.model_copy(update={"value": manifest.threshold.value * (1 + 1e-9)})
+    changed = manifest.model_copy(update={"threshold": section})
+    source = "synthetic://?policy=every&fps=50&width=64&height=64"
+    with launch(["run", bundle, "--source", source, "--sink", tmp_path / "r.jsonl", "--json"]) as child:
+        wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > 3)
+        replace_manifest(bundle, bundle, changed)
+        child.send_signal(signal.SIGHUP)
+        wait_for(lambda: lines(tmp_path / "r.jsonl")[-1]["threshold"] == section.value)
+        bundle.write_bytes(b"damaged")
+        child.send_signal(signal.SIGHUP)
+        count = len(lines(tmp_path / "r.jsonl"))
+        wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > count + 20)
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=20)
+    assert child.returncode == 0, err
+    assert "goes on with" in err
+    assert "was not reloaded, and the old one goes on" in err
+    results = lines(tmp_path / "r.jsonl")
+    assert [r["frame_index"] for r in results] == list(range(len(results)))
+    assert results[-1]["threshold"] == section.value
+    assert json.loads(out)["frames"]["inspected"] == len(results)
+
+
+def test_frames_of_a_video_get_the_scores_of_the_same_images_to_the_bit(edgead, plate, plate_bundle, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    from PIL import Image
+
+    from edgead.opening import open_inspector
+    from edgead.runtime.sources import open_source
+
+    photos = [read_image(path) for path in sorted((plate / "test").rglob("*.png"))]
+    rows, columns = (side // 2 * 2 for side in photos[0].shape[:2])
+    video = tmp_path / "line.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (columns, rows))
+    for photo in photos:
+        writer.write(np.ascontiguousarray(photo[:rows, :columns, ::-1]))
+    writer.release()
+    (tmp_path / "frames").mkdir()
+    with open_source(video) as source:
+        for frame in source.frames():
+            Image.fromarray(frame.to_rgb()).save(tmp_path / "frames" / f"{frame.index:03d}.png")
+    ran = edgead("run", plate_bundle, "--source", video, "--sink", tmp_path / "r.jsonl", "--json")
+    assert ran.json["frames"]["inspected"] == len(photos)
+    results = lines(tmp_path / "r.jsonl")
+    with open_inspector(plate_bundle) as judge:
+        for path, result in zip(sorted((tmp_path / "frames").iterdir()), results, strict=True):
+            found = judge(read_image(path))
+            assert (found.score, found.threshold, str(found.decision)) == (
+                result["score"],
+                result["threshold"],
+                result["decision"],
+            )
+    assert {result["decision"] for result in results} == {"OK", "ANOMALY"}
+
+
+def test_several_cameras_are_judged_together(edgead, plate_bundle):
+    sources = [f"synthetic://?seed={seed}&frames=10&policy=every&width=64&height=64" for seed in range(3)]
+    arguments = [item for source in sources for item in ("--source", source)]
+    report = edgead("run", plate_bundle, *arguments, "--batch", "3", "--batch-deadline-ms", "20", "--json").json
+    assert report["frames"]["captured"] == 30
+    assert report["frames"]["inspected"] + report["frames"]["failed"] == 30
+    assert report["state"] == "ended"
+
+
+def test_the_pipeline_of_a_csi_camera_is_shown(edgead, plate_bundle):
+    outcome = edgead("run", plate_bundle, "--source", "csi://1?width=1920&height=1080", "--show-pipeline", "--json")
+    (text,) = outcome.json["pipelines"].values()
+    assert text.startswith("nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080")
+    assert edgead("run", plate_bundle, "--source", "0", "--show-pipeline").code == 2

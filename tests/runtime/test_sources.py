@@ -116,7 +116,6 @@ def test_policy_follows_the_kind_of_source_unless_given(tmp_path):
         ("0?fourcc=MOTIONJPEG", ConfigError, "four-character code"),
         ("v4l2://first", ConfigError, "/dev/video0"),
         ("rtsp://camera/1?polcy=every", ConfigError, "Did you mean 'policy'"),
-        ("csi://0", SourceError, "GStreamer"),
         ("csi://left", ConfigError, "a CSI camera is a number"),
         ("csi://0?flip=upside-down", ConfigError, "flip=upside-down is unknown"),
         ("genicam://0", SourceError, "harvesters is not installed"),

@@ -1,9 +1,10 @@
 """A real RTSP camera on loopback, run by the system's Python: ``python3 rtsp_server.py PORT SECONDS [WxH] [FPS]``.
 
-Each picture carries its number as 16 black or white columns, so a test can tell which frame it sees. The server ends by
-itself after SECONDS.
+Each picture carries its number as 16 black or white columns in its upper half, so that a test can tell which one it
+sees. The server ends by itself after SECONDS.
 """
 
+import os
 import sys
 
 import gi
@@ -30,7 +31,7 @@ class Camera(GstRtspServer.RTSPMediaFactory):
             "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
         )
 
-    def do_configure(self, media):
+    def begin(self, media):
         source = media.get_element().get_by_name_recurse_up("pictures")
         GLib.timeout_add(1000 // self.fps, self.push, source)
 
@@ -39,7 +40,10 @@ class Camera(GstRtspServer.RTSPMediaFactory):
         row = b"".join((b"\xf0" if self.number >> bit & 1 else b"\x10") * column for bit in range(BITS))
         row += b"\x10" * (self.width - len(row))
         self.number += 1
-        return source.emit("push-buffer", Gst.Buffer.new_wrapped(row * self.height)) == Gst.FlowReturn.OK
+        upper = self.height // 2
+        # Noise, so that there is something to send.
+        noise = os.urandom(self.width * (self.height - upper))
+        return source.emit("push-buffer", Gst.Buffer.new_wrapped(row * upper + noise)) == Gst.FlowReturn.OK
 
 
 def main():
@@ -51,7 +55,7 @@ def main():
     server.set_address("127.0.0.1")
     server.set_service(port)
     factory = Camera(width, height, fps)
-    factory.connect("media-configure", lambda _, media: factory.do_configure(media))
+    factory.connect("media-configure", lambda _, media: factory.begin(media))
     server.get_mount_points().add_factory("/camera", factory)
     if server.attach(None) == 0:
         sys.exit("the port is taken")

@@ -1,0 +1,370 @@
+"""Watched folders, CSI cameras, industrial cameras, and clocks of cameras."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgead.runtime.clockmap import ClockMap
+from edgead.runtime.errors import ConfigError, SourceError, SourceLost
+from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.sources import open_source, parse_address
+from edgead.runtime.sources.csi import pipeline_text
+from tests.runtime.faults.doubles import wait_until
+
+MS = 1_000_000
+
+
+def picture(level=50, kind="PNG"):
+    stream = io.BytesIO()
+    noise = np.random.default_rng(level).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    noise[:8] = level
+    Image.fromarray(noise).save(stream, kind)
+    return stream.getvalue()
+
+
+# Watched folders
+
+
+class Watching:
+    """A watched folder that is read in a thread."""
+
+    def __init__(self, folder, query="?settle=80ms&poll=10ms"):
+        self.source = open_source(f"watch://{folder}{query}")
+        self.got = []
+        self.error = None
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self):
+        try:
+            for frame in self.source.frames():
+                self.got.append(frame)
+        except SourceError as error:
+            self.error = error
+
+    def names(self):
+        return [frame.name for frame in self.got]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+
+
+def test_new_images_are_read_once_each_and_what_was_there_is_not(tmp_path):
+    (tmp_path / "old.png").write_bytes(picture())
+    (tmp_path / "sub").mkdir()
+    with Watching(tmp_path) as watching:
+        for name in ("a.png", "sub/b.png", "notes.txt", ".hidden.png"):
+            (tmp_path / name).write_bytes(picture())
+        wait_until(lambda: len(watching.got) == 2)
+        (tmp_path / "c.png").write_bytes(picture())
+        wait_until(lambda: len(watching.got) == 3)
+        time.sleep(0.2)
+    assert sorted(watching.names()[:2]) == ["a.png", "sub/b.png"]
+    assert watching.names()[2:] == ["c.png"]
+    assert [frame.index for frame in watching.got] == [0, 1, 2]
+    assert all(isinstance(frame, Frame) for frame in watching.got)
+
+
+def test_a_file_that_is_being_written_is_not_read_before_it_is_whole(tmp_path):
+    data = picture(kind="BMP")
+    with Watching(tmp_path) as watching, (tmp_path / "slow.bmp").open("wb") as file:
+        for start in range(0, len(data), 1500):
+            file.write(data[start : start + 1500])
+            file.flush()
+            time.sleep(0.03)
+            assert watching.got == []
+        file.flush()
+        wait_until(lambda: len(watching.got) == 1)
+    assert isinstance(watching.got[0], Frame)
+    assert watching.got[0].image.shape == (64, 64, 3)
+
+
+def test_a_file_that_is_renamed_into_the_folder_and_one_written_again_are_new(tmp_path):
+    (tmp_path / "in").mkdir()
+    with Watching(tmp_path / "in") as watching:
+        for round_number in range(3):
+            (tmp_path / "part.tmp").write_bytes(picture(round_number))
+            os.replace(tmp_path / "part.tmp", tmp_path / "in" / "part.png")  # noqa: PTH105
+            wait_until(lambda count=round_number: len(watching.got) == count + 1)
+        (tmp_path / "in" / "part.png").unlink()
+        time.sleep(0.05)
+        (tmp_path / "in" / "part.png").write_bytes(picture(9))
+        wait_until(lambda: len(watching.got) == 4)
+    assert [int(frame.image[0, 0, 0]) for frame in watching.got] == [0, 1, 2, 9]
+
+
+def test_what_stays_broken_is_a_bad_frame_and_a_folder_that_goes_is_named(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with Watching(folder, "?settle=50ms&poll=10ms&existing=yes&policy=every") as watching:
+        (folder / "broken.png").write_bytes(picture()[:300])
+        (folder / "empty.png").touch()
+        wait_until(lambda: len(watching.got) == 1)
+        assert isinstance(watching.got[0], BadFrame)
+        (folder / "broken.png").unlink()
+        (folder / "empty.png").unlink()
+        folder.rmdir()
+        wait_until(lambda: watching.error is not None)
+    assert "is gone" in str(watching.error)
+
+
+def test_existing_images_come_where_they_are_asked_for(tmp_path):
+    for name in ("b.png", "a.png"):
+        (tmp_path / name).write_bytes(picture())
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    with Watching(tmp_path, "?existing=yes&settle=20ms&poll=10ms") as watching:
+        wait_until(lambda: len(watching.got) == 2)
+    assert watching.names() == ["a.png", "b.png"]
+
+
+# CSI cameras
+
+
+def text_of(uri):
+    address = parse_address(uri)
+    return pipeline_text(address.location, address.parameters)
+
+
+def test_the_pipeline_of_a_csi_camera():
+    assert text_of("csi://0") == (
+        "nvarguscamerasrc sensor-id=0 ! "
+        "video/x-raw(memory:NVMM),width=1280,height=720,framerate=30/1,format=NV12 ! "
+        "nvvidconv flip-method=0 ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+        "appsink name=frames drop=true max-buffers=1 sync=false"
+    )
+    text = text_of("csi://1?width=1920&height=1080&fps=29.97&flip=rotate-180")
+    assert "sensor-id=1 " in text
+    assert "width=1920,height=1080,framerate=29970/1000," in text
+    assert "flip-method=2 " in text
+
+
+def test_a_pipeline_text_holds_nothing_that_a_uri_smuggles_in():
+    for uri in ("csi://0 ! filesink location=x", "csi://-1", "csi://0?flip=0 ! fakesink", "csi://"):
+        with pytest.raises(ConfigError):
+            text_of(uri)
+
+
+GSTREAMER = """
+import sys
+sys.path.append("/usr/lib/python3/dist-packages")
+try:
+    import gi
+    gi.require_version("GstApp", "1.0")
+    from gi.repository import Gst
+    Gst.init(None)
+    assert Gst.ElementFactory.find("videotestsrc")
+except Exception as error:
+    print(error); sys.exit(77)
+import time
+import numpy as np
+from edgead.runtime.errors import SourceError
+from edgead.runtime.sources.gstreamer import GstCapture
+text = ("videotestsrc pattern=red is-live=true num-buffers=12 ! video/x-raw,width=63,height=40,framerate=30/1 "
+        "! videoconvert ! video/x-raw,format=BGR ! appsink name=frames drop=true max-buffers=1 sync=false")
+capture = GstCapture(text, time.monotonic_ns)
+assert capture.opened
+frames = []
+while (frame := capture.read(len(frames), "csi://0")) is not None:
+    assert frame.timestamp_ns <= time.monotonic_ns()
+    frames.append(frame)
+capture.close()
+assert 8 <= len(frames) <= 12, len(frames)
+assert frames[0].image.shape == (40, 63, 3) and frames[0].layout == "bgr"
+assert (frames[0].image == np.array([0, 0, 255])).all(), frames[0].image[0, 0]
+assert [frame.index for frame in frames] == list(range(len(frames)))
+try:
+    GstCapture("nosuchelement ! appsink name=frames", time.monotonic_ns)
+except SourceError as error:
+    assert "nosuchelement" in str(error) and "\\n" not in str(error), error
+else:
+    raise AssertionError("built a pipeline of nothing")
+"""
+
+
+def test_a_real_pipeline_through_pygobject():
+    done = subprocess.run(
+        [sys.executable, "-c", GSTREAMER], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
+    )
+    if done.returncode == 77:
+        pytest.skip(f"no PyGObject for this Python: {done.stdout.strip()}; apt-get install python3-gi")
+    assert done.returncode == 0, done.stderr
+
+
+# Industrial cameras: harvesters and the producer are stand-ins, so this shows only that its API is used as described
+
+
+@pytest.fixture
+def genicam(monkeypatch, tmp_path):
+    class TimeoutException(Exception):  # noqa: N818
+        pass
+
+    class Buffer:
+        def __init__(self, data, kind, stamp):
+            height, width = data.shape[:2]
+            component = SimpleNamespace(data=data.ravel(), height=height, width=width, data_format=kind)
+            self.payload = SimpleNamespace(components=[component])
+            self.timestamp_ns = stamp
+            self.released = False
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.released = True
+
+    camera = SimpleNamespace(buffers=[], calls=[], num_buffers=1, node=SimpleNamespace(value=""))
+    camera.remote_device = SimpleNamespace(node_map=SimpleNamespace(PixelFormat=camera.node))
+    for name in ("start", "stop", "destroy"):
+        setattr(camera, name, lambda name=name: camera.calls.append(name))
+
+    def fetch(timeout):
+        assert timeout < 1
+        if not camera.buffers:
+            time.sleep(0.01)
+            raise TimeoutException
+        item = camera.buffers.pop(0)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    camera.fetch = fetch
+
+    class Harvester:
+        device_info_list = ("one",)
+
+        def add_file(self, path):
+            camera.calls.append(path)
+
+        def update(self):
+            pass
+
+        def create(self, which):
+            if which not in (0, {"serial_number": "S77"}):
+                raise ValueError("not found")
+            return camera
+
+        def reset(self):
+            camera.calls.append("reset")
+
+    core, gentl = ModuleType("harvesters.core"), ModuleType("genicam.gentl")
+    core.Harvester, gentl.TimeoutException = Harvester, TimeoutException
+    package = ModuleType("harvesters")
+    package.__spec__ = SimpleNamespace()
+    for name, module in (
+        ("harvesters", package),
+        ("harvesters.core", core),
+        ("genicam", ModuleType("genicam")),
+        ("genicam.gentl", gentl),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    producer = tmp_path / "vendor.cti"
+    producer.touch()
+    return SimpleNamespace(camera=camera, buffer=Buffer, uri=f"genicam://0?cti={producer}", producer=producer)
+
+
+def test_frames_of_an_industrial_camera_carry_its_own_times(genicam):
+    levels = [np.full((6, 8), 40 + number, np.uint8) for number in range(4)]
+    now = time.monotonic_ns()
+    genicam.camera.buffers = [
+        genicam.buffer(level, "Mono8", 5 * 10**9 + number * 100 * MS) for number, level in enumerate(levels)
+    ]
+    kept = list(genicam.camera.buffers)
+    source = open_source(genicam.uri + "&format=Mono8")
+    frames = []
+    for frame in source.frames():
+        frames.append(frame)
+        if len(frames) == 4:
+            break
+    source.close()
+    assert [int(frame.image[0, 0]) for frame in frames] == [40, 41, 42, 43]
+    assert all(frame.layout == "gray" and frame.image.shape == (6, 8) for frame in frames)
+    assert all(now <= frame.timestamp_ns <= time.monotonic_ns() for frame in frames)
+    assert all(buffer.released for buffer in kept)
+    assert genicam.camera.node.value == "Mono8"
+    assert genicam.camera.calls == [str(genicam.producer), "start", "stop", "destroy", "reset"]
+
+
+def test_an_industrial_camera_may_be_silent_and_its_loss_is_a_loss(genicam):
+    source = open_source(genicam.uri)
+    genicam.camera.buffers = [genicam.buffer(np.zeros((4, 4, 3), np.uint8), "BayerRG8", 0), OSError("device removed")]
+    frames = source.frames()
+    bad = next(frames)
+    assert isinstance(bad, BadFrame)
+    assert "BayerRG8" in bad.reason
+    with pytest.raises(SourceLost, match=r"stopped after 1 frames \(device removed\)"):
+        next(frames)
+    silent = open_source(genicam.uri + "&policy=every")
+    reader = threading.Thread(target=lambda: list(silent.frames()))
+    reader.start()
+    time.sleep(0.1)
+    silent.close()
+    reader.join(2)
+    assert not reader.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("genicam://9?cti={}", "cannot open genicam://9"),
+        ("genicam://S78?cti={}", "not found"),
+        ("genicam://0?cti=/no/such.cti", "no producer file"),
+        ("genicam://0?format=YUV&cti={}", "format=YUV is not one of"),
+    ],
+)
+def test_mistakes_with_industrial_cameras_are_one_line(genicam, uri, message):
+    with pytest.raises((SourceError, ConfigError), match=message) as caught:
+        open_source(uri.format(genicam.producer))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_camera_by_its_serial_number(genicam):
+    open_source(f"genicam://S77?cti={genicam.producer}").close()
+    assert genicam.camera.calls[-2:] == ["destroy", "reset"]
+
+
+# Clocks
+
+
+def test_frames_from_a_buffer_get_the_time_at_which_the_camera_took_them():
+    clock = ClockMap()
+    device, host = 7 * 10**9, 10**12
+    for number in range(30):  # in its own time, with 0 to 4 ms of jitter
+        jitter = number * 3 % 5 * MS
+        stamp = clock.capture_ns(device + number * 33 * MS, host + number * 33 * MS + jitter)
+        assert abs(stamp - (host + number * 33 * MS)) <= jitter
+    assert not clock.rushing
+    # The host slept for 2 s; then what was buffered comes at once.
+    for number in range(30, 90):
+        arrival = host + 90 * 33 * MS + number * MS // 10
+        age = arrival - clock.capture_ns(device + number * 33 * MS, arrival)
+        assert abs(age - (90 - number) * 33 * MS) < 30 * MS
+        assert clock.rushing == (number > 30)
+
+
+def test_a_clock_that_drifts_or_begins_anew_never_looks_like_age():
+    clock = ClockMap()
+    for number in range(100_000):  # an hour at 30 fps with a clock that is 0.5 % slow
+        arrival = 10**12 + number * 33 * MS
+        lag = arrival - clock.capture_ns(1 + int(number * 33 * MS * 0.995), arrival)
+        assert lag < 5 * MS
+    assert clock.capture_ns(10, arrival + 33 * MS) == arrival + 33 * MS, "restarted"
+    assert clock.capture_ns(0, arrival + 66 * MS) == arrival + 66 * MS, "no timestamp"
+    # One that stands still says nothing.
+    clock.capture_ns(20 + 99 * MS, arrival + 132 * MS)
+    assert clock.capture_ns(20 + 99 * MS, arrival + 9999 * MS) == arrival + 9999 * MS
