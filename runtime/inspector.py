@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
+from edgead.runtime.backends import Backend, BackendInfo, choose
+from edgead.runtime.backends.standins import ClosedBackend, SharedBackend
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError, suggest
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.limits import Limits
@@ -85,9 +86,11 @@ class Inspector:
         cleanup.callback(backend.close)
         self._model = _Model(backend, threshold, name, cleanup, None)
         self._opened: Mapping[str, Any] | None = None
+        self._bundle: tuple[Path, str] | None = None
         self._lock = threading.Lock()
         self._swapping = threading.Lock()
         self._closed = False
+        self._unfit = ""
 
     @property
     def name(self) -> str:
@@ -160,6 +163,7 @@ class Inspector:
             told = "int8" if precision.startswith("int8") else None
             inspector._model = replace(inspector._model, precision=told, normals=manifest.normals())
             inspector._opened = {"backend": chosen, "precision": precision, "threads": threads, "batch": batch}
+            inspector._bundle = bundle.path, bundle.sha256
             # The backend maps the extracted weights; they go when the inspector goes.
             inspector._model.cleanup.push(stack.pop_all())
         return inspector
@@ -190,10 +194,43 @@ class Inspector:
                     if self._closed:
                         raise BackendError("the inspector is closed")
                     old, self._model = self._model, fresh._model
+                    self._bundle, self._unfit = fresh._bundle, ""
             except BaseException:
                 fresh.close()
                 raise
             old.cleanup.close()
+
+    def self_test(self) -> list[str]:
+        """Replay the bundle's references on the backend that judges, and hold them against what the torch model gave.
+
+        It asks what ``edgead check`` asks for, between frames: none waits for more than one reference. From the moment
+        it fails every frame is `NOT_INSPECTED`, until it passes again or `swap` brings a bundle that does.
+
+        Returns:
+            One line for each thing that is wrong; empty where this device decides as the model was validated.
+
+        Raises:
+            ConfigError: this inspector was not opened from a bundle.
+            BundleError: the file is not the one that was opened (what it judges with is in memory, and stays).
+        """
+        from edgead.runtime.bundle import Bundle
+        from edgead.runtime.check import problems, replay
+
+        if self._opened is None or self._bundle is None:
+            raise ConfigError("only an inspector that was opened from a bundle has references to test itself with")
+        with self._swapping:
+            path, sha256 = self._bundle
+            with Bundle.open(path) as bundle:
+                if bundle.sha256 != sha256:
+                    raise BundleError(f"{path} is not the bundle that was opened; load it (SIGHUP) or start again")
+                between = SharedBackend(self._lock, lambda: self._model.backend)
+                try:
+                    found = list(problems(replay(between, bundle, self._opened["precision"])))
+                except BackendError as error:
+                    found = [str(error)]
+            with self._lock:
+                self._unfit = f"self-test failed: {found[0]}" if found else ""
+        return found
 
     def set_threshold(self, value: float, category: str | None = None) -> float:
         """Judge with another threshold from the next frame on, and return the one it replaces.
@@ -267,6 +304,8 @@ class Inspector:
         prepared = time.perf_counter()
         try:
             with self._lock:
+                if self._unfit:
+                    return [self._not_inspected(frame, self._unfit) for frame in frames]
                 # One look at it: frames that are judged together are judged by one model and its own thresholds.
                 model = self._model
                 inference = model.backend.run(images)
@@ -316,7 +355,7 @@ class Inspector:
         try:
             self._closed = True
             model = self._model
-            self._model = replace(model, backend=_Closed(model.backend.describe()), cleanup=ExitStack())
+            self._model = replace(model, backend=ClosedBackend(model.backend.describe()), cleanup=ExitStack())
             model.cleanup.close()
         finally:
             self._lock.release()
@@ -379,19 +418,3 @@ def _require_parity(manifest: Manifest, file: str, backend: str) -> None:
             f"'{backend}' changed {changed} of {record.images} decisions when {manifest.name} was exported; "
             f"use '{fallback}'"
         )
-
-
-class _Closed:
-    """Stands in for a released backend, so that a late frame is NOT_INSPECTED and never a crash."""
-
-    def __init__(self, info: BackendInfo) -> None:
-        self._info = info
-
-    def run(self, images: NDArray[np.uint8]) -> Inference:  # noqa: ARG002 - keeps the protocol
-        raise BackendError("the inspector is closed")
-
-    def describe(self) -> BackendInfo:
-        return self._info
-
-    def close(self) -> None:
-        pass

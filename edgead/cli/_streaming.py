@@ -21,9 +21,10 @@ from rich.live import Live
 from rich.text import Text
 
 from edgead.cli._output import Output
+from edgead.cli._upkeep import Upkeep
 from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.drift import DriftSink, DriftWatch
-from edgead.runtime.errors import EdgeadError, SourceError
+from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import Decision
 from edgead.runtime.grabber import Survival
 from edgead.runtime.inspector import Inspector
@@ -56,10 +57,12 @@ def run_stream(
     watch: bool,
     batch: int = 1,
     batch_deadline_ms: float = 5.0,
+    self_test_hours: float | None = None,
 ) -> StreamSummary:
     """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
 
-    SIGHUP goes on with the bundle as it then is on the disk; a bundle that cannot be used changes nothing.
+    SIGHUP goes on with the bundle as it then is on the disk; a bundle that cannot be used changes nothing. SIGUSR1 has
+    the references replayed, as happens every ``self_test_hours``; while they come out wrong nothing is inspected.
     """
     switch = _Switch()
     with switch.installed(), _calm_log():
@@ -83,8 +86,7 @@ def run_stream(
                     survival=Survival(wait=wait),
                 )
                 stream = _open(out, open_stream, sources, wait)
-                with stream:
-                    switch.reload = partial(_reload, inspector, bundle)
+                with stream, Upkeep(inspector, bundle, self_test_hours) as switch.upkeep:
                     switch.stream = stream
                     if not (watch and out.watched):
                         return replace(stream.run(), drift=tuple(drift.report()))
@@ -99,32 +101,24 @@ def run_stream(
             return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None)
 
 
-def _reload(inspector: Inspector, bundle: Path) -> None:
-    try:
-        inspector.swap(bundle)
-    except EdgeadError as error:
-        _log.error("the bundle was not reloaded, and the old one goes on: %s", error)
-    else:
-        _log.warning("goes on with %s as it is now", bundle)
-
-
 class _Switch:
     """Makes SIGINT and SIGTERM the orderly end of a stream, or, while there is none yet, a KeyboardInterrupt.
 
-    SIGHUP, where there is one, calls ``reload`` in a thread of its own; while one is under way another is left out.
+    SIGHUP and SIGUSR1, where there are any, ask ``upkeep`` to reload the bundle and for a self-test.
     """
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
-        self.reload: Callable[[], None] | None = None
-        self._reloading: threading.Thread | None = None
+        self.upkeep: Upkeep | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         handlers: dict[int, Callable[[int, FrameType | None], None]]
         handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end}
         if hasattr(signal, "SIGHUP"):
-            handlers[signal.SIGHUP] = self._hang_up
+            handlers[signal.SIGHUP] = self._reload
+        if hasattr(signal, "SIGUSR1"):
+            handlers[signal.SIGUSR1] = self._test
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -137,11 +131,13 @@ class _Switch:
             raise KeyboardInterrupt
         self.stream.stop(_END_S)
 
-    def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
-        busy = self._reloading is not None and self._reloading.is_alive()
-        if self.reload is not None and not busy:
-            self._reloading = threading.Thread(target=self.reload, name="edgead-reload", daemon=True)
-            self._reloading.start()
+    def _reload(self, _number: int, _frame: FrameType | None) -> None:
+        if self.upkeep is not None:
+            self.upkeep.ask("reload")
+
+    def _test(self, _number: int, _frame: FrameType | None) -> None:
+        if self.upkeep is not None:
+            self.upkeep.ask("test")
 
 
 def _open(out: Output, open_stream: Callable[[], Stream], sources: Sequence[str], wait: bool) -> Stream:

@@ -61,6 +61,10 @@ def run(
     batch_deadline: Annotated[
         float, typer.Option("--batch-deadline-ms", min=0, metavar="D", help="How long a frame waits for others.")
     ] = 5.0,
+    self_test_every: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="H", help="Hours between replays of the references.", show_default="never"),
+    ] = None,
     show_pipeline: Annotated[
         bool, typer.Option("--show-pipeline", help="Print the GStreamer pipelines of csi:// sources, and end.")
     ] = False,
@@ -69,7 +73,8 @@ def run(
 
     A source takes ?policy=newest (a live one's default: the newest frame, the others are counted) or ?policy=every,
     and ?max_age=0.5 (seconds). A camera that is lost is opened again for as long as it takes. SIGHUP goes on with the
-    bundle as it then is on the disk, without losing a frame.
+    bundle as it then is on the disk, without losing a frame; SIGUSR1 replays the references between frames, and nothing
+    is inspected while they come out wrong.
     """
     if show_pipeline:
         _show_pipelines(out, source)
@@ -95,6 +100,7 @@ def run(
         watch=not taken,
         batch=batch,
         batch_deadline_ms=batch_deadline,
+        self_test_hours=self_test_every,
     )
     for report in summary.sinks:
         if report.failed or report.missed:

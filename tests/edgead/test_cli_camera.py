@@ -368,3 +368,21 @@ def test_the_pipeline_of_a_csi_camera_is_shown(edgead, plate_bundle):
     (text,) = outcome.json["pipelines"].values()
     assert text.startswith("nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080")
     assert edgead("run", plate_bundle, "--source", "0", "--show-pipeline").code == 2
+
+
+@posix
+def test_run_replays_the_references_when_asked_to(launch, plate_bundle, tmp_path):
+    source = "synthetic://?policy=every&fps=50&width=64&height=64"
+    bundle = tmp_path / "line.edgead"
+    shutil.copy(plate_bundle, bundle)
+    with launch(["run", bundle, "--source", source, "--sink", tmp_path / "r.jsonl", "--self-test-every", "1"]) as child:
+        wait_for(lambda: lines(tmp_path / "r.jsonl"))
+        bundle.write_bytes(b"something else")
+        child.send_signal(signal.SIGUSR1)
+        count = len(lines(tmp_path / "r.jsonl"))
+        wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > count + 20)
+        child.send_signal(signal.SIGTERM)
+        err = child.communicate(timeout=20)[1]
+    assert child.returncode == 0, err
+    assert "the self-test could not run" in err
+    assert all(line["decision"] != "NOT_INSPECTED" for line in lines(tmp_path / "r.jsonl"))
