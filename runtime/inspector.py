@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -118,6 +119,34 @@ class Inspector:
             # The backend maps the extracted weights; they go when the inspector goes.
             inspector._cleanup.push(stack.pop_all())
         return inspector
+
+    def set_threshold(self, value: float, category: str | None = None) -> float:
+        """Judge with another threshold from the next frame on, and return the one it replaces.
+
+        It holds for this inspector only; ``edgead calibrate`` writes one into a bundle.
+
+        Args:
+            value: raw score; `ANOMALY` iff score > value.
+            category: of a routed model, which has one for each.
+
+        Raises:
+            ConfigError: not a finite number, or no such category.
+        """
+        value = float(value)
+        if not math.isfinite(value):
+            raise ConfigError(f"a threshold is a finite number, not {value}")
+        with self._lock:
+            limits = self.limits
+            if category is None and limits.categories:
+                raise ConfigError(f"a routed model has a threshold for each category: {', '.join(limits.categories)}")
+            if category is None:
+                before, self.limits = limits.value, Limits(value)
+            elif category in limits.categories:
+                before = limits.categories[category]
+                self.limits = Limits(limits.value, {**limits.categories, category: value})
+            else:
+                raise ConfigError(f"{self.name} has no category '{category}'.{suggest(category, limits.categories)}")
+        return before
 
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Result:
         """Judge one frame.

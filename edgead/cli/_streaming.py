@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,8 @@ from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import Decision
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.ledger import Counts
+from edgead.runtime.page.sink import LivePage
+from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import REGISTRY, parse_address
 from edgead.runtime.stream import Stream
 from edgead.runtime.summary import StreamSummary
@@ -44,14 +46,24 @@ def run_stream(
     threads: int | None,
     wait: bool,
     watch: bool,
+    page: Callable[[Inspector], LivePage] | None = None,
 ) -> StreamSummary:
-    """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary."""
+    """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
+
+    ``page`` makes the live page, which is there before the sources are, so that it can say what is waited for.
+    """
     switch = _Switch()
-    with switch.installed(), _calm_log():
+    with switch.installed(), _calm_log(), ExitStack() as stack:
         try:
             with Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector:
                 out.note(f"backend: {inspector.why}")
-                stream = _open(out, inspector, sources, sinks, duration_s, max_frames, wait)
+                targets: list[str | Path | Sink] = list(sinks)
+                if page is not None:
+                    live = page(inspector)
+                    stack.callback(live.close)
+                    targets.append(live)
+                    out.note(f"live page: {live.url}")
+                stream = _open(out, inspector, sources, targets, duration_s, max_frames, wait)
                 with stream:
                     switch.stream = stream
                     if not (watch and out.watched):
@@ -92,7 +104,7 @@ def _open(
     out: Output,
     inspector: Inspector,
     sources: Sequence[str],
-    sinks: Sequence[str],
+    sinks: Sequence[str | Path | Sink],
     duration_s: float | None,
     max_frames: int | None,
     wait: bool,
