@@ -111,9 +111,10 @@ function showCameras() {
     const button = list.children[index].firstChild, [kind, word] = judge(camera);
     button.setAttribute("aria-pressed", String(index === chosen));
     if (button.dataset.state !== kind) button.dataset.state = kind;
-    const [, name, line] = button.children, frames = camera;
-    const said = `${word} · ${camera.rate} a second` + (frames.captured !== undefined ? ` · ${whole(frames.captured)} frames` : "");
-    if (name.textContent !== camera.name) name.textContent = camera.name;
+    const [, name, line] = button.children;
+    const said = `${word} · ${camera.rate} a second` + (camera.captured !== undefined ? ` · ${whole(camera.captured)} frames` : "");
+    const called = cameras.length > 1 ? `${index + 1}  ${camera.name}` : camera.name;
+    if (name.textContent !== called) name.textContent = called;
     if (line.textContent !== said) line.textContent = said;
   });
   const camera = cameras[chosen];
@@ -162,7 +163,7 @@ function showNumbers() {
     ["failed", frames.failed], ["in flight", frames.in_flight]];
   $("ledger").replaceChildren(...rows.flatMap(([name, count, kind]) => [make("dt", name, kind), make("dd", whole(count), kind)]));
   const sum = frames.inspected + frames.dropped + frames.failed + frames.in_flight;
-  text("balance", sum === frames.captured ? "captured = all the others together ✓" : `${whole(frames.captured - sum)} unaccounted for`);
+  text("balance", sum === frames.captured ? "captured = inspected + dropped + failed + in flight ✓" : `${whole(frames.captured - sum)} unaccounted for`);
   const reasons = [...Object.entries(frames.dropped_reasons).map(([why, count]) => `dropped ${whole(count)}: ${why}`),
     ...Object.entries(frames.failed_reasons).map(([why, count]) => `failed ${whole(count)}: ${why}`)];
   $("reasons").replaceChildren(...reasons.map(reason => make("div", reason)));

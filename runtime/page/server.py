@@ -22,10 +22,11 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/trace.js": ("trace.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/login": ("login.html", "text/html; charset=utf-8"),
 }
 # What a browser must have before it may see anything else.
-_OPEN = {"/login", "/page.css"}
+_OPEN = {"/login", "/page.css", "/icon.svg"}
 _LARGEST_BODY = 4096
 _WRONG_TOKEN_S = 0.5
 
@@ -56,15 +57,21 @@ def page_handler(page: LivePage) -> type[Handler]:
                 body, kind = files[path]
                 self.answer(body, kind, headers=HEADERS)
             elif path == "/api/state":
-                self._json(page.state(_integer(query, "since")))
+                with page.turn():
+                    state = page.state(_integer(query, "since"))
+                self._json(state)
             elif path == "/api/preview":
                 self._preview(query)
             elif match := re.fullmatch(r"/api/picture/([0-9]{1,4})\.jpg", path):
-                self._picture(
-                    page.board.picture(int(match[1]), _integer(query, "number"), heat=_integer(query, "heat") != 0)
-                )
+                with page.turn():
+                    jpeg = page.board.picture(
+                        int(match[1]), _integer(query, "number"), heat=_integer(query, "heat") != 0
+                    )
+                self._picture(jpeg)
             elif match := re.fullmatch(r"/api/anomaly/([0-9]{1,15})\.jpg", path):
-                self._picture(page.board.thumbnail(int(match[1]), large=_integer(query, "large") != 0))
+                with page.turn():
+                    jpeg = page.board.thumbnail(int(match[1]), large=_integer(query, "large") != 0)
+                self._picture(jpeg)
             else:
                 self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
 
@@ -103,7 +110,9 @@ def page_handler(page: LivePage) -> type[Handler]:
         def _preview(self, query: str) -> None:
             asked = parse_qs(query, max_num_fields=4)
             try:
-                self._json(page.preview(float(asked["value"][0]), asked.get("category", [None])[0]))
+                with page.turn():
+                    seen = page.preview(float(asked["value"][0]), asked.get("category", [None])[0])
+                self._json(seen)
             except (KeyError, ValueError, EdgeadError) as error:
                 what = str(error) if isinstance(error, EdgeadError) else "write value=NUMBER"
                 self.refuse(HTTPStatus.BAD_REQUEST, what, HEADERS)

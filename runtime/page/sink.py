@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 STALE_S = 3.0
 _CHANGES = 5
+_LONGEST_REST_S = 0.2
 
 
 class ThresholdControl(Protocol):
@@ -82,6 +85,7 @@ class LivePage(Sink):
         self._control = control
         self._audit = AuditLog(audit) if audit is not None else None
         self._stale_s = stale_s
+        self._turn = threading.Lock()
         self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES)
         self._server = Server("--serve", host, port, page_handler(self))
         self.url = self._server.url
@@ -95,6 +99,19 @@ class LivePage(Sink):
 
     def close(self) -> None:
         self._server.stop()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let one request work at a time, and rest for as long as it took.
+
+        However many browsers ask, and however often, they take at most half a core from those who judge parts.
+        """
+        with self._turn:
+            started = time.monotonic()
+            try:
+                yield
+            finally:
+                time.sleep(min(time.monotonic() - started, _LONGEST_REST_S))
 
     # What browsers ask, each in a thread of its own.
 
