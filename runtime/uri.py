@@ -171,7 +171,7 @@ class Endpoint:
             ConfigError: no host, or a port that is none; ``where`` names the URI in the message.
         """
         authority, _, path = text.partition("/")
-        login, at, address = authority.rpartition("@")
+        login, _, address = authority.rpartition("@")
         user, colon, password = login.partition(":")
         match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s\[\]:/?#@]+))(?::([0-9]{1,5}))?", address)
         if match is None or not 0 < int(match[3] or default_port) < 65536:
@@ -180,6 +180,6 @@ class Endpoint:
             match[1] or match[2],
             int(match[3] or default_port),
             unquote(path),
-            unquote(user) if at else None,
+            unquote(user) if user else None,
             unquote(password) if colon else None,
         )

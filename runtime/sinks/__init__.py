@@ -151,9 +151,8 @@ def open_sink(uri: str | Path) -> Sink:
     entry = REGISTRY[scheme]
     location, pieces = _split(f"{scheme}://{rest}", entry.after_hash)
     if not location.removeprefix(f"{scheme}://"):
-        raise ConfigError(
-            f"sink '{scheme}:' needs {'an address' if '//' in entry.example else 'a path'}: {entry.example}"
-        )
+        what = "an address" if "//" in entry.example else "a path"
+        raise ConfigError(f"sink '{scheme}:' needs {what}, such as {entry.example}")
     if "//" not in entry.example:
         location = location.removeprefix(f"{scheme}://")
         where = redact(f"{scheme}:{location}")
