@@ -9,6 +9,7 @@ import re
 import socket
 import socketserver
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -70,6 +71,8 @@ class Server(ThreadingHTTPServer):
         self.host = host
         self.local = is_loopback(host)
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
         self._thread: threading.Thread | None = None
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -95,12 +98,17 @@ class Server(ThreadingHTTPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more; connections that are still open end with their current answer. May be called twice."""
+        """Listen no more, and end the connections that are still open. May be called twice."""
         if self._thread is not None:
             self.shutdown()
             self._thread.join()
             self._thread = None
         self.server_close()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            with suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._slots.acquire(blocking=False):
@@ -113,9 +121,13 @@ class Server(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._connections.add(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
+            with self._lock:
+                self._connections.discard(request)
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002

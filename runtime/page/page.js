@@ -296,8 +296,8 @@ $("apply").addEventListener("click", () => {
   $("confirm").showModal(); $("who").focus();
 });
 
+$("confirm-cancel").addEventListener("click", () => $("confirm").close());
 $("confirm-form").addEventListener("submit", async event => {
-  if (!event.submitter || event.submitter.value !== "apply") return;
   event.preventDefault();
   $("confirm-apply").disabled = true;
   try {

@@ -292,6 +292,17 @@ def test_nothing_secret_is_served(serve):
 # Nobody who looks holds up the line
 
 
+def test_a_page_that_is_closed_answers_nobody_any_more(serve):
+    page = serve()
+    host, port = page.url.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100_000).startswith(b"HTTP/1.1 200")
+        page.close()
+        while connection.recv(100_000):  # until the end, which comes at once
+            pass
+
+
 def test_browsers_that_ask_without_end_and_read_nothing_delay_no_decision(serve):
     page = serve()
     host, port = page.url.removeprefix("http://").rstrip("/").split(":")
