@@ -79,7 +79,7 @@ function tick() {
   const [kind, word, why] = judge(camera);
   $("decision").dataset.state = kind;
   text("word", word); text("why", why);
-  text("against", kind !== "NONE" && camera.score !== null ? `${figure(camera.score)} / ${figure(camera.threshold)}${camera.category ? " · " + camera.category : ""}` : "");
+  text("against", kind !== "NONE" && camera.score !== null ? `score ${figure(camera.score)}, threshold ${figure(camera.threshold)}${camera.category ? " · " + camera.category : ""}` : "");
   if (kind === "NONE") $("picture-box").dataset.state = "NONE";
   else if ($("picture-box").dataset.decision) $("picture-box").dataset.state = $("picture-box").dataset.decision;
   showCameras();
