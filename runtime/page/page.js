@@ -2,7 +2,7 @@
 // Asks the server for its state a few times a second. What it has not heard of for some seconds is never shown as if it
 // were current: a decision turns grey when it is old, and all of them when the server does not answer.
 
-const ASK_MS = 150, ASK_HIDDEN_MS = 2000, GIVE_UP_MS = 4000, LOST_S = 2.5, KEPT = 300;
+const ASK_MS = 150, ASK_HIDDEN_MS = 2000, GIVE_UP_MS = 4000, LOST_S = 2.5, KEPT = 300, PICTURE_MS = 500;
 const WORDS = {OK: "OK", ANOMALY: "ANOMALY", NOT_INSPECTED: "NOT INSPECTED"};
 const $ = id => document.getElementById(id);
 const figure = Draw.figure;
@@ -10,11 +10,14 @@ const whole = number => number.toLocaleString("en-US");
 
 let state = null, heard = 0, heardClock = 0, since = 0, chosen = 0, heat = true;
 let shownPicture = "", spoken = "", spokenAt = 0;
+// What the large decision stands for: it waits for its picture, so that both are of one frame, but not for long.
+let shown = null;
 const trace = new Map();
 let tried = null, preview = null, asking = 0, category = null;
 
 // Two clocks: one stands still while a computer sleeps, the other one may be set.
-const silence = () => heard ? Math.max(performance.now() - heard, Date.now() - heardClock) / 1000 : Infinity;
+const elapsed = (at, clock) => Math.max(performance.now() - at, Date.now() - clock) / 1000;
+const silence = () => heard ? elapsed(heard, heardClock) : Infinity;
 
 function text(id, value) {
   const element = $(id);
@@ -28,11 +31,11 @@ function make(tag, content, name) {
   return element;
 }
 
-// What may be shown of a camera now: its decision, or NONE and why.
-function judge(camera) {
+// What may be shown of a camera now: its decision, or NONE and why. quiet: seconds since the server said this of it.
+function judge(camera, quiet) {
   if (!state || silence() > LOST_S) return ["NONE", "NO CONNECTION", "The page hears nothing from the program."];
   if (!camera || camera.decision === null) return ["NONE", "NO RESULT YET", camera && camera.error || ""];
-  const age = camera.age_s + silence();
+  const age = camera.age_s + quiet;
   if (camera.error) return ["NONE", "CAMERA LOST", camera.error];
   if (age > state.stale_s)
     return ["NONE", "NO CURRENT RESULT", `The last one, ${WORDS[camera.decision]}, is ${age < 90 ? Math.floor(age) + " s" : Math.floor(age / 60) + " min"} old.`];
@@ -54,7 +57,7 @@ async function ask() {
 
 function take(fresh) {
   const begunAnew = state && (fresh.word !== state.word || fresh.trace.newest < since);
-  if (begunAnew) { trace.clear(); shownPicture = ""; }
+  if (begunAnew) { trace.clear(); shownPicture = ""; shown = null; }
   state = fresh; heard = performance.now(); heardClock = Date.now();
   since = fresh.trace.newest;
   for (const point of fresh.trace.points) {
@@ -65,7 +68,23 @@ function take(fresh) {
     if (kept.length > KEPT) kept.shift();
   }
   if (chosen >= fresh.cameras.length) chosen = 0;
+  follow();
   showFacts(); showNumbers(); showSinks(); showAnomalies(); showThreshold(); showPicture();
+}
+
+function adopt(camera, at, clock) {
+  shown = {camera, at, clock};
+}
+
+// Let the large decision follow the newest result: at once, or with its picture where that comes soon.
+function follow() {
+  const camera = state.cameras[chosen], at = heard, clock = heardClock;
+  if (!camera) { shown = null; return; }
+  const waits = shown && shown.camera.id === camera.id && shown.camera.number !== camera.number && camera.has_picture && !document.hidden;
+  if (!waits) adopt(camera, at, clock);
+  else setTimeout(() => {
+    if (shown && shown.camera.id === camera.id && shown.camera.number < camera.number) { adopt(camera, at, clock); tick(); }
+  }, PICTURE_MS);
 }
 
 // Everything that depends on how long nothing was heard.
@@ -75,8 +94,8 @@ function tick() {
   text("link-text", lost ? (heard ? "No connection" : "Connecting …") : "Live");
   $("lost").hidden = !(lost && heard);
   if (lost && heard) text("lost", `Nothing heard from the program for ${Math.floor(quiet)} s. What stands below is old.`);
-  const camera = state && state.cameras[chosen];
-  const [kind, word, why] = judge(camera);
+  const camera = shown && shown.camera;
+  const [kind, word, why] = judge(camera, shown ? elapsed(shown.at, shown.clock) : Infinity);
   $("decision").dataset.state = kind;
   text("word", word); text("why", why);
   text("against", kind !== "NONE" && camera.score !== null ? `score ${figure(camera.score)}, threshold ${figure(camera.threshold)}${camera.category ? " · " + camera.category : ""}` : "");
@@ -105,10 +124,12 @@ function showCameras() {
       const button = make("button"), shapes = document.querySelector("#decision svg").cloneNode(true);
       button.type = "button";
       button.append(shapes, make("b"), make("span"));
-      button.addEventListener("click", () => { chosen = index; shownPicture = ""; showPicture(); tick(); });
+      button.addEventListener("click", () => { chosen = index; shownPicture = ""; follow(); showPicture(); tick(); });
       const item = make("li"); item.append(button); list.append(item);
     }
-    const button = list.children[index].firstChild, [kind, word] = judge(camera);
+    const button = list.children[index].firstChild;
+    const own = shown && shown.camera.id === camera.id;
+    const [kind, word] = own ? judge(shown.camera, elapsed(shown.at, shown.clock)) : judge(camera, silence());
     button.setAttribute("aria-pressed", String(index === chosen));
     if (button.dataset.state !== kind) button.dataset.state = kind;
     const [, name, line] = button.children;
@@ -122,7 +143,7 @@ function showCameras() {
 }
 
 async function showPicture() {
-  const camera = state.cameras[chosen];
+  const camera = state.cameras[chosen], at = heard, clock = heardClock;
   if (!camera || camera.decision === null || document.hidden) return;
   const wanted = `${chosen}/${camera.number}/${heat}`;
   if (wanted === shownPicture || showPicture.busy) return;
@@ -141,9 +162,10 @@ async function showPicture() {
     $("picture").hidden = !camera.has_picture; $("no-picture").hidden = camera.has_picture;
     if (!camera.has_picture) text("no-picture", "This frame has no picture.");
     text("caption", caption);
-    // The border belongs to this picture; the large decision may be one frame ahead of it.
     $("picture-box").dataset.decision = camera.decision;
     shownPicture = wanted;
+    if (state.cameras[chosen] && state.cameras[chosen].id === camera.id && (!shown || shown.camera.number <= camera.number))
+      adopt(camera, at, clock);
   } catch (problem) {
     console.debug("no picture:", problem.message);
   } finally {

@@ -106,6 +106,7 @@ class MqttSink(Sink):
         if code.is_failure:
             self._away(f"refuses the connection: {code}")
         else:
+            self._problem = "is gone"
             client.publish(self._status, _ONLINE, qos=1, retain=True)
         self._tried.set()
 
@@ -117,8 +118,9 @@ class MqttSink(Sink):
         self._away(f"is gone: {code}")
 
     def _away(self, problem: str) -> None:
+        if problem != self._problem:  # not once for each of the attempts that go on for ever
+            _log.warning("the broker of %s %s", self.name, problem)
         self._problem = problem
-        _log.warning("the broker of %s %s", self.name, problem)
 
 
 def _topic(where: str, name: str, text: str) -> str:

@@ -175,8 +175,9 @@ class PassSignal(Sink):
         self._output.switch(False)
 
     def _lost(self, problem: str) -> None:
-        _log.warning("the output of %s: %s", self.name, problem)
         with self._changed:
+            if problem != self._problem:  # not once for each of the attempts that go on for ever
+                _log.warning("the output of %s: %s", self.name, problem)
             self._problem = problem
             order, self._order = self._order, None
         if order is not None:

@@ -98,6 +98,7 @@ class Browser:
         return found
 
     def close(self) -> None:
+        self._socket.close()
         if self.process is not None:
             self.process.terminate()
             try:

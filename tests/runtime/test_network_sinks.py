@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 import urllib.request
+from types import ModuleType, SimpleNamespace
 from urllib.error import HTTPError
 
 import pytest
@@ -22,6 +23,7 @@ from edgead.runtime.sinks.callback import CallbackSink
 from edgead.runtime.sinks.reject import PassSignal
 from edgead.runtime.sinks.worker import SinkWorker
 from edgead.runtime.stream import Stream
+from edgead.runtime.uri import Parameters
 from tests.runtime.browser import wait_for
 from tests.runtime.sink_services import Web, free_port, modbus, mosquitto
 
@@ -554,6 +556,41 @@ def test_a_plc_that_hangs_costs_results_and_no_decision(plc):
     assert summary.frames.inspected == 60
     assert summary.latency.max < 500
     assert report.accepted == 60 == report.written + report.failed + report.missed
+
+
+def test_gpio_pin_through_a_stand_in_for_its_library(monkeypatch):
+    """No board was at hand: this holds our calls against the names and the order of libgpiod 2, no more."""
+    from edgead.runtime.sinks import gpio
+
+    calls = []
+    value = SimpleNamespace(ACTIVE="active", INACTIVE="inactive")
+    line = ModuleType("gpiod.line")
+    line.Direction, line.Value = SimpleNamespace(OUTPUT="output"), value
+    request = SimpleNamespace(
+        set_value=lambda number, to: calls.append((number, to)), release=lambda: calls.append("released")
+    )
+    library = ModuleType("gpiod")
+    library.line = line
+    library.LineSettings = lambda direction, active_low, output_value: (direction, active_low, output_value)
+    library.request_lines = lambda path, consumer, config: calls.append((path, consumer, config)) or request
+    monkeypatch.setitem(sys.modules, "gpiod", library)
+    monkeypatch.setitem(sys.modules, "gpiod.line", line)
+    with PassSignal("pin", gpio._Pin("/dev/gpiochip0", 17, True), hold_s=30.0) as sink:
+        sink.write(result(0), None)
+        sink.write(result(1, Decision.ANOMALY), None)
+    assert calls == [
+        ("/dev/gpiochip0", "edgead", {17: ("output", True, "inactive")}),
+        (17, "inactive"),
+        (17, "active"),
+        (17, "inactive"),
+        (17, "inactive"),
+        "released",
+    ]
+    parameters = Parameters.parse("gpio://nochip/17", [], ())
+    with pytest.raises(ConfigError, match="there is no /dev/nochip"):
+        gpio.GpioSink("gpio://nochip/17", parameters)
+    with pytest.raises(ConfigError, match="write chip and line"):
+        gpio.GpioSink("gpio://gpiochip0", parameters)
 
 
 # Opening
