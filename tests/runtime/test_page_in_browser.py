@@ -109,13 +109,12 @@ def test_an_old_decision_turns_grey_by_itself(tab, line):
     line.score = 3.0
     wait_for(lambda: state(tab) == "OK")
     line.stop()
-    wait_for(lambda: state(tab) == "NONE", 5)
-    assert tab.text("word") == "NO CURRENT RESULT"
-    assert "OK, is" in tab.text("why")
+    # On a busy machine an answer may take so long that the page misses the server, too, for a moment.
+    wait_for(lambda: tab.text("word") == "NO CURRENT RESULT" and tab.text("link-text") == "Live")
+    assert state(tab) == "NONE"
+    assert tab.text("why").startswith("The last one, ")
     assert tab.evaluate("document.getElementById('picture-box').dataset.state") == "NONE"
-    assert tab.text("link-text") == "Live"
-    line.part(score=3.0)
-    wait_for(lambda: state(tab) == "OK")
+    wait_for(lambda: line.part(score=3.0) or state(tab) == "OK")
 
 
 def test_a_server_that_is_gone_leaves_no_decision_standing(tab, line):
