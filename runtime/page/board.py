@@ -162,13 +162,9 @@ class Board:
             "anomalies": anomalies,
         }
         if summary is not None:
-            state |= {
-                "seconds": round(summary.seconds, 1),
-                "frames": summary.frames.to_dict(),
-                "decisions": dict(summary.decisions),
-                "sinks": [sink.to_dict() for sink in summary.sinks],
-                "backend": None if summary.backend is None else dict(summary.backend),
-            }
+            # All but the sources, which stand with their cameras, and the latency since the start.
+            run = summary.to_dict()
+            state |= {key: value for key, value in run.items() if key not in ("schema", "sources", "latency_ms")}
         cleaned: dict[str, Any] = _redacted(finite(state))
         return cleaned
 

@@ -34,6 +34,9 @@ function make(tag, content, name) {
 // What may be shown of a camera now: its decision, or NONE and why. quiet: seconds since the server said this of it.
 function judge(camera, quiet) {
   if (!state || silence() > LOST_S) return ["NONE", "NO CONNECTION", "The page hears nothing from the program."];
+  if (state.state === "hung") return ["NONE", "BACKEND HANGS", "The network does not return; parts are not inspected."];
+  if (state.state === "paused") return ["NONE", "PAUSED", "Parts are not inspected."];
+  if (camera && camera.state === "reconnecting") return ["NONE", "CAMERA LOST", camera.last_loss || ""];
   if (!camera || camera.decision === null) return ["NONE", "NO RESULT YET", camera && camera.error || ""];
   const age = camera.age_s + quiet;
   if (camera.error) return ["NONE", "CAMERA LOST", camera.error];

@@ -84,7 +84,7 @@ class SinkEntry(NamedTuple):
 
 
 _MQTT = ("only", "qos", "retain", "client_id", "status", "password_file", "ca", "timeout")
-_WEBHOOK = ("only", "timeout", "give_up", "token_file")
+_WEBHOOK = ("only", "timeout", "give_up", "token_file", "ca", "proxy")
 _SIGNAL = ("hold", "max_age")
 
 # One line a sink. The class is called with (location, parameters): a path, or the whole address with its secrets.

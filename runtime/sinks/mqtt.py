@@ -115,7 +115,8 @@ class MqttSink(Sink):
         self._tried.set()
 
     def _disconnected(self, _client: Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        self._away(f"is gone: {code}")
+        if code.is_failure:  # and not our own good-bye
+            self._away(f"is gone: {code}")
 
     def _away(self, problem: str) -> None:
         if problem != self._problem:  # not once for each of the attempts that go on for ever

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import http.client
 import secrets
+import ssl
 import time
 import urllib.error
 import urllib.request
 
-from edgead.runtime.errors import DataError
+from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.sinks import Sink, selects
@@ -28,9 +29,10 @@ class WebhookSink(Sink):
     What stands before the ``#`` is the address, the query included; a login in it is sent as Basic authorization.
     Parameters, after the ``#``: ``only=all`` (default), ``anomaly`` or ``rejected``; ``timeout=5s`` of one attempt;
     ``give_up=30s``, how long one result is retried, with pauses from 0.25 s doubling to 15 s, where the server cannot
-    be reached, is overloaded or has an error of its own; ``token_file=FILE``, sent as Bearer authorization. An answer
-    2xx is success, redirects are refused. Each result has an ``Idempotency-Key``, the same in each attempt, by which
-    the server can tell a repetition.
+    be reached, is overloaded or has an error of its own; ``token_file=FILE``, sent as Bearer authorization;
+    ``ca=FILE``, the authorities that vouch for the server in place of the system's; ``proxy=http://host:port`` (none:
+    the environment is not asked). An answer 2xx is success, redirects are refused. Each result has an
+    ``Idempotency-Key``, the same in each attempt, by which the server can tell a repetition.
     """
 
     def __init__(self, location: str, parameters: Parameters) -> None:
@@ -54,7 +56,19 @@ class WebhookSink(Sink):
             self._headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         self._run = secrets.token_hex(8)
         self._number = 0
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        proxy = parameters.values.get("proxy")
+        handlers: list[urllib.request.BaseHandler] = [
+            _NoRedirect(),
+            urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else {}),
+        ]
+        authorities = parameters.values.get("ca")
+        if authorities is not None:
+            try:
+                trusted = ssl.create_default_context(cafile=authorities)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{self.name}: cannot use ca {authorities}: {reason(error)}") from error
+            handlers.append(urllib.request.HTTPSHandler(context=trusted))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def accepts(self, result: Result, frame: Frame | None) -> bool:  # noqa: ARG002
         return selects(self._only, result.decision)

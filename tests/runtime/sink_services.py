@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -67,6 +68,17 @@ def mosquitto(folder: Path, *settings: str) -> Process:
     return Process([program, "-c", str(configuration)], port)
 
 
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of its own authority for 127.0.0.1, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl: apt-get install openssl")
+    files = folder / "own.pem", folder / "own.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return files
+
+
 _MODBUS = """
     import sys
     from pymodbus.datastore import ModbusDeviceContext, ModbusSequentialDataBlock, ModbusServerContext
@@ -87,7 +99,7 @@ def modbus() -> Process:
 class Web:
     """A web server that keeps what is posted, and answers with the next of ``statuses``, then with 200."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         self.posts: list[dict[str, Any]] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.statuses: list[int] = []
@@ -114,6 +126,10 @@ class Web:
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -25,7 +26,7 @@ from edgead.runtime.sinks.worker import SinkWorker
 from edgead.runtime.stream import Stream
 from edgead.runtime.uri import Parameters
 from tests.runtime.browser import wait_for
-from tests.runtime.sink_services import Web, free_port, modbus, mosquitto
+from tests.runtime.sink_services import Web, certificate, free_port, modbus, mosquitto
 
 CAMERA = "synthetic://?fps=100&frames={}&width=64&height=64&policy=every"
 
@@ -204,6 +205,24 @@ def test_a_wrong_password_is_said_and_never_shown(tmp_path, listen, caplog):
         process.kill()
 
 
+# paho-mqtt 2.2 leaves the socket of a refused certificate to the garbage collector.
+@pytest.mark.filterwarnings("ignore:.*SSLSocket:pytest.PytestUnraisableExceptionWarning")
+def test_mqtt_over_tls_trusts_the_named_authority_only(tmp_path):
+    pytest.importorskip("paho.mqtt", reason="needs paho-mqtt")
+    own, key = certificate(tmp_path)
+    settings = ("allow_anonymous true", f"certfile {own}", f"keyfile {key}")
+    process = mosquitto(tmp_path, *settings)
+    process.start()
+    try:
+        with open_sink(f"mqtts://127.0.0.1:{process.port}/line1/r?ca={own}") as sink:
+            sink.write(result(), None)
+        with open_sink(f"mqtts://127.0.0.1:{process.port}/line1/r") as sink, pytest.raises(DataError, match="broker"):
+            sink.write(result(), None)
+    finally:
+        process.kill()
+        gc.collect()
+
+
 # Webhook
 
 
@@ -285,6 +304,30 @@ def test_webhook_carries_credentials_in_headers_only(web, tmp_path):
     assert bearer["Authorization"] == "Bearer abc123"
     assert basic["Authorization"] == "Basic bWU6cEB3"
     assert path == "/b"
+
+
+def test_webhook_over_tls_trusts_the_named_authority_only(tmp_path):
+    own, key = certificate(tmp_path)
+    with Web((own, key)).running() as web:
+        with open_sink(f"webhook+https://127.0.0.1:{web.port}/a#ca={own}") as sink:
+            sink.write(result(), None)
+        assert len(web.posts) == 1
+        with (
+            open_sink(f"webhook+https://127.0.0.1:{web.port}/a#give_up=100ms") as sink,
+            pytest.raises(DataError, match="certificate verify failed"),
+        ):
+            sink.write(result(), None)
+        assert len(web.posts) == 1
+
+
+def test_webhook_asks_a_proxy_only_where_one_is_named(web, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with open_sink(f"webhook+http://127.0.0.1:{web.port}/a") as sink:
+        sink.write(result(), None)
+    with open_sink(f"webhook+http://server.invalid/b#proxy=http://127.0.0.1:{web.port}") as sink:
+        sink.write(result(), None)
+    assert [path for path, _ in web.requests] == ["/a", "http://server.invalid/b"]
 
 
 # Prometheus

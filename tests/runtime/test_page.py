@@ -224,7 +224,7 @@ def test_loopback_has_several_names_and_tunnels_other_ports(serve, host):
 
 def test_every_answer_forbids_foreign_content(serve):
     page = serve()
-    for path in ("/", "/page.js", "/page.css", "/trace.js", "/icon.svg", "/login", "/api/state", "/nothing"):
+    for path in ("/", "/page.js", "/page.css", "/draw.js", "/icon.svg", "/login", "/api/state", "/nothing"):
         answer = ask(page, path)
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
@@ -250,6 +250,20 @@ def test_another_machine_may_not_look_without_a_token():
         LivePage("0.0.0.0:0", token="short")
     with pytest.raises(ConfigError, match=r"such as 127\.0\.0\.1:8080"):
         LivePage("http://localhost:8080/")
+
+
+def test_an_address_of_version_6():
+    try:
+        page = LivePage("[::1]:0")
+    except ConfigError:
+        pytest.skip("this machine has no IPv6 loopback")
+    port = page.url.rsplit(":", 1)[1].rstrip("/")
+    assert page.url == f"http://[::1]:{port}/"
+    connection = http.client.HTTPConnection("::1", int(port), timeout=5)
+    connection.request("GET", "/api/state")
+    assert connection.getresponse().read().startswith(b"{")
+    connection.close()
+    page.close()
 
 
 def test_a_taken_address_is_one_clear_line(serve):
