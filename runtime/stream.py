@@ -192,9 +192,9 @@ class Stream:
         self._begun = time.monotonic()
         given = 0
         try:
-            self._workers += [SinkWorker(sink, self._drain if self._finite else 0.0) for sink in self._sinks]
             for sink in self._sinks:
                 sink.attach(lambda: self.summary)
+            self._workers += [SinkWorker(sink, self._drain if self._finite else 0.0) for sink in self._sinks]
             self._intake.start()
             while (taken := self._next()) is not None:
                 result = self._judge(*taken)
