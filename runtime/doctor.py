@@ -40,6 +40,19 @@ PROBE_GRAPH = base64.b64decode(
 )
 
 _LOW_DISK_BYTES = 500 << 20
+# Libraries of single sinks: name, module, extra.
+_SINKS = (
+    ("paho-mqtt", "paho", "mqtt"),
+    ("pymodbus", "pymodbus", "modbus"),
+    ("gpiod", "gpiod", "gpio"),
+)
+_PURPOSE = {
+    "train": "only training needs it",
+    "export": "only export needs it",
+    "mqtt": "only mqtt:// sinks need it",
+    "modbus": "only modbus:// sinks need it",
+    "gpio": "only gpio:// sinks need it",
+}
 _TRAINING = (
     ("torch", "torch", "train"),
     ("torchvision", "torchvision", "train"),
@@ -96,7 +109,7 @@ def diagnose() -> list[Component]:
         *((name, partial(_gpu_backend if entry.gpu else _backend, name)) for name, entry in REGISTRY.items()),
         ("opencv", _opencv),
         ("gstreamer", _gstreamer),
-        *((row[0], partial(_package, *row)) for row in _TRAINING),
+        *((row[0], partial(_package, *row)) for row in (*_SINKS, *_TRAINING)),
     ]
     rows = []
     for name, probe in probes:
@@ -282,7 +295,7 @@ def _package(name: str, module: str, extra: str | None) -> Component:
     """Return the row of a package without importing it."""
     if find_spec(module) is None:
         mend = f"pip install 'edgead[{extra}]'" if extra else f"pip install {name}"
-        purpose = {"train": "; only training needs it", "export": "; only export needs it"}.get(extra or "", "")
+        purpose = f"; {_PURPOSE[extra]}" if extra in _PURPOSE else ""
         return Component(name, "missing", f"{name} is not installed{purpose}", mend)
     return Component(name, "ok", _first_version((name,)) or "installed, version not known")
 

@@ -134,10 +134,15 @@ def annotate(image: NDArray[np.uint8], result: Result, *, opacity: float = 0.6) 
     drawn = overlay(image, result, opacity=opacity)
     height, width = drawn.shape[:2]
     text = banner_text(result)
-    font, strip = _font(max(12, min(height // 20, 64)), width, text)
+    font, strip = _font(highest_strip(height) // 2, width, text)
     banner = Image.new("RGB", (width, strip), _BANNER[result.decision])
     ImageDraw.Draw(banner).text((strip // 4, strip // 2), text, fill=(255, 255, 255), font=font, anchor="lm")
     return np.concatenate([np.asarray(banner), drawn], axis=0)
+
+
+def highest_strip(height: int) -> int:
+    """Return the height of `annotate`'s strip above a picture of ``height`` rows; a long text makes it lower."""
+    return 2 * max(12, min(height // 20, 64))
 
 
 def banner_text(result: Result) -> str:

@@ -267,6 +267,8 @@ class Stream:
         self._begun = time.monotonic()
         given = 0
         try:
+            for sink in self._sinks:
+                sink.attach(lambda: self.summary)
             self._workers += [SinkWorker(sink, self._drain if self._finite else 0.0) for sink in self._sinks]
             self._judge.start()
             self._intake.start()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 from edgead.runtime.errors import ConfigError, suggest
 
@@ -27,6 +28,8 @@ _SECRETS = re.compile(
     r"([?&;/_#][^=&;/?#\s]*?(?:pas|pw|token|key|secret|auth|sig|sess|cred|usr|user|login|jwt)[^=&;/?#\s]*=)[^&\s]*",
     re.IGNORECASE,
 )
+_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _HEAD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/]*@)?")
 
 
@@ -94,15 +97,45 @@ class Parameters:
         return value
 
     def seconds(self, name: str) -> float | None:
-        """Read a duration above 0 such as ``0.5``, ``2s`` or ``500ms``; None where it is not given."""
+        """Read a duration above 0 such as ``0.5``, ``2s``, ``500ms``, ``10min``, ``8h`` or ``30d``; None where it is
+        not given."""
         text = self.values.get(name)
         if text is None:
             return None
-        match = re.fullmatch(r"([0-9]*\.?[0-9]+)(ms|s)?", text)
-        value = float(match[1]) * (1e-3 if match[2] == "ms" else 1.0) if match else 0.0
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)(ms|s|min|h|d)?", text)
+        value = float(match[1]) * _SECONDS[match[2] or ""] if match else 0.0
         if value <= 0:
-            raise ConfigError(f"{self.where}: {name}={text} is not a duration; write seconds (0.5) or 500ms")
+            raise ConfigError(f"{self.where}: {name}={text} is not a duration; write seconds (0.5), 500ms, 8h or 30d")
         return value
+
+    def size(self, name: str, default: int = 0) -> int:
+        """Read a size in bytes such as ``500000``, ``100MB`` or ``1.5GB`` (powers of ten)."""
+        text = self.values.get(name)
+        if text is None:
+            return default
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)([kKMGT]?B)?", text)
+        value = round(float(match[1]) * _SIZES[(match[2] or "").upper()]) if match else 0
+        if value <= 0:
+            raise ConfigError(f"{self.where}: {name}={text} is not a size; write bytes, 100MB or 2GB")
+        return value
+
+    def secret(self, name: str) -> str | None:
+        """Read the first line of the file that a parameter such as ``password_file`` names; None where it is not given.
+
+        Raises:
+            ConfigError: the file cannot be read, or is empty.
+        """
+        text = self.values.get(name)
+        if text is None:
+            return None
+        try:
+            content = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"{self.where}: cannot read {name} {text}: {error.__class__.__name__}") from error
+        line = content.split("\n", 1)[0].strip()
+        if not line:
+            raise ConfigError(f"{self.where}: the first line of {name} {text} is empty")
+        return line
 
     def choice(self, name: str, default: T, allowed: tuple[T, ...]) -> T:
         text = self.values.get(name)
@@ -112,3 +145,41 @@ class Parameters:
             if text == value:
                 return value
         raise ConfigError(f"{self.where}: {name}={text} is unknown.{suggest(text, allowed)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a service listens, and as whom to speak to it.
+
+    Attributes:
+        host, port: an IPv6 address without its brackets.
+        path: what follows the first slash, decoded; empty where there is none.
+        user, password: decoded; None where they are not given.
+    """
+
+    host: str
+    port: int
+    path: str
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, where: str, text: str, default_port: int) -> Endpoint:
+        """Read ``[user[:password]@]host[:port][/path]``.
+
+        Raises:
+            ConfigError: no host, or a port that is none; ``where`` names the URI in the message.
+        """
+        authority, _, path = text.partition("/")
+        login, _, address = authority.rpartition("@")
+        user, colon, password = login.partition(":")
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s\[\]:/?#@]+))(?::([0-9]{1,5}))?", address)
+        if match is None or not 0 < int(match[3] or default_port) < 65536:
+            raise ConfigError(f"{where}: write host, host:port or [IPv6]:port after the ://")
+        return cls(
+            match[1] or match[2],
+            int(match[3] or default_port),
+            unquote(path),
+            unquote(user) if user else None,
+            unquote(password) if colon else None,
+        )

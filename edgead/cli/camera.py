@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,8 @@ from edgead.cli.device import PANEL
 if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.runtime.calibrate_report import CalibrationReport
+    from edgead.runtime.inspector import Inspector
+    from edgead.runtime.page.sink import LivePage
     from edgead.runtime.summary import StreamSummary
 
 _SourceOption = Annotated[
@@ -43,7 +47,11 @@ def run(
     ],
     sink: Annotated[
         list[str] | None,
-        typer.Option(metavar="URI", help="results.jsonl, jsonl:-, images:DIR; repeat it.", show_default=False),
+        typer.Option(
+            metavar="URI",
+            help="results.jsonl, images:DIR, video:DIR, mqtt://…, webhook+https://…, prometheus://…, …; repeat it.",
+            show_default=False,
+        ),
     ] = None,
     duration: Annotated[
         float | None, typer.Option(metavar="S", help="Seconds to capture.", show_default="to the end")
@@ -68,6 +76,24 @@ def run(
     show_pipeline: Annotated[
         bool, typer.Option("--show-pipeline", help="Print the GStreamer pipelines of csi:// sources, and end.")
     ] = False,
+    serve: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Live page for browsers, such as 127.0.0.1:8080.", show_default=False),
+    ] = None,
+    serve_token: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Token that browsers are asked for; an address that others reach needs one.",
+            show_default="$EDGEAD_SERVE_TOKEN",
+        ),
+    ] = None,
+    serve_audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Let the page change thresholds, and write down who did.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Judge frames until the source ends or Ctrl-C, then print the summary.
 
@@ -86,6 +112,13 @@ def run(
     taken = any(uri.lower().replace("//", "").split("?")[0] == "jsonl:-" for uri in sinks)
     if taken and out.as_json:
         raise ConfigError("--json and --sink jsonl:- both want stdout; write the results to a file")
+    page = None
+    if serve is not None:
+        # Read before anything is opened: a mistake is said at once.
+        token = _serve_token(serve_token)
+        page = partial(_live_page, serve, token, serve_audit)
+    elif serve_token is not None or serve_audit is not None:
+        raise ConfigError("--serve-token and --serve-audit belong to --serve ADDRESS")
     summary = run_stream(
         out,
         bundle,
@@ -101,6 +134,7 @@ def run(
         batch=batch,
         batch_deadline_ms=batch_deadline,
         self_test_hours=self_test_every,
+        page=page,
     )
     for report in summary.sinks:
         if report.failed or report.missed:
@@ -129,6 +163,18 @@ def _show_pipelines(out: Output, sources: list[str]) -> None:
     if not found:
         raise ConfigError("--show-pipeline shows those of csi:// sources, and none is given; try --source csi://0")
     out.finish({"schema": "edgead.pipelines/1", "pipelines": found}, listing("GStreamer pipelines", found))
+
+
+def _serve_token(file: Path | None) -> str | None:
+    from edgead.runtime.page.access import read_token
+
+    return read_token(file) if file is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
+
+
+def _live_page(listen: str, token: str | None, audit: Path | None, inspector: Inspector) -> LivePage:
+    from edgead.runtime.page.sink import LivePage
+
+    return LivePage(listen, token=token, control=inspector, audit=audit)
 
 
 def _run_tables(summary: StreamSummary) -> list[Any]:

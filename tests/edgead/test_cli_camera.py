@@ -133,9 +133,9 @@ def test_a_source_that_is_not_there_is_2_without_wait(edgead, plate_bundle, tmp_
         outcome = edgead("run", plate_bundle, "--source", source)
         assert outcome.code == 2
         assert expected in outcome.err
-    outcome = edgead("run", plate_bundle, "--source", "synthetic://", "--sink", "mqtt://broker/x")
+    outcome = edgead("run", plate_bundle, "--source", "synthetic://", "--sink", "webhook://broker/x")
     assert outcome.code == 2
-    assert "not in this version" in outcome.error
+    assert "write webhook+https" in outcome.error
 
 
 def test_a_lost_source_is_2_after_the_summary(edgead, plate_bundle, tmp_path):

@@ -54,7 +54,7 @@ def test_the_training_side_is_not_imported() -> None:
 
 
 def test_what_is_missing_comes_with_its_command() -> None:
-    hidden = ("onnxruntime", "openvino", "cv2", "torch", "onnx", "timm")
+    hidden = ("onnxruntime", "openvino", "cv2", "torch", "onnx", "timm", "paho", "pymodbus", "gpiod")
     rows, _ = doctor_in_new_process(f"import sys\nfor name in {hidden}: sys.modules[name] = None")
     commands = {
         "onnxruntime": "pip install 'edgead[cpu]'",
@@ -63,6 +63,9 @@ def test_what_is_missing_comes_with_its_command() -> None:
         "opencv": "pip install 'edgead[camera]'",
         "torch": "pip install 'edgead[train]'",
         "onnx": "pip install 'edgead[export]'",
+        "paho-mqtt": "pip install 'edgead[mqtt]'",
+        "pymodbus": "pip install 'edgead[modbus]'",
+        "gpiod": "pip install 'edgead[gpio]'",
     }
     for name, command in commands.items():
         assert (rows[name]["status"], rows[name]["mend"]) == ("missing", command)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -14,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.errors import ConfigError
+from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.sinks import REGISTRY, Sink, open_sink
+from edgead.runtime.sinks.callback import CallbackSink
 from edgead.runtime.sinks.worker import SinkWorker
 from edgead.runtime.stream import Stream
 
@@ -285,6 +290,205 @@ def test_a_folder_that_vanishes_leaves_no_half_picture(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("parameters", "left"),
+    [("keep=4", 4), ("max_size=1", 1), ("max_age=50s", 3), ("keep=100", 10), ("", 10)],
+)
+def test_pictures_beyond_the_limits_go_oldest_first(tmp_path, parameters, left):
+    strange = tmp_path / "notes-000001.jpg"
+    strange.write_text("not ours")
+    now = time.time()
+    with open_sink(f"images:{tmp_path}?only=all") as sink:
+        for index in range(9):
+            sink.write(result(index), frame(index))
+            age = 100 if index < 7 else 10
+            os.utime(tmp_path / f"line-{index:06d}-OK.jpg", (now - age + index / 100,) * 2)
+    # A new run counts what the earlier one left, at the start and with each picture.
+    with open_sink(f"images:{tmp_path}?only=all&{parameters}") as sink:
+        sink.write(result(9), frame(9))
+    names = sorted(path.name for path in tmp_path.glob("line-*"))
+    assert names == [f"line-{index:06d}-OK.jpg" for index in range(10 - left, 10)]
+    assert strange.read_text() == "not ours"
+
+
+def test_pictures_that_somebody_removed_are_no_error(tmp_path):
+    with open_sink(f"images:{tmp_path}?only=all&keep=2") as sink:
+        for index in range(5):
+            sink.write(result(index), frame(index))
+            for path in tmp_path.iterdir():
+                path.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, or a way to act as if: unprivileged users may not mount."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small tmpfs here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_counted_and_told_once(small_disk, caplog):
+    (small_disk / "filler").write_bytes(bytes(700_000))
+    _fill_the_disk(small_disk, caplog)
+
+
+def test_a_disk_that_says_it_is_full_is_counted_and_told_once(tmp_path, monkeypatch, caplog):
+    save = Image.Image.save
+
+    def full(picture, stream, *arguments, **options):
+        if len(list(tmp_path.glob("*.png"))) >= 3:
+            stream.write(b"half a picture")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(picture, stream, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    _fill_the_disk(tmp_path, caplog)
+
+
+def _fill_the_disk(folder, caplog):
+    def noisy(item):
+        return Result(2.0, 1.5, Decision.ANOMALY, item.index, item.timestamp_ns, item.source_id)
+
+    camera = "synthetic://?fps=100&frames=40&width=320&height=240&policy=every"
+    summary = Stream(noisy, camera, sinks=[f"images:{folder}?format=png", f"jsonl:{folder}/r.jsonl"]).run()
+    report = summary.sinks[0]
+    assert summary.frames.inspected == 40
+    assert report.accepted == 40 == report.written + report.failed + report.missed
+    assert report.written >= 1
+    assert report.failed >= 1
+    assert "No space left" in report.last_error
+    assert sum("images:" in record.getMessage() for record in caplog.records) == 1
+    pictures = list(folder.glob("*.png"))
+    assert len(pictures) == report.written
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.load()
+    assert not list(folder.glob("*.tmp")) + list(folder.glob(".*.tmp"))
+
+
+# JSON lines that rotate
+
+
+def test_json_lines_rotate_without_losing_one(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with open_sink(f"{path}?rotate=2kB&keep=3") as sink:
+        for index in range(60):
+            sink.write(result(index), None)
+    files = [path.with_name(f"results.jsonl.{number}") for number in (3, 2, 1)] + [path]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(file.stat().st_size <= 2000 for file in files)
+    indices = [json.loads(line)["frame_index"] for file in files for line in file.read_text().splitlines()]
+    assert indices == list(range(indices[0], 60))
+    assert len(indices) >= 15
+    # The next run goes on where this one ended.
+    with open_sink(f"{path}?rotate=1MB") as sink:
+        sink.write(result(60), None)
+    assert json.loads(path.read_text().splitlines()[-1])["frame_index"] == 60
+
+
+def test_json_lines_are_written_on_where_no_new_file_can_be_begun(tmp_path, caplog):
+    path = tmp_path / "results.jsonl"
+    (tmp_path / "results.jsonl.1").mkdir()
+    (tmp_path / "results.jsonl.1" / "x").touch()
+    with open_sink(f"{path}?rotate=1kB&keep=1") as sink:
+        for index in range(20):
+            sink.write(result(index), None)
+    assert [json.loads(line)["frame_index"] for line in path.read_text().splitlines()] == list(range(20))
+    assert "cannot begin a new file" in caplog.text
+
+
+def test_json_lines_rotate_past_a_torn_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"frame_in')
+    with open_sink(f"{path}?rotate=300&keep=5") as sink:
+        sink.write(result(1), None)
+        sink.write(result(2), None)
+    lines = [line for file in sorted(tmp_path.iterdir(), reverse=True) for line in file.read_text().splitlines()]
+    assert [json.loads(line)["frame_index"] for line in lines if line != '{"frame_in'] == [1, 2]
+
+
+# Video
+
+
+def read_video(path):
+    cv2 = pytest.importorskip("cv2")
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        good, picture = capture.read()
+        if not good:
+            return frames, capture.get(cv2.CAP_PROP_FPS)
+        frames.append(picture[:, :, ::-1])
+
+
+def test_video_plays_and_shows_every_frame(tmp_path):
+    camera = "synthetic://?fps=100&frames=24&width=160&height=120&policy=every&seed={}"
+    sources = [camera.format(1), camera.format(2)]
+    summary = Stream(judge, sources, sinks=[f"video:{tmp_path}/v?fps=12"], queue_size=50, drain_s=20).run()
+    (report,) = summary.sinks
+    files = sorted((tmp_path / "v").iterdir())
+    assert len(files) == 2
+    lengths = []
+    for file in files:
+        pictures, fps = read_video(file)
+        lengths.append(len(pictures))
+        assert fps == 12
+        assert pictures[0].shape[:2] == (144, 160)
+    assert sum(lengths) == report.written
+    assert report.written + report.missed == 48
+
+
+def test_video_shows_decision_and_colours(tmp_path):
+    red = np.zeros((60, 81, 3), np.uint8)
+    red[:, :, 0] = 220
+    with open_sink(f"video:{tmp_path}") as sink:
+        for index, decision in enumerate((Decision.OK, Decision.ANOMALY, Decision.ANOMALY)):
+            sink.write(result(index, decision), Frame(red, index, 0, "line"))
+        assert all(path.name.startswith(".part-") for path in tmp_path.iterdir())
+    (path,) = tmp_path.iterdir()
+    pictures, _ = read_video(path)
+    assert [picture.shape for picture in pictures] == [(84, 82, 3)] * 3
+    ok, anomaly, _ = ([int(value) for value in picture[2, 40]] for picture in pictures)
+    assert ok[1] > ok[0] + 30  # green above
+    assert anomaly[0] > anomaly[1] + 60  # red above
+    assert pictures[0][70, 40][0] > 150 > pictures[0][70, 40][2]
+
+
+def test_video_begins_new_files_and_keeps_some(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    with open_sink(f"video:{tmp_path}?rotate=200kB&keep=2") as sink:
+        for index in range(60):
+            sink.write(result(index), Frame(noise, index, 0, "line"))
+        sink.write(result(60), frame(60))  # another size
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2
+    assert sorted(len(read_video(file)[0]) for file in files)[0] == 1
+
+
+def test_video_stops_before_the_disk_is_full(tmp_path, monkeypatch):
+    from edgead.runtime.sinks import video
+
+    monkeypatch.setattr(video, "_LEAST_FREE", 1 << 60)
+    with open_sink(f"video:{tmp_path}") as sink, pytest.raises(DataError, match="are left on the disk"):
+        sink.write(result(), frame())
+
+
+# Your own function
+
+
+def test_a_function_of_your_own_gets_every_result():
+    got = []
+    sink = CallbackSink(lambda item, picture: got.append((item.frame_index, picture.image.shape)), keeps_frames=True)
+    stream = Stream(judge, "synthetic://?fps=100&frames=5&width=64&height=64&policy=every", sinks=[sink])
+    (report,) = stream.run().sinks
+    assert got == [(index, (64, 64, 3)) for index in range(5)]
+    assert (report.name, report.written) == ("callback", 5)
+
+
 # Opening
 
 
@@ -307,7 +511,11 @@ def test_every_registered_sink_has_its_class(scheme):
         ("jsonl:", "needs a path"),
         ("jsonl:/proc/nothing/x.jsonl", "cannot write jsonl:/proc/nothing/x.jsonl"),
         ("jsonl:x.jsonl?limit=3", "unknown parameter 'limit'"),
-        ("mqtt://me:secret@broker/topic", "not in this version"),
+        ("jsonl:x.jsonl?keep=3", "keep needs rotate"),
+        ("jsonl:x.jsonl?rotate=3XB", "is not a size"),
+        ("jsonl:-?rotate=3MB", "standard output has no size"),
+        ("images:out?max_age=never", "is not a duration"),
+        ("video:", "needs a path, such as video:DIR"),
         ("ftp://me:secret@broker/topic", r"unknown sink 'ftp://\*\*\*@broker/topic'"),
     ],
 )

@@ -1,0 +1,61 @@
+"""Who changed what, one JSON object a line, in a file that is only ever added to."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.files import reason
+from edgead.runtime.sinks.record import finite, utc_now
+
+SCHEMA = "edgead.audit/1"
+
+
+class AuditLog:
+    """Appends records to a file; each is on the disk, whole, before `add` returns.
+
+    Args:
+        path: made where it is missing, with its folder.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(self._open())
+        except OSError as error:
+            raise ConfigError(f"cannot write the audit log {self.path}: {reason(error)}") from error
+
+    def add(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Append one record: ``schema``, ``time`` (UTC), ``event`` and the fields.
+
+        Raises:
+            DataError: it could not be written; then nothing may be done of what it says.
+        """
+        record = {"schema": SCHEMA, "time": utc_now(), "event": event, **finite(dict(fields))}
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        with self._lock:
+            try:
+                descriptor = self._open()  # each time anew: somebody may have moved the file away to keep it
+                try:
+                    # One call: two processes that add to one file do not mix their lines.
+                    if os.write(descriptor, line) != len(line):
+                        raise DataError(f"the disk of the audit log {self.path} is full")
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise DataError(f"cannot write the audit log {self.path}: {reason(error)}") from error
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        return os.open(self.path, flags, 0o640)

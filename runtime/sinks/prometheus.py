@@ -1,0 +1,216 @@
+"""Counters, gauges and latency for a Prometheus server, in its text format (version 0.0.4)."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from edgead.runtime.frame import Frame, Result
+from edgead.runtime.sinks import Sink
+from edgead.runtime.uri import Parameters
+from edgead.runtime.version import __version__
+from edgead.runtime.web import Handler, Server, is_loopback, parse_listen
+
+if TYPE_CHECKING:
+    from edgead.runtime.summary import StreamSummary
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Seconds; wide enough for a small board, fine enough for a fast one.
+BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+
+Labels = Mapping[str, str]
+Sample = tuple[str, Labels, float]
+
+
+class PrometheusSink(Sink):
+    """Answers ``http://HOST:PORT/metrics`` for ``prometheus://127.0.0.1:9100``; docs/sinks.md names every metric.
+
+    Counters and the ledger are those of the run at the moment of the scrape, latency is counted result by result.
+    An address that other machines reach must be written out (``prometheus://0.0.0.0:9100``); what is shown holds no
+    secrets, and ``token_file=FILE`` asks for it as Bearer authorization.
+    """
+
+    def __init__(self, location: str, parameters: Parameters) -> None:
+        self.name = parameters.where
+        self.keeps_frames = False
+        host, port = parse_listen(self.name, location.partition("://")[2].rstrip("/"), 9100)
+        self._lock = threading.Lock()
+        self._seen: dict[str, _Seen] = {}
+        self._summary: Callable[[], StreamSummary] | None = None
+        token = parameters.secret("token_file")
+        sink = self
+
+        class Scrape(Handler):
+            def get(self, path: str, query: str) -> None:  # noqa: ARG002
+                if path != "/metrics":
+                    self.refuse(HTTPStatus.NOT_FOUND, "metrics are at /metrics")
+                elif token is not None and not self.bearer_is(token):
+                    self.refuse(HTTPStatus.UNAUTHORIZED, headers=(("WWW-Authenticate", "Bearer"),))
+                else:
+                    self.answer(sink.exposition().encode(), CONTENT_TYPE)
+
+        self._server = Server(self.name, host, port, Scrape)
+        # A scraper comes by whatever name its configuration has; only on loopback is a strange name an attack.
+        self._server.any_name = not is_loopback(host)
+        self.url = f"{self._server.url}metrics"
+
+    def attach(self, summary: Callable[[], StreamSummary]) -> None:
+        self._summary = summary
+        self._server.start()
+
+    def write(self, result: Result, frame: Frame | None) -> None:  # noqa: ARG002
+        latency_ms = result.timings.get("end_to_end", math.nan)
+        with self._lock:
+            seen = self._seen.setdefault(result.source_id, _Seen())
+            seen.at = time.monotonic()
+            seen.score = result.score
+            seen.thresholds[result.category or ""] = result.threshold
+            if math.isfinite(latency_ms) and math.isfinite(result.score):
+                seconds = max(latency_ms, 0.0) / 1e3
+                seen.counts[bisect_left(BUCKETS_S, seconds)] += 1
+                seen.sum += seconds
+
+    def close(self) -> None:
+        self._server.stop()
+
+    def exposition(self) -> str:
+        """Return the text that a scrape gets now."""
+        summary = self._summary() if self._summary is not None else None
+        lines: list[str] = []
+        for name, kind, text, samples in self._families(summary):
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+            lines += [f"{sample}{_labels(labels)} {_number(value)}" for sample, labels, value in samples]
+        return "\n".join(lines) + "\n"
+
+    def _families(self, summary: StreamSummary | None) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+        with self._lock:
+            seen = {source: one.copy() for source, one in self._seen.items()}
+        if summary is not None:
+            yield from _of_run(summary)
+        now = time.monotonic()
+        name = "edgead_latency_seconds"
+        yield name, "histogram", "Capture to decision, of frames with a valid score.", _histogram(name, seen)
+        yield _gauge("edgead_score", "Last raw image score.", [({"source": s}, o.score) for s, o in seen.items()])
+        yield _gauge(
+            "edgead_threshold",
+            "Threshold of the last result, by category where the model routes.",
+            [({"source": s, "category": c}, value) for s, o in seen.items() for c, value in o.thresholds.items()],
+        )
+        yield _gauge(
+            "edgead_last_result_age_seconds",
+            "Seconds since the last result: alarm on this, for a line that stands still sends no bad news.",
+            [({"source": s}, now - o.at) for s, o in seen.items()],
+        )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one source from its results."""
+
+    at: float = 0.0
+    score: float = math.nan
+    sum: float = 0.0
+    thresholds: dict[str, float] = field(default_factory=dict)
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+
+    def copy(self) -> _Seen:
+        return _Seen(self.at, self.score, self.sum, dict(self.thresholds), list(self.counts))
+
+
+Family = tuple[str, str, str, Iterable[Sample]]
+
+
+def _gauge(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Family:
+    return name, "gauge", text, [(name, labels, value) for labels, value in values]
+
+
+def _counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Family:
+    return name, "counter", text, [(name, labels, value) for labels, value in values]
+
+
+def _of_run(summary: StreamSummary) -> Iterator[Family]:
+    """Yield the ledger (captured = inspected + dropped + failed + in flight, for each source), decisions and sinks."""
+    frames = {source: one.frames for source, one in summary.sources.items()}
+    yield _counter(
+        "edgead_frames_captured_total", "Frames captured.", [({"source": s}, f.captured) for s, f in frames.items()]
+    )
+    yield _counter(
+        "edgead_frames_inspected_total",
+        "Frames with a valid score.",
+        [({"source": s}, f.inspected) for s, f in frames.items()],
+    )
+    yield _counter(
+        "edgead_frames_dropped_total",
+        "Frames never judged, by reason.",
+        [({"source": s, "reason": r}, n) for s, f in frames.items() for r, n in f.dropped.items()],
+    )
+    yield _counter(
+        "edgead_frames_failed_total",
+        "Frames without a valid score (NOT_INSPECTED), by reason.",
+        [({"source": s, "reason": r}, n) for s, f in frames.items() for r, n in f.failed.items()],
+    )
+    yield _gauge(
+        "edgead_frames_in_flight",
+        "Frames captured and not settled yet.",
+        [({"source": s}, f.in_flight) for s, f in frames.items()],
+    )
+    yield _counter(
+        "edgead_results_total", "Results by decision.", [({"decision": d}, n) for d, n in summary.decisions.items()]
+    )
+    # A sample that stands there twice makes a scraper refuse all of them.
+    names = [sink.name for sink in summary.sinks]
+    sinks = [
+        (name if name not in names[:number] else f"{name} ({number + 1})", sink)
+        for number, (name, sink) in enumerate(zip(names, summary.sinks, strict=True))
+    ]
+    yield _counter(
+        "edgead_sink_results_total",
+        "What became of the results a sink accepted.",
+        [
+            ({"sink": name, "outcome": outcome}, count)
+            for name, sink in sinks
+            for outcome, count in (("written", sink.written), ("failed", sink.failed), ("missed", sink.missed))
+        ],
+    )
+    yield _gauge(
+        "edgead_sink_pending", "Results on their way.", [({"sink": name}, sink.pending) for name, sink in sinks]
+    )
+    yield _gauge("edgead_run_seconds", "Seconds since the start.", [({}, summary.seconds)])
+    info = {"version": __version__}
+    if summary.backend is not None:
+        info |= {key: str(summary.backend[key]) for key in ("name", "precision", "device") if key in summary.backend}
+    yield _gauge("edgead_info", "What runs; always 1.", [(info, 1.0)])
+
+
+def _histogram(name: str, seen: Mapping[str, _Seen]) -> Iterator[Sample]:
+    for source, one in seen.items():
+        total = 0
+        for bound, count in zip((*BUCKETS_S, math.inf), one.counts, strict=True):
+            total += count
+            yield f"{name}_bucket", {"source": source, "le": _number(bound)}, total
+        yield f"{name}_sum", {"source": source}, one.sum
+        yield f"{name}_count", {"source": source}, total
+
+
+def _labels(labels: Labels) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
