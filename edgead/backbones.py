@@ -55,6 +55,10 @@ class BackboneSpec:
         return self.weights == "random"
 
 
+# What a model states that has no backbone.
+NO_BACKBONE = BackboneSpec("none", "none", ())
+
+
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
     """Where the weights came from; goes into the manifest."""
@@ -64,6 +68,9 @@ class BackboneInfo:
     weights_sha256: str
     licence: str
     random_weights: bool
+
+
+NO_BACKBONE_INFO = BackboneInfo("none", "none", "", "", False)
 
 
 class Backbone(nn.Module):

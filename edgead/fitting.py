@@ -5,32 +5,44 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
+from edgead.backbones import (
+    DEFAULT_BACKBONE,
+    DEFAULT_TAPS,
+    NO_BACKBONE_INFO,
+    BackboneInfo,
+    BackboneSpec,
+    build_backbone,
+    describe_backbone,
+)
 from edgead.budget import check_budget, choose
 from edgead.coreset import Progress, silent
 from edgead.data import Category, Sample, load_images, open_category
-from edgead.detectors import create_detector, pools_categories
+from edgead.detectors import create_detector, default_size, learns, pools_categories
 from edgead.detectors.base import fit_closed_form
 from edgead.detectors.dfc import PooledFit
+from edgead.detectors.learned import LearnedModule, fit_learned
 from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
-from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, make_card
+from edgead.model import CategoryCard, RoutingCard, TrainedModel, TrainingCard, check_size, make_card
 from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
 from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
+from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
+from edgead.training import run_key
 
-DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
 _LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
 CALIBRATION_IMAGES = 16
@@ -43,11 +55,12 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     backbone: str = DEFAULT_BACKBONE,
     taps: Sequence[int] = DEFAULT_TAPS,
-    size: int | tuple[int, int] = DEFAULT_SIZE,
+    size: int | tuple[int, int] | None = None,
     seed: int = 0,
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     budget_mb: float | None = None,
     budget_ms: float | None = None,
+    checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> TrainedModel:
     """Fit a detector on good images and set its threshold from them; no test image is read.
@@ -58,18 +71,21 @@ def fit(
         detector, settings: registered name and its settings.
         backbone: ``NAME`` or ``NAME@WEIGHTS``, see `BackboneSpec.parse`.
         taps: where features are taken from the backbone, as strides (input pixels a cell), finest first.
-        size: network size in pixels, a side or ``(height, width)``, multiples of 32.
+        size: network size in pixels, a side or ``(height, width)``, multiples of 32; None: the detector's own.
         seed: decides every random choice.
         false_alarm_rate: share of good parts that may be rejected.
         budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
             `edgead.budget.choose`.
-        progress: called with ``(stage, done, total)``.
+        checkpoint: file that the training of a learned detector keeps, and goes on from if it was interrupted; who
+            has saved the model removes it. None: none.
+        progress: called with ``(stage, done, total)``; behind `` | `` a stage may say more.
 
     Raises:
         ConfigError, DataError: what is wrong and what to do, in one line.
     """
-    height, width = check_size(*((size, size) if isinstance(size, int) else size))
     method = create_detector(detector, settings)
+    size = default_size(detector, settings) if size is None else size
+    height, width = check_size(*((size, size) if isinstance(size, int) else size))
     pooled = pools_categories(detector)
     if not pooled and len(categories) != 1:
         raise ConfigError(
@@ -81,56 +97,76 @@ def fit(
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     check_budget(budget_mb, budget_ms)
+    trained = learns(detector)
+    if trained and (budget_mb is not None or budget_ms is not None):
+        raise ConfigError(f"a budget chooses between closed-form fits; set the profile of '{detector}' instead")
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
-    network = build_backbone(spec, (height, width))
-    info = describe_backbone(spec, network)
     images = _Normals([sample for category in opened for sample in category.train], height, width)
-    extractor = build_extractor(network, (height, width))
+    fingerprint = {category.name: category.fingerprint("train") for category in opened}
     counts = {category.name: len(category.train) for category in opened}
     sources = [category.name for category in opened for _ in category.train]
     named = [make_references(category, seed, prefix=f"{category.name}-" if pooled else "") for category in opened]
     references = tuple(one for group in named for one in group)
-    budget = None
-    if budget_mb is not None or budget_ms is not None:
-        budget = choose(
+    routing = training = budget = None
+    module: ScoringModule | RoutedModule | LearnedModule
+    if trained:
+        spec = method.backbone(spec)
+        info = describe_backbone(spec, build_backbone(spec, (height, width))) if spec.strides else NO_BACKBONE_INFO
+        learned = fit_learned(
             method,
-            settings or (),
             images,
-            sources,
-            extractor,
-            references,
-            budget_mb=budget_mb,
-            budget_ms=budget_ms,
+            spec,
+            (height, width),
             seed=seed,
             progress=progress,
+            checkpoint=checkpoint,
+            key=_run_key(method, info, (height, width), seed, fingerprint),
         )
-        method = create_detector(detector, budget.settings)
-    routing = None
-    module: ScoringModule | RoutedModule
-    if pooled:
-        found = method.fit(images, sources, extractor, seed=seed, progress=progress)
-        module, scores = found.module, found.normal_scores
-        routing = _routing_card(found, method.settings.head, false_alarm_rate)
-        counts = {category.name: len(category.images) for category in found.categories}
+        module, scores, grid = learned.module, learned.normal_scores, learned.module.grid
+        training = TrainingCard(held_out=learned.held_out, log=learned.log)
     else:
-        fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
-        module, scores = fitted.module, fitted.normal_scores
+        network = build_backbone(spec, (height, width))
+        info = describe_backbone(spec, network)
+        extractor = build_extractor(network, (height, width))
+        if budget_mb is not None or budget_ms is not None:
+            budget = choose(
+                method,
+                settings or (),
+                images,
+                sources,
+                extractor,
+                references,
+                budget_mb=budget_mb,
+                budget_ms=budget_ms,
+                seed=seed,
+                progress=progress,
+            )
+            method = create_detector(detector, budget.settings)
+        if pooled:
+            found = method.fit(images, sources, extractor, seed=seed, progress=progress)
+            module, scores, grid = found.module, found.normal_scores, found.module.extractor.grid
+            routing = _routing_card(found, method.settings.head, false_alarm_rate)
+            counts = {category.name: len(category.images) for category in found.categories}
+        else:
+            fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
+            module, scores, grid = fitted.module, fitted.normal_scores, fitted.module.extractor.grid
     card = make_card(
         detector=method.name,
-        settings=method.settings,
+        settings=method.settings.stated() if trained else method.settings,
         backbone=spec,
         backbone_info=info,
         size=(height, width),
-        grid=module.extractor.grid,
+        grid=grid,
         seed=seed,
         threshold=calibrate(scores, false_alarm_rate),
         normal_scores=scores.tolist(),
         categories=counts,
-        fingerprint={category.name: category.fingerprint("train") for category in opened},
+        fingerprint=fingerprint,
         routing=routing,
         budget=None if budget is None else budget.card,
+        training=training,
     )
     prefixes = [f"{category.name}-" if pooled else "" for category in opened]
     calibration = [
@@ -142,6 +178,21 @@ def fit(
     if budget is not None:
         budget.require_within(model.exportable("model"))
     return model
+
+
+def _run_key(method: Any, info: BackboneInfo, size: tuple[int, int], seed: int, fingerprint: Mapping[str, str]) -> str:
+    """Return what a checkpoint must carry to be of this very training."""
+    return run_key(
+        {
+            "detector": method.name,
+            "settings": method.settings.model_dump(),
+            "backbone": asdict(info),
+            "size": size,
+            "seed": seed,
+            "train": dict(fingerprint),
+            "versions": [__version__, torch.__version__, np.__version__],
+        }
+    )
 
 
 def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> RoutingCard:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from edgead.data import Category, open_category
-from edgead.detectors import REGISTRY, create_detector, pools_categories
+from edgead.detectors import REGISTRY, create_detector, learns, pools_categories
 from edgead.evaluation import evaluate
 from edgead.export.exporting import ExportReport, export_bundle
 from edgead.export.precisions import PRECISIONS
@@ -43,7 +43,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "protoad": {"prototypes": 50},
     "npad": {"dimensions": 16, "centroids": 50},
     "dfc": {"head.bank_size": 128},
+    "sgsf": {"steps": 24, "batch": 4, "width": 8, "evaluations": 1, "learning_rate": 5e-3},
 }
+
+
+# Convolutions of the default backbone up to its last tap; a learned detector adds its own.
+BACKBONE_LAYERS = 33
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -82,7 +87,8 @@ def kill(stage, delay, target, folders, arguments, model):
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as stages:
-        next(line for line in stages if line.strip().rpartition(": ")[2] == stage)  # "plate: features" of a head
+        # "plate: features" of a head, "training | loss 0.3" of a learned detector.
+        next(line for line in stages if line.strip().partition(" | ")[0].rpartition(": ")[2] == stage)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -175,8 +181,12 @@ def made(request: pytest.FixtureRequest, folders: tuple[Path, ...], tmp_path_fac
     return Made(name, categories, model, folder / "plate.model", bundle, report)
 
 
-def test_every_training_image_has_a_score_and_the_threshold_its_meaning(made: Made) -> None:
-    assert len(made.model.card.normal_scores) == 10 * len(made.categories) == made.model.threshold.n_normals
+def test_every_image_that_was_not_seen_has_a_score_and_the_threshold_its_meaning(made: Made) -> None:
+    scored = 2 if learns(made.name) else 10 * len(made.categories)
+    assert len(made.model.card.normal_scores) == scored == made.model.threshold.n_normals
+    training = made.model.card.training
+    assert (training is not None) == learns(made.name)
+    assert training is None or len(set(training.held_out)) == scored
     assert list(made.model.card.categories.values()) == [10] * len(made.categories)
     assert made.model.card.detector == made.name
     # The threshold lies between scores, never on one: rounding on another device must not flip a training image.
@@ -220,8 +230,9 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
         assert record.rank_correlation is not None
         assert record.rank_correlation > 0.7
     layers = made.report.precisions[precision]["int8"]
-    assert layers["layers"] == 33
-    assert len(layers["kept"]) <= 1  # with a limit this loose; the first depthwise layer costs most
+    assert layers["layers"] > BACKBONE_LAYERS if learns(made.name) else layers["layers"] == BACKBONE_LAYERS
+    # With a limit this loose; the first depthwise layer costs most.
+    assert len(layers["kept"]) <= (layers["layers"] // 4 if learns(made.name) else 1)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
@@ -277,7 +288,8 @@ def test_a_fit_that_is_killed_leaves_a_whole_model_or_what_was_there(
     fixed: dict[str, Any] = {"target": str(target), "model": str(made.directory)}
     fixed["folders"] = [str(folder) for folder in given(made.name, folders)]
     fixed["arguments"] = {"detector": made.name, "settings": settings(made.name), "size": SIZE}
-    for stage in ("features", "out-of-fold scores"):
+    stages = ("training", "held-out scores") if learns(made.name) else ("features", "out-of-fold scores")
+    for stage in stages:
         assert ask("kill", stage=stage, delay=0.0, **fixed)
         assert not target.exists()
     interrupted = []

@@ -13,6 +13,7 @@ from edgead.cli._app import command
 from edgead.cli._options import (
     BackendOption,
     PrecisionOption,
+    SizeOption,
     ThreadsOption,
     parse_settings,
     parse_size,
@@ -55,7 +56,11 @@ def fit(
         Path, typer.Option("--output", "-o", metavar="MODEL_DIR", help="Where the model goes.", show_default=False)
     ],
     detector: Annotated[
-        str, typer.Option(metavar="NAME", help="patchcore, padim, npad, fre, protoad; dfc takes several categories.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="patchcore, padim, npad, fre, protoad; slsg, sgsf train a network; dfc takes several categories.",
+        ),
     ] = "patchcore",
     backbone: Annotated[
         str, typer.Option(metavar="NAME[@WEIGHTS]", help="A timm model; WEIGHTS: hub, random, a file or a folder.")
@@ -63,7 +68,7 @@ def fit(
     taps: Annotated[
         str, typer.Option(metavar="S,S...", help="Strides of the backbone's features, finest first; 32 adds context.")
     ] = "8,16",
-    size: Annotated[str, typer.Option(metavar="N|HxW", help="Network size in pixels, multiples of 32.")] = "256",
+    size: SizeOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
     settings: Annotated[
         list[str] | None,
@@ -87,7 +92,8 @@ def fit(
     ] = None,
 ) -> None:
     """Train on photos of good parts, and set the threshold from good parts that the model has not seen."""
-    network_size, chosen, strides = parse_size(size), parse_settings(settings or ()), parse_taps(taps)
+    network_size = None if size is None else parse_size(size)
+    chosen, strides = parse_settings(settings or ()), parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
@@ -95,6 +101,8 @@ def fit(
     from edgead.model import check_model_path
 
     check_model_path(output)
+    # Of a learned detector; the same command after an interruption goes on from it.
+    checkpoint = output.with_name(f".{output.name}.training")
 
     started = time.perf_counter()
     with out.progress() as step:
@@ -109,9 +117,11 @@ def fit(
             false_alarm_rate=false_alarm_rate,
             budget_mb=budget_mb,
             budget_ms=budget_ms,
+            checkpoint=checkpoint,
             progress=step,
         )
     model.save(output)
+    checkpoint.unlink(missing_ok=True)
     payload = _fit_payload(model, output, time.perf_counter() - started)
     _warn_about_model(out, model)
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
