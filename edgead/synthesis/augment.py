@@ -50,7 +50,7 @@ def grid_shuffle(image: Image, rng: np.random.Generator, rows: int, columns: int
     inner = image[: rows * height, : columns * width]
     tiles = inner.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(rows * columns, height, width, 3)
     shuffled = tiles[rng.permutation(rows * columns)].reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    result = image.copy()
+    result: Image = image.copy()
     result[: rows * height, : columns * width] = shuffled.reshape(inner.shape)
     return result
 

@@ -47,7 +47,7 @@ def to_grey(image: Image) -> Image:
 
 def blend(image: Image, source: Image, mask: Mask, keep: float) -> Image:
     """Return ``image`` with ``keep * image + (1 - keep) * source`` where the mask is."""
-    result = image.copy()
+    result: Image = image.copy()
     inside = image[mask].astype(np.float32)
     mixed = keep * inside + (1.0 - keep) * source[mask]
     result[mask] = to_bytes(mixed)
