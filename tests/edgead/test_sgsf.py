@@ -71,7 +71,8 @@ def test_the_losses_are_their_formulas_and_the_focal_one_does_not_reach_the_guid
     assert drawn["mask"].any(axis=(1, 2)).tolist() == [True, True, True, False]  # 3 to 1
     tensors = {name: torch.from_numpy(value) for name, value in drawn.items()}
     network.eval().requires_grad_(True)
-    terms = stage.losses(tensors)
+    graph = stage.losses(tensors)
+    terms = {name: value.detach() for name, value in graph.items()}
     images, clean = (tensors[name].float().permute(0, 3, 1, 2) for name in ("image", "clean"))
     with torch.inference_mode():
         guides, restored = network.guide_features(images)
@@ -83,7 +84,7 @@ def test_the_losses_are_their_formulas_and_the_focal_one_does_not_reach_the_guid
     assert float(terms["focal"]) == pytest.approx(float((hits[1] * target + hits[0] * (1 - target)).mean()), rel=1e-4)
     assert float(terms["L2"]) == pytest.approx(0.5 * float((restored - wanted).square().mean()), rel=1e-4)
     assert float(terms["SSIM"]) == pytest.approx(0.5 * (1 - float(structural_similarity(restored, wanted))), rel=1e-4)
-    terms["focal"].backward()
+    graph["focal"].backward()
     assert all(p.grad is None or not p.grad.any() for p in network.guide.parameters())
     assert any(p.grad is not None and p.grad.any() for p in network.segmenter.parameters())
 

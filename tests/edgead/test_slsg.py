@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -89,14 +88,17 @@ def test_the_graph_layer_is_what_the_loops_say(
 
 
 def test_the_quirk_that_is_kept_favours_distant_nodes() -> None:
-    # Equal features: what is left of the similarity is the distance alone.
+    # Equal features: what is left of the similarity is the place alone.
     keys = torch.ones(1, 64, 8)
-    far, near = (GraphLayer(16, (8, 8), favour_distant=kept).neighbours(keys)[0, 0] for kept in (True, False))
+    far, near = (GraphLayer(64, (8, 8), favour_distant=kept).neighbours(keys)[0] for kept in (True, False))
+    rows, columns = torch.arange(64)[:, None] // 8, torch.arange(64)[:, None] % 8
 
     def mean_distance(nodes: Any) -> float:
-        return float(np.mean([math.hypot(*divmod(int(node), 8)) for node in nodes]))
+        return float(torch.hypot((nodes // 8 - rows).float(), (nodes % 8 - columns).float()).mean())
 
-    assert mean_distance(far) > mean_distance(near) + 2
+    assert mean_distance(far) > mean_distance(near) + 1
+    assert near[:, 0].tolist() == list(range(64))  # itself first
+    assert not (far == torch.arange(64)[:, None]).any()
 
 
 def test_positions_are_told_apart_and_their_product_falls_with_distance() -> None:
