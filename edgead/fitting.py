@@ -5,23 +5,34 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
+from edgead.backbones import (
+    DEFAULT_BACKBONE,
+    DEFAULT_TAPS,
+    NO_BACKBONE_INFO,
+    BackboneInfo,
+    BackboneSpec,
+    build_backbone,
+    describe_backbone,
+)
 from edgead.budget import check_budget, choose
 from edgead.coreset import Progress, silent
 from edgead.data import Category, Sample, load_images, open_category
-from edgead.detectors import create_detector, pools_categories
-from edgead.detectors.base import fit_closed_form
+from edgead.detectors import create_detector, default_size, learns, pools_categories
+from edgead.detectors.base import Fit, fit_closed_form
 from edgead.detectors.dfc import PooledFit
+from edgead.detectors.learned import LearnedFit, LearnedModule, fit_learned
 from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
-from edgead.model import CategoryCard, RoutingCard, TrainedModel, check_size, make_card
+from edgead.model import CategoryCard, RoutingCard, TrainedModel, TrainingCard, check_size, make_card
 from edgead.probes import STRUCTURAL, plant_in_region
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
@@ -29,9 +40,10 @@ from edgead.runtime.manifest import NormalsSection, ThresholdSection, check_memb
 from edgead.runtime.normals import Normals, picture_signals
 from edgead.runtime.region import Box, Region, decode_mask, make_region, prepare
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
+from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
+from edgead.training import run_key
 
-DEFAULT_SIZE = 256
 REFERENCE_IMAGES = 4
 _LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
 CALIBRATION_IMAGES = 16
@@ -45,13 +57,14 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     backbone: str = DEFAULT_BACKBONE,
     taps: Sequence[int] = DEFAULT_TAPS,
-    size: int | tuple[int, int] = DEFAULT_SIZE,
+    size: int | tuple[int, int] | None = None,
     seed: int = 0,
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     budget_mb: float | None = None,
     budget_ms: float | None = None,
     roi: Box | None = None,
     mask: Path | None = None,
+    checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> TrainedModel:
     """Fit a detector on good images and set its threshold from them; no test image is read.
@@ -62,20 +75,23 @@ def fit(
         detector, settings: registered name and its settings.
         backbone: ``NAME`` or ``NAME@WEIGHTS``, see `BackboneSpec.parse`.
         taps: where features are taken from the backbone, as strides (input pixels a cell), finest first.
-        size: network size in pixels, a side or ``(height, width)``, multiples of 32.
+        size: network size in pixels, a side or ``(height, width)``, multiples of 32; None: the detector's own.
         seed: decides every random choice.
         false_alarm_rate: share of good parts that may be rejected.
         budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
             `edgead.budget.choose`.
         roi: the part of the images that is judged, in pixels; then all images, and the camera's, have one size.
         mask: image file of their size that is white where nothing is judged.
-        progress: called with ``(stage, done, total)``.
+        checkpoint: file that the training of a learned detector keeps, and goes on from if it was interrupted; who
+            has saved the model removes it. None: none.
+        progress: called with ``(stage, done, total)``; behind `` | `` a stage may say more.
 
     Raises:
         ConfigError, DataError: what is wrong and what to do, in one line.
     """
-    height, width = check_size(*((size, size) if isinstance(size, int) else size))
     method = create_detector(detector, settings)
+    size = default_size(detector, settings) if size is None else size
+    height, width = check_size(*((size, size) if isinstance(size, int) else size))
     pooled = pools_categories(detector)
     if not pooled and len(categories) != 1:
         raise ConfigError(
@@ -89,14 +105,15 @@ def fit(
     check_budget(budget_mb, budget_ms)
     if (roi is not None or mask is not None) and not (budget_mb is None and budget_ms is None):
         raise ConfigError("a budget cannot be combined with --roi or --mask yet; choose the settings with --set")
+    trained = learns(detector)
+    if trained and (budget_mb is not None or budget_ms is not None):
+        raise ConfigError(f"a budget chooses between closed-form fits; set the profile of '{detector}' instead")
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
-    network = build_backbone(spec, (height, width))
-    info = describe_backbone(spec, network)
     region = _region(opened[0], roi, mask)
     images = _Normals([sample for category in opened for sample in category.train], height, width, region)
-    extractor = build_extractor(network, (height, width))
+    fingerprint = {category.name: category.fingerprint("train") for category in opened}
     sources = [category.name for category in opened for _ in category.train]
     named = [
         make_references(category, seed, prefix=f"{category.name}-" if pooled else "", region=region)
@@ -104,48 +121,55 @@ def fit(
     ]
     references = tuple(one for group in named for one in group)
     budget = None
-    if budget_mb is not None or budget_ms is not None:
-        budget = choose(
-            method,
-            settings or (),
-            images,
-            sources,
-            extractor,
-            references,
-            budget_mb=budget_mb,
-            budget_ms=budget_ms,
-            seed=seed,
-            progress=progress,
+    if trained:
+        spec = method.backbone(spec)
+        info = describe_backbone(spec, build_backbone(spec, (height, width))) if spec.strides else NO_BACKBONE_INFO
+        key = _run_key(method, info, (height, width), seed, fingerprint)
+        learned = fit_learned(
+            method, images, spec, (height, width), seed=seed, progress=progress, checkpoint=checkpoint, key=key
         )
-        method = create_detector(detector, budget.settings)
-    routing = None
-    members: dict[str, Sequence[int]]
-    module: ScoringModule | RoutedModule
-    if pooled:
-        found = method.fit(images, sources, extractor, seed=seed, progress=progress)
-        module, scores, levels = found.module, found.normal_scores, found.normal_levels
-        routing = _routing_card(found, method.settings.head, false_alarm_rate)
-        members = {category.name: category.images for category in found.categories}
+        outcome = _of_learned(learned, opened[0].name, len(images))
     else:
-        fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
-        module, scores, levels = fitted.module, fitted.normal_scores, fitted.normal_levels
-        members = {opened[0].name: range(len(images))}
+        network = build_backbone(spec, (height, width))
+        info = describe_backbone(spec, network)
+        extractor = build_extractor(network, (height, width))
+        if budget_mb is not None or budget_ms is not None:
+            budget = choose(
+                method,
+                settings or (),
+                images,
+                sources,
+                extractor,
+                references,
+                budget_mb=budget_mb,
+                budget_ms=budget_ms,
+                seed=seed,
+                progress=progress,
+            )
+            method = create_detector(detector, budget.settings)
+        if pooled:
+            found = method.fit(images, sources, extractor, seed=seed, progress=progress)
+            outcome = _of_pool(found, method.settings.head, false_alarm_rate)
+        else:
+            fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
+            outcome = _of_closed_form(fitted, opened[0].name)
     card = make_card(
         detector=method.name,
-        settings=method.settings,
+        settings=method.settings.stated() if trained else method.settings,
         backbone=spec,
         backbone_info=info,
         size=(height, width),
-        grid=module.extractor.grid,
+        grid=outcome.grid,
         seed=seed,
-        threshold=calibrate(scores, false_alarm_rate),
-        normal_scores=scores.tolist(),
-        categories={name: len(rows) for name, rows in members.items()},
-        normals={name: images.normals(rows, scores, levels) for name, rows in members.items()},
-        fingerprint={category.name: category.fingerprint("train") for category in opened},
-        routing=routing,
+        threshold=calibrate(outcome.scores, false_alarm_rate),
+        normal_scores=outcome.scores.tolist(),
+        categories=outcome.counts,
+        normals={name: images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
+        fingerprint=fingerprint,
+        routing=outcome.routing,
         budget=None if budget is None else budget.card,
         region=region,
+        training=outcome.training,
     )
     prefixes = [f"{category.name}-" if pooled else "" for category in opened]
     calibration = [
@@ -153,10 +177,92 @@ def fit(
         for category, prefix in zip(opened, prefixes, strict=True)
         for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region)
     ]
-    model = TrainedModel(card, module, references, tuple(calibration), region)
+    model = TrainedModel(card, outcome.module, references, tuple(calibration), region)
     if budget is not None:
         budget.require_within(model.exportable("model"))
     return model
+
+
+def _run_key(method: Any, info: BackboneInfo, size: tuple[int, int], seed: int, fingerprint: Mapping[str, str]) -> str:
+    """Return what a checkpoint must carry to be of this very training."""
+    return run_key(
+        {
+            "detector": method.name,
+            "settings": method.settings.model_dump(),
+            "backbone": asdict(info),
+            "size": size,
+            "seed": seed,
+            "train": dict(fingerprint),
+            "versions": [__version__, torch.__version__, np.__version__],
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a fit gave, whatever the detector.
+
+    Attributes:
+        grid: of the module's map.
+        scores, levels: ``(n,)`` of good images that the model, or one without them, had not seen.
+        images: ``(n,)`` indices of those images.
+        counts: category -> number of its training images.
+        scored: category -> which of the n are its own.
+    """
+
+    module: ScoringModule | RoutedModule | LearnedModule
+    grid: tuple[int, int]
+    scores: NDArray[np.float64]
+    levels: NDArray[np.float64]
+    images: Sequence[int]
+    counts: Mapping[str, int]
+    scored: Mapping[str, Sequence[int]]
+    routing: RoutingCard | None = None
+    training: TrainingCard | None = None
+
+    def judged(self, rows: Sequence[int]) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+        """Return the image indices, scores and levels of some of the n."""
+        chosen = list(rows)
+        return [self.images[row] for row in chosen], self.scores[chosen], self.levels[chosen]
+
+
+def _of_closed_form(fitted: Fit, name: str) -> _Outcome:
+    images = range(len(fitted.normal_scores))
+    return _Outcome(
+        module=fitted.module,
+        grid=fitted.module.extractor.grid,
+        scores=fitted.normal_scores,
+        levels=fitted.normal_levels,
+        images=images,
+        counts={name: len(images)},
+        scored={name: images},
+    )
+
+
+def _of_pool(found: PooledFit, head: str, false_alarm_rate: float) -> _Outcome:
+    return _Outcome(
+        module=found.module,
+        grid=found.module.extractor.grid,
+        scores=found.normal_scores,
+        levels=found.normal_levels,
+        images=range(len(found.normal_scores)),
+        counts={category.name: len(category.images) for category in found.categories},
+        scored={category.name: category.images for category in found.categories},
+        routing=_routing_card(found, head, false_alarm_rate),
+    )
+
+
+def _of_learned(learned: LearnedFit, name: str, images: int) -> _Outcome:
+    return _Outcome(
+        module=learned.module,
+        grid=learned.module.grid,
+        scores=learned.normal_scores,
+        levels=learned.normal_levels,
+        images=learned.held_out,
+        counts={name: images},
+        scored={name: range(len(learned.held_out))},
+        training=TrainingCard(held_out=learned.held_out, log=learned.log),
+    )
 
 
 def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> RoutingCard:
@@ -230,11 +336,10 @@ class _Normals:
     def normals(
         self, indices: Sequence[int], scores: NDArray[np.float64], levels: NDArray[np.float64]
     ) -> NormalsSection:
-        """Return what the drift watch compares with; every image must have been read once."""
-        rows = list(indices)
-        pictures = [self._signals[self._samples[index].path] for index in rows]
+        """Return what the drift watch compares with, of images that were read before, with a score and level each."""
+        pictures = [self._signals[self._samples[index].path] for index in indices]
         values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
-        return NormalsSection.from_normals(Normals.of({"score": scores[rows], "level": levels[rows], **values}))
+        return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
 
 
 def make_references(

@@ -10,6 +10,7 @@ from edgead.data import Category, Sample
 from edgead.runtime.errors import DataError
 
 OUT_OF_FOLD = "training images, scored out of fold"
+HELD_OUT = "training images that were held out"
 VALIDATION = "validation images"
 PHOTOS = "good photos"
 
@@ -23,11 +24,14 @@ class TrainingRecord:
         fingerprints: of every category it was fitted on, see `Category.fingerprint`; None where it does not say.
         normal_scores: one score a training image by a model that never saw it, in the order of ``category.train``;
             None where there are none, or where several categories share them.
+        held_out: of a learned detector, the indices of ``category.train`` that it was not trained on;
+            ``normal_scores`` are then theirs.
     """
 
     name: str
     fingerprints: frozenset[str] | None
     normal_scores: tuple[float, ...] | None = None
+    held_out: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Normals:
     Attributes:
         samples: what is planted on.
         scores: of good images by models that had not seen them; None: the inspector is to judge ``samples``.
-        source: `OUT_OF_FOLD`, `VALIDATION` or `PHOTOS`.
+        source: `OUT_OF_FOLD`, `HELD_OUT`, `VALIDATION` or `PHOTOS`.
     """
 
     category: Category
@@ -59,7 +63,8 @@ def read_training_record(path: str | Path) -> TrainingRecord:
         card = read_card(path)
         # The scores of several categories lie in one list, of which nothing says whose they are.
         scores = tuple(card.normal_scores) if len(card.categories) == 1 else None
-        return TrainingRecord(str(path), frozenset(card.fingerprint.values()), scores)
+        held_out = None if card.training is None else card.training.held_out
+        return TrainingRecord(str(path), frozenset(card.fingerprint.values()), scores, held_out)
     from edgead.runtime.bundle import Bundle
 
     with Bundle.open(path) as bundle:
@@ -74,7 +79,8 @@ def find_normals(category: Category, trained: TrainingRecord) -> Normals:
     Where the category is what the model was fitted on and the model has out-of-fold scores, probes are planted on the
     training images, and compared with those scores. That is fair enough: the planted place is new to the model, and
     all the rest of the image it has seen, so the probe image scores lower, if anything, than it would on a new image;
-    the good ones were scored by models that had seen less. The figures err on the low side. Otherwise the category's
+    the good ones were scored by models that had seen less. The figures err on the low side. A learned detector held
+    some of its training images out, and those are taken. Otherwise the category's
     validation images, or a folder (or list) of good photos that is not what the model was fitted on.
 
     A folder is recognised by its fingerprint, whatever its place. A selection or copy of training images under other
@@ -86,7 +92,11 @@ def find_normals(category: Category, trained: TrainingRecord) -> Normals:
     seen = trained.fingerprints is not None and any(
         one.fingerprint("train") in trained.fingerprints for one in _placings(category)
     )
-    if seen and trained.normal_scores is not None and len(trained.normal_scores) == len(category.train):
+    if seen and trained.normal_scores is not None and trained.held_out is not None:
+        if max(trained.held_out, default=-1) < len(category.train):
+            samples = tuple(category.train[index] for index in trained.held_out)
+            return Normals(category, samples, trained.normal_scores, HELD_OUT)
+    elif seen and trained.normal_scores is not None and len(trained.normal_scores) == len(category.train):
         return Normals(category, category.train, trained.normal_scores, OUT_OF_FOLD)
     if len(category.validation) >= 2:
         return Normals(category, category.validation, None, VALIDATION)

@@ -1,4 +1,4 @@
-"""A trained model and its directory: ``model.json``, ``weights.safetensors`` and ``references/``. No pickle."""
+"""A trained model and its directory: ``model.json``, ``weights.safetensors``, ``references/`` and more. No pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgead.backbones import BackboneInfo, BackboneSpec, build_backbone
-from edgead.detectors import create_detector, pools_categories
+from edgead.detectors import create_detector, learns, pools_categories
+from edgead.detectors.learned import LearnedModule, load_learned
 from edgead.detectors.routing import RoutedModule
 from edgead.export.exportable import Exportable, Routing
 from edgead.features import build_extractor
@@ -31,12 +32,14 @@ from edgead.runtime.region import Region, encode_mask
 from edgead.runtime.threshold import Threshold
 from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
+from edgead.traininglog import TrainingLog, draw_log
 
 FORMAT_VERSION = 1
 _JSON = "model.json"
 _WEIGHTS = "weights.safetensors"
 _REFERENCES = "references"
 _CALIBRATION = "calibration"
+_CURVE = "training.png"
 
 
 class _Section(BaseModel):
@@ -119,6 +122,18 @@ class BudgetCard(_Section):
     chosen: int
 
 
+class TrainingCard(_Section):
+    """How a network was trained.
+
+    Attributes:
+        held_out: indices of the training images that it did not see, ascending; ``normal_scores`` are theirs.
+        log: losses, and the judgements by which the state to keep was selected.
+    """
+
+    held_out: tuple[int, ...]
+    log: TrainingLog
+
+
 class ModelCard(_Section):
     """The content of ``model.json``.
 
@@ -129,13 +144,15 @@ class ModelCard(_Section):
         height, width: network size in pixels.
         resize: the resize rule the model was trained with.
         threshold: see `edgead.runtime.threshold.Threshold`.
-        normal_scores: score of each training image by a model that never saw it, in image order.
+        normal_scores: score of each training image by a model that never saw it, in image order; of a learned
+            detector, of those that were held out.
         categories: category name -> number of training images.
         fingerprint: folder name -> digest of its training images.
         normals: category name -> what its good parts looked like, for the drift watch.
         routing: of a model of several categories; its ``categories`` are then those that were found.
         budget: of a model whose settings were chosen by measurement.
         region: the part of the images it was fitted on; its mask lies beside, as ``mask.png``. None: all of them.
+        training: of a learned detector.
     """
 
     format_version: int
@@ -158,6 +175,7 @@ class ModelCard(_Section):
     routing: RoutingCard | None = None
     budget: BudgetCard | None = None
     region: RegionSection | None = None
+    training: TrainingCard | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""
@@ -180,7 +198,7 @@ class TrainedModel:
 
     Attributes:
         card: what `ModelCard` says.
-        module: the scoring module, or the routed one of several categories, in eval mode.
+        module: the scoring module, the routed one of several categories, or a trained network, in eval mode.
         references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
         calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
             which an export takes the ranges and thresholds of reduced precisions; a bundle does not carry them.
@@ -188,7 +206,7 @@ class TrainedModel:
     """
 
     card: ModelCard
-    module: ScoringModule | RoutedModule
+    module: ScoringModule | RoutedModule | LearnedModule
     references: tuple[tuple[str, bytes], ...]
     calibration: tuple[tuple[str, bytes], ...] = ()
     region: Region | None = None
@@ -260,6 +278,8 @@ class TrainedModel:
             state = self.module.save_tensors() if isinstance(self.module, RoutedModule) else self.module.state_dict()
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary / _WEIGHTS)
+            if self.card.training is not None:
+                (temporary / _CURVE).write_bytes(draw_log(self.card.training.log))
             # Last, because its presence is what makes the folder a model.
             (temporary / _JSON).write_text(json.dumps(self.card.model_dump(), indent=2, sort_keys=True) + "\n")
             _wait_for_disk(temporary)
@@ -360,6 +380,7 @@ def make_card(
     routing: RoutingCard | None = None,
     budget: BudgetCard | None = None,
     region: Region | None = None,
+    training: TrainingCard | None = None,
 ) -> ModelCard:
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
@@ -385,13 +406,16 @@ def make_card(
         routing=routing,
         budget=budget,
         region=None if region is None else RegionSection.from_region(region),
+        training=training,
     )
 
 
-def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule | RoutedModule:
+def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule | RoutedModule | LearnedModule:
     detector = create_detector(card.detector, card.settings)
     spec = BackboneSpec(card.backbone["name"], "random", tuple(card.backbone["strides"]))
     size = (card.height, card.width)
+    if learns(card.detector):
+        return load_learned(detector, spec, size, tensors)
     extractor = build_extractor(build_backbone(spec, size, load_weights=False), size)
     if pools_categories(card.detector) != (card.routing is not None):
         raise ConfigError(f"{_JSON} says how a model of several categories was made, or does not, unlike its detector")

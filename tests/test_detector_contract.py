@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from edgead.data import Category, open_category
-from edgead.detectors import REGISTRY, create_detector, pools_categories
+from edgead.detectors import REGISTRY, create_detector, learns, pools_categories
 from edgead.evaluation import evaluate
 from edgead.export.exporting import ExportReport, export_bundle
 from edgead.export.precisions import PRECISIONS
@@ -35,15 +35,24 @@ from edgead.runtime.stream import Stream
 
 SIZE = 128
 BACKENDS = ("onnxruntime", "openvino")
-# Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them.
-MAX_DROP = 0.6
+# Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them. A network that
+# was trained for seconds leaves a short way from good parts to the threshold, so rounding takes a larger share of it.
+MAX_DROP, LEARNED_MAX_DROP = 0.6, 2.0
+# Good images to learn from; of a learned detector a fifth of them sets the threshold.
+GOOD, LEARNED_GOOD = 10, 40
 SMALL: dict[str, dict[str, Any]] = {
     "patchcore": {"bank_size": 256},
     "padim": {"dimensions": 24},
     "protoad": {"prototypes": 50},
     "npad": {"dimensions": 16, "centroids": 50},
     "dfc": {"head.bank_size": 128},
+    "slsg": {"steps": 80, "batch": 4, "width": 0.15, "pretraining_steps": 2, "evaluations": 1, "learning_rate": 3e-3},
+    "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
 }
+
+
+# Convolutions of the default backbone up to its last tap; a learned detector adds its own.
+BACKBONE_LAYERS = 33
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -82,7 +91,8 @@ def kill(stage, delay, target, folders, arguments, model):
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as stages:
-        next(line for line in stages if line.strip().rpartition(": ")[2] == stage)  # "plate: features" of a head
+        # "plate: features" of a head, "training | loss 0.3" of a learned detector.
+        next(line for line in stages if line.strip().partition(" | ")[0].rpartition(": ")[2] == stage)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -137,22 +147,32 @@ class Made:
 
 @pytest.fixture(scope="module")
 def folders(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Two categories: ten good images each to learn from, a few good and defective ones to judge."""
+    """Two categories of a few good images, a few good and defective ones to judge; the first again, with more."""
     root = tmp_path_factory.mktemp("contract")
-    for category, tested in (("metal_plate", 6), ("toy", 2)):
-        for folder, count in (("train/good", 10), ("test/good", tested), ("test/defect", tested)):
+    for where, category, good, tested in (
+        (root, "metal_plate", GOOD, 6),
+        (root, "toy", GOOD, 2),
+        (root / "more", "metal_plate", LEARNED_GOOD, 6),
+    ):
+        for folder, count in (("train/good", good), ("test/good", tested), ("test/defect", tested)):
             source = ci_small / category / folder
             if not source.is_dir():
                 source = next(other for other in sorted(source.parent.iterdir()) if other.name != "good")
-            (root / category / folder).mkdir(parents=True)
+            (where / category / folder).mkdir(parents=True)
             for image in sorted(source.iterdir())[:count]:
-                shutil.copy(image, root / category / folder)
-    return root / "metal_plate", root / "toy"
+                shutil.copy(image, where / category / folder)
+    return root / "metal_plate", root / "toy", root / "more" / "metal_plate"
 
 
 def given(name: str, folders: tuple[Path, ...]) -> list[Path]:
-    """What a detector is fitted on: all folders where it pools categories, the first where it takes one."""
-    return list(folders if pools_categories(name) else folders[:1])
+    """What a detector is fitted on: two folders where it pools categories, the one with more where it learns."""
+    if learns(name):
+        return [folders[2]]
+    return list(folders[:2] if pools_categories(name) else folders[:1])
+
+
+def max_drop(name: str) -> float:
+    return LEARNED_MAX_DROP if learns(name) else MAX_DROP
 
 
 @pytest.fixture(scope="module", params=REGISTRY)
@@ -170,14 +190,19 @@ def made(request: pytest.FixtureRequest, folders: tuple[Path, ...], tmp_path_fac
         bundle,
         precisions=PRECISIONS,
         images=images,
-        max_drop=MAX_DROP,
+        max_drop=max_drop(name),
     )
     return Made(name, categories, model, folder / "plate.model", bundle, report)
 
 
-def test_every_training_image_has_a_score_and_the_threshold_its_meaning(made: Made) -> None:
-    assert len(made.model.card.normal_scores) == 10 * len(made.categories) == made.model.threshold.n_normals
-    assert list(made.model.card.categories.values()) == [10] * len(made.categories)
+def test_every_image_that_was_not_seen_has_a_score_and_the_threshold_its_meaning(made: Made) -> None:
+    scored = LEARNED_GOOD // 5 if learns(made.name) else GOOD * len(made.categories)
+    assert len(made.model.card.normal_scores) == scored == made.model.threshold.n_normals
+    training = made.model.card.training
+    assert (training is not None) == learns(made.name)
+    assert training is None or len(set(training.held_out)) == scored
+    given = LEARNED_GOOD if learns(made.name) else GOOD
+    assert list(made.model.card.categories.values()) == [given] * len(made.categories)
     assert made.model.card.detector == made.name
     # The threshold lies between scores, never on one: rounding on another device must not flip a training image.
     assert made.model.threshold.value not in made.model.card.normal_scores
@@ -216,11 +241,11 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
     for runtime in BACKENDS:
         record = records_of(made, precision)[runtime]
         assert record.drop is not None
-        assert 0 < record.drop <= MAX_DROP
+        assert 0 < record.drop <= max_drop(made.name)
         assert record.rank_correlation is not None
         assert record.rank_correlation > 0.7
     layers = made.report.precisions[precision]["int8"]
-    assert layers["layers"] == 33
+    assert layers["layers"] > BACKBONE_LAYERS if learns(made.name) else layers["layers"] == BACKBONE_LAYERS
     assert len(layers["kept"]) <= 1  # with a limit this loose; the first depthwise layer costs most
 
 
@@ -277,7 +302,8 @@ def test_a_fit_that_is_killed_leaves_a_whole_model_or_what_was_there(
     fixed: dict[str, Any] = {"target": str(target), "model": str(made.directory)}
     fixed["folders"] = [str(folder) for folder in given(made.name, folders)]
     fixed["arguments"] = {"detector": made.name, "settings": settings(made.name), "size": SIZE}
-    for stage in ("features", "out-of-fold scores"):
+    stages = ("training",) if learns(made.name) else ("features", "out-of-fold scores")
+    for stage in stages:
         assert ask("kill", stage=stage, delay=0.0, **fixed)
         assert not target.exists()
     interrupted = []

@@ -21,6 +21,14 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option("--precision", metavar="NAME", help="Graph of the bundle: fp32, int8-cpu, …", show_default="fp32"),
 ]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|HxW",
+        help="Network size in pixels, multiples of 32.",
+        show_default="256, or 128 for the small profile of a detector that trains a network",
+    ),
+]
 RateOption = Annotated[
     float | None,
     typer.Option("--false-alarm-rate", metavar="X", help="Share of good parts that may be rejected, such as 0.01."),

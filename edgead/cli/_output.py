@@ -105,9 +105,10 @@ class Output:
             tasks: dict[str, TaskID] = {}
 
             def step(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=total)
-                bars.update(tasks[stage], completed=done, total=total)
+                name = stage.partition(" | ")[0]  # what follows, such as a loss, changes from step to step
+                if name not in tasks:
+                    tasks[name] = bars.add_task(stage, total=total)
+                bars.update(tasks[name], description=stage, completed=done, total=total)
 
             yield step
 

@@ -13,6 +13,7 @@ from edgead.cli._app import command
 from edgead.cli._options import (
     BackendOption,
     PrecisionOption,
+    SizeOption,
     ThreadsOption,
     parse_settings,
     parse_size,
@@ -55,7 +56,11 @@ def fit(
         Path, typer.Option("--output", "-o", metavar="MODEL_DIR", help="Where the model goes.", show_default=False)
     ],
     detector: Annotated[
-        str, typer.Option(metavar="NAME", help="patchcore, padim, npad, fre, protoad; dfc takes several categories.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="patchcore, padim, npad, fre, protoad; slsg, sgsf train a network; dfc takes several categories.",
+        ),
     ] = "patchcore",
     backbone: Annotated[
         str, typer.Option(metavar="NAME[@WEIGHTS]", help="A timm model; WEIGHTS: hub, random, a file or a folder.")
@@ -63,7 +68,7 @@ def fit(
     taps: Annotated[
         str, typer.Option(metavar="S,S...", help="Strides of the backbone's features, finest first; 32 adds context.")
     ] = "8,16",
-    size: Annotated[str, typer.Option(metavar="N|HxW", help="Network size in pixels, multiples of 32.")] = "256",
+    size: SizeOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
     settings: Annotated[
         list[str] | None,
@@ -98,7 +103,8 @@ def fit(
 
     With --roi or --mask the model judges that part of a frame only, and refuses frames of another size than the photos.
     """
-    network_size, chosen, strides = parse_size(size), parse_settings(settings or ()), parse_taps(taps)
+    network_size = None if size is None else parse_size(size)
+    chosen, strides = parse_settings(settings or ()), parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
@@ -108,6 +114,8 @@ def fit(
 
     check_model_path(output)
     box = None if roi is None else parse_box(roi)
+    # Of a learned detector; the same command after an interruption goes on from it.
+    checkpoint = output.with_name(f".{output.name}.training")
 
     started = time.perf_counter()
     with out.progress() as step:
@@ -124,9 +132,11 @@ def fit(
             budget_ms=budget_ms,
             roi=box,
             mask=mask,
+            checkpoint=checkpoint,
             progress=step,
         )
     model.save(output)
+    checkpoint.unlink(missing_ok=True)
     payload = _fit_payload(model, output, time.perf_counter() - started)
     _warn_about_model(out, model)
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)

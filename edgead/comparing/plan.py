@@ -12,7 +12,7 @@ from typing import Any
 
 from edgead.backbones import DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
 from edgead.data import Category, open_category
-from edgead.detectors import REGISTRY, create_detector, pools_categories
+from edgead.detectors import REGISTRY, create_detector, default_size, pools_categories
 from edgead.model import check_size
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.version import __version__
@@ -160,22 +160,24 @@ def make_jobs(
     variants: Sequence[Variant],
     seeds: Sequence[int],
     *,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     backbone: str,
     taps: Sequence[int] = DEFAULT_TAPS,
 ) -> list[Job]:
     """Return every fit in the order of work: one seed of everything first, so that an early stop leaves a whole table.
 
+    Without a size every detector gets its own (`edgead.detectors.default_size`).
+
     Raises:
         ConfigError: a size or backbone that cannot be used, or a seed given twice.
     """
-    check_size(*size)
+    sizes = {one.label: check_size(*(size or default_size(one.detector, one.settings))) for one in variants}
     if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
         raise ConfigError(
             f"seeds must be different whole numbers from 0 up, got {', '.join(map(str, seeds)) or 'none'}"
         )
     spec = BackboneSpec.parse(backbone, taps)
-    info = describe_backbone(spec, build_backbone(spec, size))
+    info = describe_backbone(spec, build_backbone(spec, max(sizes.values())))
     name = f"{info.name}@{info.weights}, taps {' '.join(map(str, taps))}"
     jobs = []
     for seed in seeds:
@@ -191,14 +193,14 @@ def make_jobs(
                 "edgead": __version__,
                 "detector": variant.detector,
                 "settings": dict(variant.settings),
-                "size": size,
+                "size": sizes[variant.label],
                 "backbone": [info.name, info.weights_sha256],
                 "taps": list(taps),
                 "train": {member.name: member.train_sha256 for member in members},
             }
             setups = tuple(_digest({**setup, "test": member.test_sha256}) for member in members)
             keys = tuple(_digest([setup_key, seed]) for setup_key in setups)
-            jobs.append(Job(variant, members, seed, size, backbone, tuple(taps), name, keys, setups))
+            jobs.append(Job(variant, members, seed, sizes[variant.label], backbone, tuple(taps), name, keys, setups))
     return jobs
 
 

@@ -19,9 +19,22 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "fre": ("fre", "Fre"),
     "protoad": ("protoad", "ProtoAD"),
     "dfc": ("dfc", "Dfc"),
+    "slsg": ("slsg", "Slsg"),
+    "sgsf": ("sgsf", "Sgsf"),
 }
 
-__all__ = ["REGISTRY", "Detector", "Settings", "create_detector", "pools_categories"]
+DEFAULT_SIZE = 256
+
+__all__ = [
+    "DEFAULT_SIZE",
+    "REGISTRY",
+    "Detector",
+    "Settings",
+    "create_detector",
+    "default_size",
+    "learns",
+    "pools_categories",
+]
 
 
 def pools_categories(name: str) -> bool:
@@ -29,11 +42,23 @@ def pools_categories(name: str) -> bool:
     return bool(getattr(_factory(name), "pools_categories", False))
 
 
+def learns(name: str) -> bool:
+    """Whether a registered detector trains a network (`edgead.detectors.learned`); raises as `pools_categories`."""
+    return bool(getattr(_factory(name), "learns", False))
+
+
+def default_size(name: str, settings: Mapping[str, Any] | None = None) -> tuple[int, int]:
+    """Return ``(height, width)`` of a detector's input where nobody says another; raises as `create_detector`."""
+    side = int(create_detector(name, settings).size()) if learns(name) else DEFAULT_SIZE
+    return side, side
+
+
 def create_detector(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """Create a detector from its registered name and settings (strings are converted, as ``--set`` gives them).
 
     Returns:
-        A `Detector`, or one that pools categories (`edgead.detectors.dfc.Dfc`), see `pools_categories`.
+        A `Detector`; or one that pools categories (`edgead.detectors.dfc.Dfc`), see `pools_categories`; or one that
+        learns (`edgead.detectors.learned.LearnedDetector`), see `learns`.
 
     Raises:
         ConfigError: unknown name, unknown setting or a value out of range; the nearest name is suggested.

@@ -114,11 +114,16 @@ class Dfc:
             return rest
 
     def __init__(self, settings: Settings | None = None) -> None:
-        from edgead.detectors import create_detector, pools_categories
+        from edgead.detectors import create_detector, learns, pools_categories
 
         settings = settings or self.Settings()
         if pools_categories(settings.head):
             raise ConfigError(f"the head of detector 'dfc' is a detector of one category, not '{settings.head}'")
+        if learns(settings.head):
+            raise ConfigError(
+                f"the head of detector 'dfc' is a closed-form detector, and '{settings.head}' trains a network; "
+                "fit one model for each category"
+            )
         self._given = dict(settings.head_settings)
         self._head = create_detector(settings.head, settings.head_settings)
         # All of them, so that a model says what its heads were fitted with, whatever later defaults are.
