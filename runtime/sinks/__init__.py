@@ -45,7 +45,7 @@ class Sink(Protocol):
     name: str
     keeps_frames: bool
 
-    def attach(self, summary: Callable[[], StreamSummary]) -> None:
+    def attach(self, summary: Callable[[], StreamSummary]) -> None:  # noqa: ARG002
         """Called once before the first result, with what tells how the run stands; any thread may ask it."""
         return  # with an empty body, mypy would take it for abstract
 
