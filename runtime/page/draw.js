@@ -24,8 +24,9 @@ const Draw = (() => {
     pen.beginPath(); pen.moveTo(left, y); pen.lineTo(right, y); pen.stroke(); pen.setLineDash([]);
   }
 
-  // points: [number, source, score or null, threshold, code]; tried: a threshold that is only looked at, or null.
-  function trace(canvas, points, room, tried) {
+  // points: [number, source, score or null, threshold, code]; tried: a threshold that is only looked at, or null;
+  // routed: each point has the threshold of its own category, so that a line would join what does not belong together.
+  function trace(canvas, points, room, tried, routed) {
     const [pen, width, height] = prepare(canvas);
     const left = 46, right = width - 8, top = 8, bottom = height - 8;
     const scores = points.map(point => point[2]).filter(score => score !== null);
@@ -49,8 +50,9 @@ const Draw = (() => {
     pen.strokeStyle = style("--rule"); pen.lineWidth = 2; pen.beginPath();
     points.forEach((point, index) => {
       if (!Number.isFinite(point[3])) return;
-      if (index === 0 || points.length === 1) pen.moveTo(left, y(point[3]));
-      pen.lineTo(x(index), y(point[3]));
+      if (routed) pen.moveTo(x(index) - 4, y(point[3]));
+      else if (index === 0) pen.moveTo(left, y(point[3]));
+      pen.lineTo(x(index) + (routed ? 4 : 0), y(point[3]));
     });
     pen.stroke();
     if (tried !== null && tried !== now) line(pen, y(tried), left, right, style("--accent"), [6, 5]);

@@ -178,10 +178,14 @@ async function showPicture() {
 }
 
 function drawTrace() {
-  Draw.trace($("trace"), trace.get(chosen) || [], KEPT, tried);
+  const routed = !!(state && state.control && state.control.thresholds.length > 1);
+  Draw.trace($("trace"), trace.get(chosen) || [], KEPT, tried, routed);
 }
 
 function showNumbers() {
+  const latency = state.latency_ms, shown = value => value === null ? "–" : `${value.toFixed(value < 10 ? 2 : 1)} ms`;
+  text("p50", shown(latency.p50)); text("p99", shown(latency.p99));
+  text("latency-of", latency.count ? `last ${whole(latency.count)}` : "");
   const frames = state.frames;
   if (!frames) return;
   const rows = [["captured", frames.captured, "sum"], ["inspected", frames.inspected], ["dropped", frames.dropped],
@@ -192,9 +196,6 @@ function showNumbers() {
   const reasons = [...Object.entries(frames.dropped_reasons).map(([why, count]) => `dropped ${whole(count)}: ${why}`),
     ...Object.entries(frames.failed_reasons).map(([why, count]) => `failed ${whole(count)}: ${why}`)];
   $("reasons").replaceChildren(...reasons.map(reason => make("div", reason)));
-  const latency = state.latency_ms, shown = value => value === null ? "–" : `${value.toFixed(value < 10 ? 2 : 1)} ms`;
-  text("p50", shown(latency.p50)); text("p99", shown(latency.p99));
-  text("latency-of", latency.count ? `last ${whole(latency.count)}` : "");
 }
 
 function showSinks() {

@@ -45,8 +45,9 @@ class Sink(Protocol):
     name: str
     keeps_frames: bool
 
-    def attach(self, summary: Callable[[], StreamSummary]) -> None:
+    def attach(self, summary: Callable[[], StreamSummary]) -> None:  # noqa: ARG002
         """Called once before the first result, with what tells how the run stands; any thread may ask it."""
+        return  # with an empty body, mypy would take it for abstract
 
     def accepts(self, result: Result, frame: Frame | None) -> bool:  # noqa: ARG002
         """Say whether this result is to be written; asked once a result in the stream's own thread, so be quick."""
@@ -57,6 +58,7 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish; called once, after the last `write`."""
+        return
 
     def __enter__(self) -> Sink:
         return self
