@@ -65,7 +65,7 @@ class DriftState:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "text": self.explain() if self.drifting else None}
 
 
 _ADVICE = {

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from edgead.runtime.drift import DriftSink
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.grabber import Item, Survival
@@ -248,6 +249,7 @@ class Stream:
             stages=stages,
             sinks=tuple(worker.report() for worker in self._workers),
             backend=self._judge.describe(),
+            drift=tuple(state for sink in self._sinks if isinstance(sink, DriftSink) for state in sink.watch.report()),
             state=self.state,
             hangs=self._judge.hangs,
             error=redact(str(self._error)) if self._error is not None else None,

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,12 +96,11 @@ def run_stream(
                 with stream, Upkeep(inspector, bundle, self_test_hours) as switch.upkeep:
                     switch.stream = stream
                     if not (watch and out.watched):
-                        return replace(stream.run(), drift=tuple(drift.report()))
+                        return stream.run()
                     line = _Status(stream)
                     # stdout is left alone: what is printed there is for programs, or comes after the end.
                     with Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False):
-                        summary = stream.run()
-                    return replace(summary, drift=tuple(drift.report()))
+                        return stream.run()
         except KeyboardInterrupt:
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)

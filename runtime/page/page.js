@@ -72,7 +72,7 @@ function take(fresh) {
   }
   if (chosen >= fresh.cameras.length) chosen = 0;
   follow();
-  showFacts(); showNumbers(); showSinks(); showAnomalies(); showThreshold(); showPicture();
+  showFacts(); showNumbers(); showSinks(); showDrift(); showAnomalies(); showThreshold(); showPicture();
 }
 
 function adopt(camera, at, clock) {
@@ -207,6 +207,12 @@ function showSinks() {
     return row;
   });
   $("sinks").replaceChildren(...rows);
+}
+
+function showDrift() {
+  const said = (state.drift || []).filter(one => one.drifting).map(one => one.text);
+  $("drift").hidden = !said.length;
+  text("drift", said.join(" · "));
 }
 
 function showAnomalies() {

@@ -181,6 +181,14 @@ def _of_run(summary: StreamSummary) -> Iterator[Family]:
     yield _gauge(
         "edgead_sink_pending", "Results on their way.", [({"sink": name}, sink.pending) for name, sink in sinks]
     )
+    yield _gauge(
+        "edgead_drift",
+        "1 while a signal of the last parts lies away from that of good ones.",
+        [
+            ({"source": one.source_id, "category": one.category or "", "signal": one.signal}, float(one.drifting))
+            for one in summary.drift
+        ],
+    )
     yield _gauge("edgead_run_seconds", "Seconds since the start.", [({}, summary.seconds)])
     info = {"version": __version__}
     if summary.backend is not None:

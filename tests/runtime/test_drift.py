@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,3 +159,31 @@ def test_the_sink_leaves_out_what_was_not_inspected():
     result = Result(float("nan"), 5.0, Decision.NOT_INSPECTED, 0, 0, "0")
     assert not sink.accepts(result, None)
     assert not sink.accepts(result, Frame(np.zeros((64, 64, 3), np.uint8), 0, 0, "0"))
+
+
+def test_a_drifting_line_says_so_while_it_runs_on_the_page_and_to_prometheus():
+    from edgead.runtime.page.board import Board
+    from edgead.runtime.sinks import open_sink
+    from edgead.runtime.stream import Stream
+
+    signals = {"score": 1.0, "level": 0.5, "brightness": 250.0, "focus": 1e9}  # nothing of the made camera is like that
+    normals = {None: Normals(50, {name: (value,) * QUANTILES for name, value in signals.items()})}
+    drift = DriftSink(DriftWatch(normals), inspected(normals))
+
+    def judge(frame: Frame) -> Result:
+        grid = np.full((4, 4), 0.5, np.float32)
+        return Result(1.0, 5.0, Decision.OK, frame.index, frame.timestamp_ns, frame.source_id, map=grid)
+
+    board, metrics = Board(time.monotonic_ns), open_sink("prometheus://127.0.0.1:0")
+    source = "synthetic://?fps=500&frames=150&width=64&height=64&policy=every"
+    with Stream(judge, source, sinks=[drift, metrics]) as stream:
+        board.attach(lambda: stream.summary)
+        summary = stream.run()
+        drifting = {state.signal for state in summary.drift if state.drifting}
+        assert drifting == {"brightness", "focus"}
+        shown = [one["text"] for one in board.state(0)["drift"] if one["drifting"]]
+        assert any("brightness has drifted below" in text for text in shown)
+        lines = [line for line in metrics.exposition().splitlines() if line.startswith("edgead_drift{")]
+        assert {line.split('signal="')[1].split('"')[0]: line[-1] for line in lines} == {
+            "score": "0", "level": "0", "brightness": "1", "focus": "1",
+        }  # fmt: skip
