@@ -31,6 +31,7 @@ UNREADABLE = "unreadable frame"
 
 # How often a loop whose backend hangs looks whether it is back.
 _LOOK_S = 0.05
+_GRACE_S = 0.5
 
 _log = logging.getLogger("edgead.stream")
 
@@ -200,7 +201,9 @@ class Stream:
             self._closed = True
             self._intake.discard()
             self._intake.close_sources()
-            deadline = self._deadline() if self._stop_at is not None else time.monotonic() + self._drain
+            # Threads that were told to end just now need a moment, even where the time for the frames is over.
+            now = time.monotonic()
+            deadline = max(self._deadline(), now + _GRACE_S) if self._stop_at is not None else now + self._drain
             if not self._judge.close(deadline):
                 _log.warning("the backend does not return; it is left to the end of the process")
             self._intake.join(deadline)

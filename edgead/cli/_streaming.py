@@ -37,7 +37,7 @@ from edgead.runtime.uri import redact
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 5.0
 # From a signal to the end; who sent it waits 2 s at most.
-_END_S = 1.2
+_END_S = 1.0
 
 _log = logging.getLogger("edgead.run")
 

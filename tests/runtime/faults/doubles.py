@@ -157,7 +157,7 @@ class Runner:
         return self.join()
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=20.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not happen"

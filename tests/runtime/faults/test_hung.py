@@ -20,7 +20,7 @@ from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, chec
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")], 2.0)
+    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
 
 
 def frames(runner):
@@ -30,7 +30,7 @@ def frames(runner):
 @pytest.mark.parametrize("policy", ["newest", "every"])
 def test_while_the_backend_hangs_nothing_is_ok_and_the_loop_goes_on_when_it_is_back(policy):
     device, backend = Device(policy=policy), Brightness()
-    runner = Runner(Stream(inspector(backend), device.open(), hang_s=0.15, survival=QUICK))
+    runner = Runner(Stream(inspector(backend), device.open(), hang_s=0.5, survival=QUICK))
     device.push()
     wait_until(lambda: frames(runner).inspected == 1)
     device.push(level=16)
@@ -55,7 +55,7 @@ def test_while_the_backend_hangs_nothing_is_ok_and_the_loop_goes_on_when_it_is_b
         assert failed == {"backend hung": 1}
         assert sum(dropped.values()) == 3
         assert set(dropped) <= {"backend hung", "superseded"}
-    assert results[1].reason == "backend hung: no answer for 0.15 s"
+    assert results[1].reason == "backend hung: no answer for 0.5 s"
     check_ledger(runner.stream, results)
 
 

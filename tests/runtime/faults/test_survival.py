@@ -17,11 +17,12 @@ from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, chec
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")], 2.0)
+    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
 
 
 def run(device, backend=None, survival=QUICK, **options):
-    return Runner(Stream(inspector(backend), device.open(), survival=survival, **options))
+    # A long queue: on a busy machine nothing may be late here.
+    return Runner(Stream(inspector(backend), device.open(), survival=survival, queue_size=100, **options))
 
 
 def health(runner):
@@ -158,7 +159,7 @@ def test_so_many_threads_are_left_behind_and_no_more():
     runner = run(device)
     device.push()
     wait_until(judged(runner, 1))
-    for _ in range(6):
+    for _ in range(QUICK.stuck):
         device.command("hang")
     wait_until(lambda: health(runner).stuck == QUICK.stuck)
     threading.Event().wait(0.5)
