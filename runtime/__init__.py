@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from edgead.runtime.backends import Backend, BackendInfo, Inference
     from edgead.runtime.bundle import Bundle
     from edgead.runtime.inspector import Inspector
-    from edgead.runtime.sinks import open_sink
+    from edgead.runtime.page.sink import LivePage
+    from edgead.runtime.sinks import Sink, open_sink
+    from edgead.runtime.sinks.callback import CallbackSink
     from edgead.runtime.sources import open_source
     from edgead.runtime.stream import Stream
     from edgead.runtime.threshold import Threshold
@@ -37,6 +39,7 @@ __all__ = [
     "BackendUnavailable",
     "Bundle",
     "BundleError",
+    "CallbackSink",
     "ConfigError",
     "DataError",
     "Decision",
@@ -44,7 +47,9 @@ __all__ = [
     "Frame",
     "Inference",
     "Inspector",
+    "LivePage",
     "Result",
+    "Sink",
     "SourceError",
     "SourceLost",
     "Stream",
@@ -57,8 +62,11 @@ _LAZY = {
     "Backend": "backends",
     "BackendInfo": "backends",
     "Bundle": "bundle",
+    "CallbackSink": "sinks.callback",
     "Inference": "backends",
     "Inspector": "inspector",
+    "LivePage": "page.sink",
+    "Sink": "sinks",
     "Stream": "stream",
     "Threshold": "threshold",
     "open_sink": "sinks",
