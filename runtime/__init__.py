@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from edgead.runtime.backends import Backend, BackendInfo, Inference
     from edgead.runtime.bundle import Bundle
     from edgead.runtime.inspector import Inspector
-    from edgead.runtime.sinks import open_sink
+    from edgead.runtime.page.sink import LivePage
+    from edgead.runtime.sinks import Sink, open_sink
+    from edgead.runtime.sinks.callback import CallbackSink
     from edgead.runtime.sources import open_source
     from edgead.runtime.sources.push import PushSource
     from edgead.runtime.stream import Stream
@@ -38,6 +40,7 @@ __all__ = [
     "BackendUnavailable",
     "Bundle",
     "BundleError",
+    "CallbackSink",
     "ConfigError",
     "DataError",
     "Decision",
@@ -45,8 +48,10 @@ __all__ = [
     "Frame",
     "Inference",
     "Inspector",
+    "LivePage",
     "PushSource",
     "Result",
+    "Sink",
     "SourceError",
     "SourceLost",
     "Stream",
@@ -59,9 +64,12 @@ _LAZY = {
     "Backend": "backends",
     "BackendInfo": "backends",
     "Bundle": "bundle",
+    "CallbackSink": "sinks.callback",
     "Inference": "backends",
     "Inspector": "inspector",
     "PushSource": "sources.push",
+    "LivePage": "page.sink",
+    "Sink": "sinks",
     "Stream": "stream",
     "Threshold": "threshold",
     "open_sink": "sinks",

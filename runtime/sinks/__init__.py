@@ -11,7 +11,7 @@
 ``gpio://CHIP/LINE``                            the same on a pin of this board (never tried on a real one)
 ==============================================  ======================================================================
 
-`edgead.runtime.sinks.callback.CallbackSink` calls a function of yours; a class of your own subclasses `Sink`.
+`edgead.runtime.CallbackSink` calls a function of yours; a class of your own subclasses `Sink`.
 """
 
 from __future__ import annotations

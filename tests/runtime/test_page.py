@@ -8,7 +8,7 @@ import json
 import math
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -315,6 +315,36 @@ def test_a_page_that_is_closed_answers_nobody_any_more(serve):
         page.close()
         while connection.recv(100_000):  # until the end, which comes at once
             pass
+
+
+def test_garbage_on_the_wire_harms_nobody(serve, capfd):
+    page = serve(control=Control())
+    page.write(result(0, 20.0), frame())
+    host, port = page.url.removeprefix("http://").rstrip("/").split(":")
+    rng = np.random.default_rng(0)
+    heads = [
+        b"GET /api/state?since=99999999999999999999&since=x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /api/preview?value=1e999&value=&category=%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /api/picture/9999.jpg?number=1&heat=2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /api/state?" + b"a=1&" * 100 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /api/threshold HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nContent-Length: 10\r\n\r\n",
+        b"PUT / HTTP/9.9\r\n\r\n",
+        b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    ]
+    for number in range(150):
+        data = bytearray(heads[number % len(heads)] if number % 3 else rng.bytes(int(rng.integers(1, 400))))
+        for _ in range(int(rng.integers(0, 4))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        # It may be refused before it was sent whole.
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while answer := connection.recv(65536):
+                assert b"Traceback" not in answer
+    assert ask(page, "/api/state").json["cameras"][0]["decision"] == "ANOMALY"
+    assert capfd.readouterr().err == ""
 
 
 def test_browsers_that_ask_without_end_and_read_nothing_delay_no_decision(serve):

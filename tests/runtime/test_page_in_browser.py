@@ -174,8 +174,8 @@ def test_a_threshold_is_tried_confirmed_and_changed_with_the_keyboard_alone(tab,
     reach("value")
     tab.evaluate("document.getElementById('value').select()")
     tab.type("3.5")
-    wait_for(lambda: "would change" in tab.text("flips"))
-    assert "from OK to anomaly" in tab.text("flips")
+    # The answer for a half-typed number may come first.
+    wait_for(lambda: "from OK to anomaly" in tab.text("flips"))
     assert line.control.limits.value == 10.0
     reach("apply")
     tab.press(*ENTER)
