@@ -17,7 +17,7 @@ from torch import nn
 
 from edgead.export.exportable import Exportable
 from edgead.export.graph import OUTPUTS, export_onnx
-from edgead.export.int8 import TRT
+from edgead.export.int8 import CPU, TRT
 from edgead.export.lint import require_clean
 from edgead.export.measuring import complaint, fails, measure, note
 from edgead.export.ops.nodes import inline_nodes, scoring_nodes
@@ -27,7 +27,9 @@ from edgead.export.precisions import (
     Samples,
     check_precisions,
     make_precision,
+    round_network,
 )
+from edgead.export.rounding import Rounded
 from edgead.export.triton import triton_files
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
@@ -223,10 +225,15 @@ def _export(
     samples = _samples(model, settings) if len(settings.precisions) > 1 else None
     made = [_fp32(model, settings.fused, tell)]
     manifest = _manifest(model, made[0].section)
+    rounded: Mapping[str, Rounded] = {}
+    if samples is not None and {TRT, CPU} & set(settings.precisions):
+        tell("int8: weights", 0, 1)
+        rounded = round_network(made[0], samples)
+        tell("int8: weights", 1, 1)
     for precision in settings.precisions[1:]:
         assert samples is not None
         drop, cache, plain = settings.max_drop, settings.cache, settings.plain
-        made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, plain, tell))
+        made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, plain, rounded, tell))
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
     with TemporaryDirectory(prefix="edgead-export-") as folder:
         whole, inlined = Path(folder, "whole"), Path(folder, "inlined")

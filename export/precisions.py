@@ -20,6 +20,7 @@ from edgead.export.fp16 import convert_fp16
 from edgead.export.int8 import CPU, TRT, watched_tensors
 from edgead.export.int8_search import Int8Choice, Judges, choose_int8
 from edgead.export.lint import require_clean
+from edgead.export.rounding import Rounded, round_weights
 from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.thresholds import move_threshold
 from edgead.runtime.backends import Backend
@@ -122,6 +123,11 @@ class Samples:
         return sorted(spared & set(self.unseen)) or sorted(spared) or self.ranging
 
 
+def round_network(full: GraphFiles, samples: Samples) -> Mapping[str, Rounded]:
+    """Return the INT8 weights of all files: a router and its heads have one network, whose weights they share."""
+    return round_weights(full.models[full.main], samples.images[samples.ranging])
+
+
 def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
     """Return the precisions in order, fp32 first; raises `ConfigError` for an unknown one."""
     for name in precisions:
@@ -139,6 +145,7 @@ def make_precision(
     max_drop: float,
     cache: Path | None,
     plain: bool,
+    rounded: Mapping[str, Rounded],
     progress: Progress,
 ) -> GraphFiles:
     """Make the graph files of a reduced precision from those of FP32, linted, with their thresholds.
@@ -164,7 +171,7 @@ def make_precision(
         )
         with TemporaryDirectory(prefix="edgead-int8-") as folder:
             opener = partial(_open_candidate, Path(folder), precision, manifest)
-            choice, made = choose_int8(source, ranges, precision, judges, opener, max_drop, progress)
+            choice, made = choose_int8(source, ranges, precision, judges, opener, max_drop, progress, rounded)
         models = {_named(file, precision): one for file, one in made.items()}
     outputs = {_named(file, precision): names for file, names in full.outputs.items()}
     for file, one in models.items():
