@@ -168,7 +168,8 @@ def _parity_table(report: ExportReport) -> Any:
             figures = (record.max_score_difference, record.p99_score_difference, record.max_map_difference)
             changed = str(record.flips + record.borderline)
             label = f"{runtime}: {record.note}" if record.note else runtime
-            rows.append([file, label, *map(number, figures), changed, str(record.images)])
-    headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images")
+            change = "-" if record.auroc_change is None else f"{record.auroc_change:+.4f}"
+            rows.append([file, label, *map(number, figures), changed, str(record.images), change])
+    headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images", "AUROC change")
     title = f"Wrote {report.path} ({report.size / 1e6:.1f} MB) beside the model on torch, file to decision"
     return table(title, ["graph", "on", *headings], rows, text_columns=2)
