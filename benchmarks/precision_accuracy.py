@@ -3,9 +3,9 @@
     python -m benchmarks.precision_accuracy CATEGORY_DIR... -o DIR [--detector patchcore] [--seed 0]
 
 Each pair is fitted with default settings and exported as ``edgead export --fp16 --int8 --images CATEGORY_DIR/test``
-does it; its bundle and its record stay in DIR, and what is there is not done again. Nothing is chosen by a label: ranges,
-layers and thresholds come from good training images and planted defects; test images are only judged. A gate that did
-not hold is shown in the table and does not stop it (``--allow-drift``).
+does it; its bundle and its record stay in DIR, and what is there is not done again. Nothing is chosen by a label:
+ranges, layers and thresholds come from good training images and planted defects; test images are only judged. A gate
+that did not hold is shown in the table and does not stop it (``--allow-drift``).
 """
 
 from __future__ import annotations
