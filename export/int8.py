@@ -245,7 +245,7 @@ def _write_trt(layout: _Layout, weights: Mapping[str, _Weights], ranges: Ranges,
         conv.input[1] = f"{stem}_dq"
         if own.bias is not None:
             del conv.input[2:]
-            conv.input.append(writer.constant(f"{conv.name}_bias", own.bias.astype(np.float32)))
+            conv.input.append(writer.constant(f"{conv.name}_bias_rounded", own.bias.astype(np.float32)))
 
 
 def _write_cpu(
