@@ -28,6 +28,7 @@ from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, copy_weights, input
 from edgead.detectors.padim import MahalanobisHead
 from edgead.detectors.patchcore import NearestNeighbourHead
 from edgead.export.graph import export_onnx
+from edgead.export.ops.nodes import inline_nodes
 from edgead.model import TrainedModel, load_model
 
 
@@ -123,7 +124,9 @@ def main() -> None:
     torch.onnx.export(
         plain, (torch.from_numpy(floats),), buffer, dynamo=True, opset_version=18, verbose=False, optimize=False
     )
-    functions = runners(onnx.load_from_string(buffer.getvalue()), export_onnx(model.module, *size), images, floats)
+    functions = runners(
+        onnx.load_from_string(buffer.getvalue()), inline_nodes(export_onnx(model.module, *size)), images, floats
+    )
     scores = {name: float(np.ravel(function())[0]) for name, function in functions.items()}
     for runtime in ("onnxruntime", "openvino"):
         medians = interleave({n: f for n, f in functions.items() if n.startswith(runtime)}, arguments.rounds)

@@ -8,7 +8,12 @@ from statistics import median
 
 
 def interleave(functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 5) -> dict[str, float]:
-    """Call every function once a round; return each one's median in milliseconds.
+    """Call every function once a round; return each one's median in milliseconds."""
+    return {name: median(values) for name, values in interleaved(functions, rounds, warm_up).items()}
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
+    """Call every function once a round; return each one's milliseconds of every round.
 
     Interleaving exposes all of them to the same disturbances, so that ratios hold where absolute times drift.
     """
@@ -19,4 +24,4 @@ def interleave(functions: Mapping[str, Callable[[], object]], rounds: int, warm_
             function()
             if turn >= warm_up:
                 times[name].append((time.perf_counter() - started) * 1e3)
-    return {name: median(values) for name, values in times.items()}
+    return times

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from edgead.data import Category, Sample, load_mask, open_category
+from edgead.drift import Worst, jpeg, thumbnail, worst_images
 from edgead.evaluation import CategoryReport, ImageScore, evaluate
 from edgead.metrics import image_auroc
 from edgead.opening import open_inspector
@@ -28,12 +24,9 @@ from edgead.runtime.frame import Decision, Frame
 from edgead.runtime.heatmap import outline, overlay
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.manifest import ParityRecord
-from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import Threshold
 
 SCHEMA = "edgead.report/1"
-THUMBNAIL = 256  # pixels of the longer side
-_JPEG_QUALITY = 82
 _MASK_COLOUR = (0, 214, 255)
 
 # Heading -> how many images at most; 24 in all. The order is that of the page.
@@ -99,6 +92,7 @@ class Report:
     """All that the page shows.
 
     Attributes:
+        worst: what each reduced precision of a bundle moved most.
         latency: None for a model directory, where it was not wanted, or where it failed, as ``latency_missing`` says.
     """
 
@@ -107,6 +101,7 @@ class Report:
     evaluation: CategoryReport
     defects: tuple[Defect, ...]
     pictures: tuple[Picture, ...]
+    worst: tuple[Worst, ...]
     latency: BenchReport | None
     latency_missing: str | None
     machine: dict[str, Any]
@@ -175,6 +170,7 @@ def make_report(
             pictures.append(_picture(inspector, opened, opened.test[index], found.images[index], group))
             progress("gallery", done, len(chosen))
         info = inspector.describe()
+    worst = worst_images(model, [sample.path for sample in opened.test]) if about.kind == "bundle" else ()
     latency = missing = None
     if about.kind == "bundle" and frames:
         latency, missing = _latency(model, frames, progress)
@@ -184,6 +180,7 @@ def make_report(
         evaluation=found,
         defects=_defects(found.images),
         pictures=tuple(pictures),
+        worst=worst,
         latency=latency,
         latency_missing=missing,
         machine=describe_machine(),
@@ -216,20 +213,13 @@ def _picture(inspector: Inspector, category: Category, sample: Sample, image: Im
     pixels = read_image(sample.path)
     result = inspector(Frame(pixels, 0, time.monotonic_ns(), image.path))
     rows, columns = pixels.shape[:2]
-    scale = min(1.0, THUMBNAIL / max(rows, columns))
-    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    small = resize(pixels, height, width)
+    small = thumbnail(pixels)
+    height, width = small.shape[:2]
     photo = small.copy()
     has_mask = category.has_masks and bool(sample.masks)
     if has_mask:
         photo[outline(load_mask(sample, (rows, columns), height, width), 1)] = _MASK_COLOUR
-    return Picture(group, image, _jpeg(photo), _jpeg(overlay(small, result)), has_mask)
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
-    return stream.getvalue()
+    return Picture(group, image, jpeg(photo), jpeg(overlay(small, result)), has_mask)
 
 
 def _defects(images: Sequence[ImageScore]) -> tuple[Defect, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgead.runtime.files import atomic_write
 METHODS = ("min-max", "percentile", "entropy")
 Ranges = Mapping[str, tuple[float, float]]
 
+_NO_IMAGES = "INT8 needs good images to calibrate on; give some with --calibration DIR"
 _FORMAT = 1  # of the cache; another way to compute a range gets another number
 _BINS = 2048
 _LEVELS = 128  # of magnitude in INT8
@@ -51,7 +52,7 @@ def activation_ranges(
         ExportError: a value is not finite, ONNX Runtime fails, or the cache cannot be written.
     """
     if not len(images):
-        raise ConfigError("INT8 needs good images to calibrate on; give some with --calibration DIR")
+        raise ConfigError(_NO_IMAGES)
     tensors = list(dict.fromkeys(tensors))
     digest = _digest(model, tensors, images)
     files = {} if cache is None else {name: cache / f"{digest}-{name}.json" for name in METHODS}
@@ -68,6 +69,18 @@ def activation_ranges(
         with atomic_write(file, ExportError, durable=False) as stream:
             stream.write(json.dumps({"format": _FORMAT, "ranges": measured[name]}, sort_keys=True).encode())
     return measured
+
+
+def tensor_values(
+    model: onnx.ModelProto, tensors: Sequence[str], images: NDArray[np.uint8]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Yield tensor -> values on each image, as the FP32 graph gives them. Arguments and errors as above."""
+    if not len(images):
+        raise ConfigError(_NO_IMAGES)
+    tensors = list(dict.fromkeys(tensors))
+    session = _session(model, tensors)
+    for image in images:
+        yield dict(zip(tensors, _run(session, tensors, image), strict=True))
 
 
 def _digest(model: onnx.ModelProto, tensors: Sequence[str], images: NDArray[np.uint8]) -> str:

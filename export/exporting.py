@@ -17,15 +17,20 @@ from torch import nn
 
 from edgead.export.exportable import Exportable
 from edgead.export.graph import OUTPUTS, export_onnx
+from edgead.export.int8 import CPU, TRT
 from edgead.export.lint import require_clean
 from edgead.export.measuring import complaint, fails, measure, note
+from edgead.export.ops.nodes import inline_nodes, scoring_nodes
 from edgead.export.precisions import (
     FP32,
     GraphFiles,
     Samples,
     check_precisions,
     make_precision,
+    round_network,
 )
+from edgead.export.rounding import Rounded
+from edgead.export.triton import triton_files
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
@@ -111,6 +116,7 @@ def export_bundle(
     max_drop: float = DEFAULT_MAX_DROP,
     allow_drift: bool = False,
     fused: bool = False,
+    plain: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -132,6 +138,8 @@ def export_bundle(
         allow_drift: write the bundle although a decision changed, and say so in its manifest.
         fused: write one graph that routes and scores, in place of a router and a head for each category; it computes
             the features once, and holds all heads in memory either way.
+        plain: write plain operators only; else the files for TensorRT have nodes of the domain ``edgead``, with plain
+            operators as their bodies.
         cache: folder that keeps calibrated ranges; None keeps none.
         progress: called with ``(stage, done, total)``.
 
@@ -141,9 +149,9 @@ def export_bundle(
         ConfigError, DataError, BundleError: wrong arguments, unreadable image, unwritable path.
     """
     check_bundle_path(out)
-    settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, cache)
-    files, manifest, report = _export(model, out, settings, progress or _silent)
-    write_bundle(out, manifest, {**files, **_reference_members(model)})
+    settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, plain, cache)
+    made, manifest, report = _export(model, out, settings, progress or _silent)
+    write_bundle(out, manifest, {**_split(made), **_reference_members(model)})
     with Bundle.open(out) as bundle:
         return replace(report, sha256=bundle.sha256, size=out.stat().st_size)
 
@@ -158,24 +166,31 @@ def export_graphs(
     max_drop: float = DEFAULT_MAX_DROP,
     allow_drift: bool = False,
     fused: bool = False,
+    plain: bool = False,
+    triton: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write plain graph files, with large weights in ``weights/`` beside them, for those who build their own engines.
+
+    With ``triton`` it is a model repository for the Triton Inference Server, see `edgead.export.triton`.
 
     Arguments, proof and errors are those of `export_bundle`; ``folder`` must not exist or be empty. The files carry no
     threshold; the report does.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
-    settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, cache)
-    files, _, report = _export(model, folder, settings, progress or _silent)
+    settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, plain, cache)
+    if triton and model.routing is not None and not fused:
+        raise ConfigError(f"{model.name} is a router and heads, which Triton does not join; give --single-graph")
+    made, manifest, report = _export(model, folder, settings, progress or _silent)
+    if triton:
+        files = triton_files(manifest, {one.precision: one.models[one.main] for one in made if one.precision != TRT})
+    else:
+        files = _split(made)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
     try:
-        for name, content in files.items():
-            target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+        _write(files, temporary)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
@@ -194,6 +209,7 @@ class _Settings:
     max_drop: float
     allow_drift: bool
     fused: bool
+    plain: bool
     cache: Path | None
 
 
@@ -203,8 +219,8 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
 
 def _export(
     model: Exportable, out: Path, settings: _Settings, tell: Progress
-) -> tuple[dict[str, bytes], Manifest, ExportReport]:
-    """Make and prove all graph files; returns members (graphs and weights), manifest and report."""
+) -> tuple[list[GraphFiles], Manifest, ExportReport]:
+    """Make and prove all graph files; returns them with manifest and report."""
     if settings.fused and model.routing is None:
         raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
     if not settings.max_drop > 0:
@@ -213,18 +229,24 @@ def _export(
     samples = _samples(model, settings) if len(settings.precisions) > 1 else None
     made = [_fp32(model, settings.fused, tell)]
     manifest = _manifest(model, made[0].section)
+    rounded: Mapping[str, Rounded] = {}
+    if samples is not None and {TRT, CPU} & set(settings.precisions):
+        tell("int8: weights", 0, 1)
+        rounded = round_network(made[0], samples)
+        tell("int8: weights", 1, 1)
     for precision in settings.precisions[1:]:
         assert samples is not None
-        drop, cache = settings.max_drop, settings.cache
-        made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, tell))
+        drop, cache, plain = settings.max_drop, settings.cache, settings.plain
+        made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, plain, rounded, tell))
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
-    files = _split(made)
     with TemporaryDirectory(prefix="edgead-export-") as folder:
-        for member, content in files.items():
-            target = Path(folder, member)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(content)
-        measured, unavailable = measure(model, manifest, Path(folder), named, tell)
+        whole, inlined = Path(folder, "whole"), Path(folder, "inlined")
+        _write(_split(made), whole)
+        if any(scoring_nodes(graph) for one in made for graph in one.models.values()):
+            _write(_split([replace(one, models=_inline(one.models)) for one in made]), inlined)
+        else:
+            inlined = whole
+        measured, unavailable = measure(model, manifest, whole, inlined, named, tell)
 
     failed = [one for one in measured if fails(one, settings.max_drop)]
     parity: dict[str, dict[str, ParityRecord]] = {}
@@ -238,7 +260,7 @@ def _export(
     report = ExportReport(out, None, 0, parity, unavailable, pairs, described)
     if failed and not settings.allow_drift:
         raise ParityError(complaint(failed[0], settings.max_drop, made), report.to_dict())
-    return files, manifest.model_copy(update={"parity": parity}), report
+    return made, manifest.model_copy(update={"parity": parity}), report
 
 
 def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:
@@ -267,14 +289,26 @@ def _fp32(model: Exportable, fused: bool, tell: Progress, trace: Trace = export_
     else:
         modules = {ROUTER_FILE: (routing.router, ROUTER_OUTPUTS)}
         modules |= {head_file(name, FP32): (head, OUTPUTS) for name, head in routing.heads.items()}
-    models = {}
+    traced = {}
     for done, (name, (module, outputs)) in enumerate(modules.items()):
         tell("graph", done, len(modules))
-        models[name] = trace(module, model.height, model.width, outputs)
-        require_clean(models[name], outputs)
+        traced[name] = trace(module, model.height, model.width, outputs)
+        require_clean(traced[name], outputs)
     tell("graph", len(modules), len(modules))
-    section = PrecisionSection(file=next(iter(models)), runtimes=tuple(REGISTRY))
-    return GraphFiles(FP32, models, {name: outputs for name, (_, outputs) in modules.items()}, section)
+    section = PrecisionSection(file=next(iter(traced)), runtimes=tuple(REGISTRY))
+    named = {name: outputs for name, (_, outputs) in modules.items()}
+    return GraphFiles(FP32, _inline(traced), named, section, traced=traced)
+
+
+def _inline(models: Mapping[str, onnx.ModelProto]) -> dict[str, onnx.ModelProto]:
+    return {name: inline_nodes(graph) for name, graph in models.items()}
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
 def _split(made: Sequence[GraphFiles]) -> dict[str, bytes]:

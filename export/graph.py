@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from edgead.export.ops.nodes import attach_bodies, translations
 from edgead.runtime.errors import EdgeadError, ExportError
 
 OPSET = 18
@@ -31,7 +32,7 @@ def export_onnx(module: nn.Module, height: int, width: int, outputs: Sequence[st
 
     Returns:
         A checked model: opset 18, input ``images``, the outputs, the batch axis named ``batch``, all other shapes
-        static.
+        static. Scores are nodes of the domain ``edgead`` with bodies of plain operators; see `inline_nodes`.
 
     Raises:
         ExportError: torch's exporter could not express the module.
@@ -61,6 +62,7 @@ def export_part(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=([batch] * len(example) if isinstance(example, list) else batch,),
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except EdgeadError:
@@ -74,6 +76,7 @@ def export_part(
     model.ir_version = min(model.ir_version, IR_VERSION)
     merge_padding(model.graph)
     _strip(model)
+    attach_bodies(model)
     _name_batch_axis(model)
     try:
         onnx.checker.check_model(model, full_check=True)

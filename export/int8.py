@@ -8,28 +8,54 @@ integer kernel. One in the place of the other is refused (TensorRT) or slow (CPU
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from edgead.export.calibration import Ranges
 from edgead.export.fp16 import finish
 from edgead.export.regions import array, constants, convolutions, network
+from edgead.export.rounding import Rounded, round_to_nearest
 from edgead.runtime.errors import ExportError, ParityError
 
 TRT = "int8-trt"
 CPU = "int8-cpu"
 DIALECTS = (TRT, CPU)
+_FEW_CHANNELS = 8
+_CONVERSION = 30.0  # multiplications in 8 bits that take as long as converting one number
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
 
 
 def quantisable(model: onnx.ModelProto) -> list[str]:
     """Return the names of the convolutions that can be quantised, in order."""
     return [node.name for node in convolutions(model.graph) if node.op_type == "Conv"]
+
+
+def savings(model: onnx.ModelProto) -> dict[str, float]:
+    """Return about how much time INT8 saves in each of the `quantisable` convolutions, in an arbitrary unit.
+
+    It is the number of multiplications, and a small part of it where integer kernels gain little: few channels are
+    summed in a depthwise convolution and in one that reads the image. A layer that is kept must also be converted to
+    and from, which takes as long as some multiplications for each of its outputs. (From ONNX Runtime's profile on
+    AVX-512.)
+    """
+    known = constants(model.graph)
+    typed = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in [*typed.value_info, *typed.output]}
+    found = {}
+    for node in convolutions(model.graph):
+        if node.op_type != "Conv":
+            continue
+        weights = list(known[node.input[1]].dims)
+        positions = np.prod([dim.dim_value or 1 for dim in shapes.get(node.output[0], ())][2:], dtype=float)
+        share = 1.0 if weights[1] >= _FEW_CHANNELS else 0.1
+        multiplications = float(positions * np.prod(weights, dtype=float))
+        found[node.name] = share * multiplications + _CONVERSION * positions * weights[0]
+    return found
 
 
 def watched_tensors(model: onnx.ModelProto) -> list[str]:
@@ -40,7 +66,13 @@ def watched_tensors(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def quantise(model: onnx.ModelProto, ranges: Ranges, dialect: str, keep: Collection[str] = ()) -> onnx.ModelProto:
+def quantise(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    dialect: str,
+    keep: Collection[str] = (),
+    rounded: Mapping[str, Rounded] | None = None,
+) -> onnx.ModelProto:
     """Return a copy of an FP32 graph with Q/DQ pairs.
 
     Args:
@@ -48,6 +80,7 @@ def quantise(model: onnx.ModelProto, ranges: Ranges, dialect: str, keep: Collect
         ranges: of `watched_tensors`.
         dialect: ``int8-trt`` or ``int8-cpu``.
         keep: names of convolutions that stay in float.
+        rounded: weights of `edgead.export.rounding.round_weights`; those that are missing are rounded one by one.
 
     Raises:
         ParityError: there is nothing to quantise, so the graph would stay FP32.
@@ -58,11 +91,13 @@ def quantise(model: onnx.ModelProto, ranges: Ranges, dialect: str, keep: Collect
     layout = _Layout.of(copied, keep)
     if not layout.convs:
         raise ParityError("--int8 finds no convolution to quantise in this graph; leave it out")
+    weights = _weights(copied.graph, layout, rounded or {})
+    ranges = _take_pixels_whole(copied.graph, layout, weights, ranges)
     writer = _Writer(copied.graph)
     if dialect == TRT:
-        _write_trt(layout, ranges, writer)
+        _write_trt(layout, weights, ranges, writer)
     else:
-        _write_cpu(copied.graph, layout, ranges, writer)
+        _write_cpu(copied.graph, layout, weights, ranges, writer)
     writer.place()
     del copied.graph.value_info[:]
     return finish(copied)
@@ -132,36 +167,90 @@ class _Writer:
             self.graph.initializer.remove(tensor)
 
 
-def _weight_scale(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the scale of each output channel, ``(O,)``; a dead channel gets one that harms nobody."""
-    largest = np.abs(values).reshape(len(values), -1).max(1)
-    scales: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(127.0), np.float32(1.0))
-    return scales
+@dataclass(slots=True)
+class _Weights:
+    """Weights of a convolution in INT8 with the bias that belongs to them, ``(O,)``; None where there is none."""
+
+    rounded: Rounded
+    bias: NDArray[np.float64] | None
 
 
-def _write_trt(layout: _Layout, ranges: Ranges, writer: _Writer) -> None:
-    known = constants(writer.graph)
+def _weights(graph: onnx.GraphProto, layout: _Layout, rounded: Mapping[str, Rounded]) -> dict[str, _Weights]:
+    known = constants(graph)
+    found = {}
     for conv in layout.convs:
-        source, weight = conv.input[0], conv.input[1]
-        largest = max(-ranges[source][0], ranges[source][1])
+        one = rounded.get(conv.name) or round_to_nearest(np.asarray(array(known[conv.input[1]]), np.float32))
+        bias = np.asarray(array(known[conv.input[2]]), np.float64) if len(conv.input) > 2 and conv.input[2] else None
+        if one.correction.any():
+            bias = one.correction if bias is None else bias + one.correction
+        found[conv.name] = _Weights(one, bias)
+    return found
+
+
+def _take_pixels_whole(
+    graph: onnx.GraphProto, layout: _Layout, weights: Mapping[str, _Weights], ranges: Ranges
+) -> Ranges:
+    """Let the first convolution read the image's own integers, where a mean is subtracted before it.
+
+    About a mean of 127.5, 8 bits are half a step off in every pixel. So the nearest whole number is subtracted, and the
+    rest of the mean, which is now in every pixel, is taken out of the bias.
+    """
+    convs = {conv.name: conv for conv in layout.convs}
+    known = constants(graph)
+    makers = {name: node for node in graph.node for name in node.output}
+    for sub in [node for node in graph.node if node.op_type == "Sub" and node.input[1] in known]:
+        steps = [makers.get(sub.input[0])]
+        steps.append(makers.get(steps[0].input[0]) if steps[0] is not None else None)
+        kinds = [step.op_type for step in steps if step is not None]
+        readers = [node for node in graph.node if sub.output[0] in node.input]
+        mean = np.asarray(array(known[sub.input[1]]), np.float64)
+        whole = np.rint(mean)
+        if kinds != ["Transpose", "Cast"] or np.ptp(whole) or not 0 <= whole.flat[0] <= 255:
+            continue
+        # The integers must fit into either dialect's 8 bits: signed ones reach from -128 to 127.
+        if whole.flat[0] != 128 or not readers or any(node.name not in convs for node in readers):
+            continue
+        if mean.size not in (1, 3):
+            continue
+        for node in readers:
+            values = weights[node.name].rounded.values.astype(np.float64)
+            taken = (whole - mean).reshape(1, -1, 1, 1) * values
+            bias = weights[node.name].bias
+            weights[node.name].bias = taken.sum((1, 2, 3)) + (0.0 if bias is None else bias)
+        name = f"{sub.name}_whole"
+        graph.initializer.append(numpy_helper.from_array(whole.astype(np.float32), name))
+        sub.input[1] = name
+        return {**ranges, sub.output[0]: (-128.0, 127.0)}
+    return ranges
+
+
+def _write_trt(layout: _Layout, weights: Mapping[str, _Weights], ranges: Ranges, writer: _Writer) -> None:
+    for conv in layout.convs:
+        source = conv.input[0]
+        # Of the two bounds -128 is one step farther away.
+        largest = max(-ranges[source][0] * 127.0 / 128.0, ranges[source][1])
         scale = largest / 127.0 if largest > 0 else 1.0
         conv.input[0] = writer.pair(source, f"{conv.name}_input", scale, np.int8(0))
-        # The float weights stay as they are, shared with the FP32 graph; the builder folds their pair.
-        scales = _weight_scale(np.asarray(array(known[weight]), np.float32))
+        own = weights[conv.name]
         stem = f"{conv.name}_weight"
+        stored = writer.constant(f"{stem}_rounded", own.rounded.values)
         steps = [
-            writer.constant(f"{stem}_scale", scales),
-            writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8)),
+            writer.constant(f"{stem}_scale", own.rounded.scales),
+            writer.constant(f"{stem}_zero", np.zeros(len(own.rounded.scales), np.int8)),
         ]
         writer.first += [
-            helper.make_node("QuantizeLinear", [weight, *steps], [f"{stem}_q"], name=f"{stem}_Q", axis=0),
+            helper.make_node("QuantizeLinear", [stored, *steps], [f"{stem}_q"], name=f"{stem}_Q", axis=0),
             helper.make_node("DequantizeLinear", [f"{stem}_q", *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0),
         ]
         conv.input[1] = f"{stem}_dq"
+        if own.bias is not None:
+            del conv.input[2:]
+            conv.input.append(writer.constant(f"{conv.name}_bias_rounded", own.bias.astype(np.float32)))
 
 
-def _write_cpu(graph: onnx.GraphProto, layout: _Layout, ranges: Ranges, writer: _Writer) -> None:
-    known = constants(graph)
+def _write_cpu(
+    graph: onnx.GraphProto, layout: _Layout, weights: Mapping[str, _Weights], ranges: Ranges, writer: _Writer
+) -> None:
     fused = set(layout.behind.values())
     quantised = {conv.input[0] for conv in layout.convs} | fused
     scales: dict[str, float] = {}
@@ -184,20 +273,18 @@ def _write_cpu(graph: onnx.GraphProto, layout: _Layout, ranges: Ranges, writer: 
         raise ExportError("a convolution gives an output of the graph itself; --int8 cannot quantise that")
     for conv in layout.convs:
         source = conv.input[0].removesuffix("_u8_dq")
-        _store_weights(conv, known, scales[source], writer)
+        _store_weights(conv, weights[conv.name], scales[source], writer)
 
 
-def _store_weights(conv: onnx.NodeProto, known: dict[str, TensorProto], source: float, writer: _Writer) -> None:
-    values = np.asarray(array(known[conv.input[1]]), np.float32)
-    scales = _weight_scale(values)
-    bias = None if len(conv.input) < 3 or not conv.input[2] else np.asarray(array(known[conv.input[2]]), np.float64)
+def _store_weights(conv: onnx.NodeProto, own: _Weights, source: float, writer: _Writer) -> None:
+    rounded, bias = own.rounded, own.bias
     if bias is not None:
         # A channel of tiny weights and a large bias would overflow INT32; a coarser weight scale costs it nothing.
         least = np.abs(bias) / (source * (2.0**31 - 1024))
-        scales = np.maximum(scales, least).astype(np.float32)
+        if (least > rounded.scales).any():
+            rounded = round_to_nearest(rounded.values, least)
+    scales, whole = rounded.scales, rounded.whole
     stem = f"{conv.name}_weight"
-    shape = (-1, *[1] * (values.ndim - 1))
-    whole = np.clip(np.rint(values / scales.reshape(shape)), -127, 127).astype(np.int8)
     steps = [writer.constant(f"{stem}_scale", scales), writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8))]
     stored = writer.constant(f"{stem}_q", whole)
     writer.first.append(
@@ -216,7 +303,8 @@ def _store_weights(conv: onnx.NodeProto, known: dict[str, TensorProto], source: 
     writer.first.append(
         helper.make_node("DequantizeLinear", [stored, *steps], [f"{stem}_dq"], name=f"{stem}_DQ", axis=0)
     )
-    conv.input[2] = f"{stem}_dq"
+    del conv.input[2:]
+    conv.input.append(f"{stem}_dq")
 
 
 def _unsigned(low: float, high: float) -> tuple[float, int]:

@@ -10,6 +10,8 @@ from onnx import numpy_helper
 
 from edgead.export.graph import BATCH_AXIS, IR_VERSION, OPSET, OUTPUTS
 from edgead.export.lint_precision import Problem, precision_rules
+from edgead.export.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from edgead.export.ops.nodes import inline_nodes, scoring_nodes
 from edgead.runtime.errors import LintError
 
 # Operators with data-dependent shapes or control flow: TensorRT refuses them or falls off its fast path.
@@ -25,12 +27,14 @@ def lint(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS, precision: st
     Args:
         precision: what the graph is meant to be: ``fp32``, ``fp16``, ``int8-trt`` or ``int8-cpu``.
     """
+    plain = inline_nodes(model)
     return [
-        *_model_rules(model, outputs),
-        *_input_rules(model.graph),
-        *_node_rules(model.graph),
-        *_weight_rules(model.graph),
-        *(precision_rules(model, precision) if precision != "fp32" else ()),
+        *_scoring_rules(model),
+        *_model_rules(plain, outputs),
+        *_input_rules(plain.graph),
+        *_node_rules(plain.graph),
+        *_weight_rules(plain.graph),
+        *(precision_rules(plain, precision) if precision != "fp32" else ()),
     ]
 
 
@@ -40,6 +44,18 @@ def require_clean(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS, prec
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise LintError(f"the exported graph breaks a rule: {problems[0]}{more}")
+
+
+def _scoring_rules(model: onnx.ModelProto) -> Iterator[Problem]:
+    """A scoring node has a body for runtimes without a plugin, and says where the plugin is to be found."""
+    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
+    wanted = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
+    for node in scoring_nodes(model):
+        if node.op_type not in bodies:
+            yield Problem(node.name, f"{node.op_type} has no body of plain operators; export it again")
+        found = {one.name: one.s.decode() for one in node.attribute if one.name in wanted}
+        if found != wanted:
+            yield Problem(node.name, f"{node.op_type} names another plugin than TensorRT would look for: {wanted}")
 
 
 def _model_rules(model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Problem]:

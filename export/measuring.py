@@ -24,6 +24,7 @@ from edgead.runtime.routed import FusedBackend, RoutedBackend
 # Rounding to half moved scores by at most 0.013 of the way to the threshold in all that was measured; a graph that
 # moves them this far has another fault, though it may flip none of the few images at hand.
 FP16_DROP = 0.05
+_TAKES_NO_FUNCTIONS = "openvino"
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,16 +45,21 @@ class Measurement:
 def measure(
     model: Exportable,
     manifest: Manifest,
-    folder: Path,
+    whole: Path,
+    inlined: Path,
     named: Sequence[tuple[str, NDArray[np.uint8]]],
     tell: Progress,
 ) -> tuple[list[Measurement], dict[str, str]]:
-    """Compare every precision on every installed runtime with torch, one image after the other through all of them."""
+    """Compare every precision on every installed runtime with torch, one image after the other through all of them.
+
+    The graph files lie in ``whole``, and in ``inlined`` those without functions for runtimes that take none.
+    """
     refused = unavailable()
     with ExitStack() as stack:
         opened: dict[tuple[str, str], Backend] = {}
         for precision, section in manifest.precisions.items():
             for name in _runtimes(precision):
+                folder = inlined if name.startswith(_TAKES_NO_FUNCTIONS) else whole
                 try:
                     backend = open_graphs(name, manifest, folder / section.file, precision)
                 except BackendUnavailable as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from edgead.runtime.manifest import ParityRecord
 # A changed decision counts as borderline only this close to the threshold, as a share of its distance to the
 # median normal score (design section 5).
 BORDERLINE_SHARE = 0.02
+_RESAMPLES = 500
 
 
 @dataclass(slots=True)
@@ -63,6 +65,16 @@ class Comparison:
             return math.inf
         return float(np.quantile(difference, 0.99)) / max(self.scale, 1e-12)
 
+    @property
+    def defects(self) -> NDArray[np.bool_] | None:
+        """Which images show a defect, as the folders of MVTec's layout tell; None where they do not tell good from bad.
+
+        Labels are for the report. Nothing is chosen by them.
+        """
+        folders = [name.split("/")[-2] if "/" in name else "" for name in self.names]
+        found = np.array([folder != "good" for folder in folders])
+        return found if all(folders) and found.any() and not found.all() else None
+
     def record(
         self, *, drift_allowed: bool = False, note: str | None = None, half_margin: float | None = None
     ) -> ParityRecord:
@@ -76,6 +88,8 @@ class Comparison:
         borderline = sum(self._near(index, epsilon) for index in changed)
         worst = int(np.argmax(difference))
         grid = np.array(self.map_difference)
+        defects = self.defects
+        labelled = {} if defects is None or not self.finite else _auroc_change(expected, got, defects)
         return ParityRecord(
             max_score_difference=float(difference[worst]),
             p99_score_difference=p99,
@@ -90,6 +104,7 @@ class Comparison:
             half_margin=half_margin if half_margin is None or math.isfinite(half_margin) else None,
             drift_allowed=drift_allowed,
             note=note,
+            **labelled,
         )
 
     def _near(self, index: int, epsilon: float) -> bool:
@@ -102,6 +117,33 @@ class Comparison:
     @staticmethod
     def _scores(verdicts: Sequence[Verdict]) -> NDArray[np.float64]:
         return np.array([verdict.score for verdict in verdicts], np.float64)
+
+
+def _auroc_change(
+    reference: NDArray[np.float64], candidate: NDArray[np.float64], defects: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Return the candidate's image AUROC, its change, and the 95 % interval of that by a paired bootstrap."""
+    change = auroc(candidate, defects) - auroc(reference, defects)
+    generator = np.random.default_rng(0)
+    good, bad = np.flatnonzero(~defects), np.flatnonzero(defects)
+    changes = []
+    for _ in range(_RESAMPLES):
+        drawn = np.concatenate([generator.choice(good, len(good)), generator.choice(bad, len(bad))])
+        changes.append(auroc(candidate[drawn], defects[drawn]) - auroc(reference[drawn], defects[drawn]))
+    low, high = np.quantile(changes, (0.025, 0.975))
+    return {
+        "auroc": auroc(candidate, defects),
+        "auroc_change": change,
+        "auroc_change_low": float(low),
+        "auroc_change_high": float(high),
+    }
+
+
+def auroc(scores: NDArray[np.float64], defects: NDArray[np.bool_]) -> float:
+    """Return the share of pairs of a good and a bad image that are in order; equal scores count half."""
+    ranks = _ranks(scores)
+    bad = int(defects.sum())
+    return float((ranks[defects].sum() - bad * (bad + 1) / 2) / (bad * (len(defects) - bad)))
 
 
 def _rank_correlation(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float | None:

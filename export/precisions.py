@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from edgead.export.fp16 import convert_fp16
 from edgead.export.int8 import CPU, TRT, watched_tensors
 from edgead.export.int8_search import Int8Choice, Judges, choose_int8
 from edgead.export.lint import require_clean
+from edgead.export.rounding import Rounded, round_weights
 from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.thresholds import move_threshold
 from edgead.runtime.backends import Backend
@@ -50,6 +51,7 @@ class GraphFiles:
         outputs: file name -> names of its outputs.
         section: its entry in the manifest.
         choice: how INT8 was made; None otherwise.
+        traced: of FP32, the same graphs with the nodes of the domain ``edgead`` that TensorRT has plugins for.
     """
 
     precision: str
@@ -57,6 +59,7 @@ class GraphFiles:
     outputs: Mapping[str, Sequence[str]]
     section: PrecisionSection
     choice: Int8Choice | None = None
+    traced: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -120,6 +123,11 @@ class Samples:
         return sorted(spared & set(self.unseen)) or sorted(spared) or self.ranging
 
 
+def round_network(full: GraphFiles, samples: Samples) -> Mapping[str, Rounded]:
+    """Return the INT8 weights of all files: a router and its heads have one network, whose weights they share."""
+    return round_weights(full.models[full.main], samples.images[samples.ranging])
+
+
 def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
     """Return the precisions in order, fp32 first; raises `ConfigError` for an unknown one."""
     for name in precisions:
@@ -136,13 +144,19 @@ def make_precision(
     samples: Samples,
     max_drop: float,
     cache: Path | None,
+    plain: bool,
+    rounded: Mapping[str, Rounded],
     progress: Progress,
 ) -> GraphFiles:
-    """Make the graph files of a reduced precision from those of FP32, linted, with their thresholds."""
+    """Make the graph files of a reduced precision from those of FP32, linted, with their thresholds.
+
+    What is made for TensorRT keeps its scoring nodes, unless ``plain``; what OpenVINO reads has none.
+    """
     choice = None
+    source = full.models if plain or precision == CPU else full.traced
     if precision == FP16:
         progress("fp16", 0, 1)
-        models = {_named(file, FP16): convert_fp16(one) for file, one in full.models.items()}
+        models = {_named(file, FP16): convert_fp16(one) for file, one in source.items()}
     else:
         ranges = {
             file: activation_ranges(one, watched_tensors(one), _images_for(file, samples), cache=cache)
@@ -157,7 +171,7 @@ def make_precision(
         )
         with TemporaryDirectory(prefix="edgead-int8-") as folder:
             opener = partial(_open_candidate, Path(folder), precision, manifest)
-            choice, made = choose_int8(full.models, ranges, precision, judges, opener, max_drop, progress)
+            choice, made = choose_int8(source, ranges, precision, judges, opener, max_drop, progress, rounded)
         models = {_named(file, precision): one for file, one in made.items()}
     outputs = {_named(file, precision): names for file, names in full.outputs.items()}
     for file, one in models.items():

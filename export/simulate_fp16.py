@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgead.export.fp16 import HALF_MAX
+from edgead.export.ops.nodes import inline_nodes
 from edgead.export.regions import array, element_types
 from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
@@ -64,7 +65,7 @@ class SimulatedFp16:
     def __init__(self, model: Path, *, threads: int | None = None, outputs: Sequence[str] = OUTPUTS) -> None:
         onnxruntime = load_onnxruntime()
         self._outputs = list(outputs)
-        rewritten, self._tensors = simulate(onnx.load(str(model)), model.name)
+        rewritten, self._tensors = simulate(inline_nodes(onnx.load(str(model))), model.name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # An optimiser could take a rounding for a detour and remove it.

@@ -114,6 +114,7 @@ _Pixels = Annotated[int, Field(ge=1, le=8192)]
 _FramePixels = Annotated[int, Field(ge=1, le=65535)]
 _Count = Annotated[int, Field(ge=0, le=1 << 53)]
 _Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+_Change = Annotated[float, Field(ge=-1.0, le=1.0)]
 _Difference = Annotated[float, Field(ge=0.0)]
 _ComponentName = Annotated[str, AfterValidator(_component)]
 _GraphFile = Annotated[str, AfterValidator(_graph_file)]
@@ -288,7 +289,9 @@ class ParityRecord(_Section):
     ``flips`` are decisions that changed with both scores farther than ``epsilon`` from their thresholds,
     ``borderline`` the other changed ones; ``note`` labels evidence that proves less than it seems to. ``drop`` is the
     99th percentile of the score differences over the way from the median normal score to the threshold;
-    ``half_margin`` the least number of times that a tensor in half fits into 65504 (0: it overflowed).
+    ``half_margin`` the least number of times that a tensor in half fits into 65504 (0: it overflowed). Where the images
+    lie in folders of good and bad ones there is the image AUROC, its change from the torch model's and the 95 %
+    interval of the change.
     """
 
     max_score_difference: _Difference
@@ -302,6 +305,10 @@ class ParityRecord(_Section):
     worst_image: _Text | None = None
     drop: _Difference | None = None
     half_margin: _Difference | None = None
+    auroc: _Rate | None = None
+    auroc_change: _Change | None = None
+    auroc_change_low: _Change | None = None
+    auroc_change_high: _Change | None = None
     drift_allowed: bool = False
     note: _Text | None = None
 

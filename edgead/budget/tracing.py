@@ -11,6 +11,7 @@ from torch import nn
 
 from edgead.backbones import Backbone
 from edgead.export.graph import export_onnx, export_part, join
+from edgead.export.ops.nodes import inline_nodes
 from edgead.features import FeatureExtractor
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class SharedBackbone:
         # Without its backbone a module takes what the backbone would have given.
         with _bare(module):
             head = export_part(module, [torch.zeros(shape) for shape in self._shapes], self._names, outputs)
-        return join(self._graph, head)
+        return join(self._graph, inline_nodes(head))
 
 
 @contextmanager

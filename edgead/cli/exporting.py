@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,9 +53,19 @@ def export(
             "--single-graph", help="For a model of several categories: one graph in place of a router and heads."
         ),
     ] = False,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Plain operators in the files for TensorRT too, in place of scoring nodes."),
+    ] = False,
     onnx_only: Annotated[
         bool, typer.Option("--onnx-only", help="Write plain graph files into the folder -o, and how to build them.")
     ] = False,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="T", help="bundle, or triton: a model repository for the Triton Inference Server in the folder -o."
+        ),
+    ] = "bundle",
 ) -> None:
     """Write one bundle for every device, and prove on real images that it decides as the model does.
 
@@ -62,8 +73,13 @@ def export(
     device computes it flips one or overflows, or where INT8 moves scores by more than --max-drop.
     """
     from edgead.runtime.bundle import check_bundle_path
+    from edgead.runtime.errors import ConfigError, suggest
 
-    if not onnx_only:
+    targets = ("bundle", "triton")
+    if target not in targets:
+        raise ConfigError(f"unknown target '{target}'.{suggest(target, targets)}")
+    folder = onnx_only or target == "triton"
+    if not folder:
         check_bundle_path(output)
     require("export", "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript")
     if fp16 or int8:
@@ -73,7 +89,7 @@ def export(
     from edgead.runtime.errors import ParityError
 
     trained = load_model(model)
-    write = export_graphs if onnx_only else export_bundle
+    write = partial(export_graphs, triton=target == "triton") if folder else export_bundle
     with out.progress() as step:
         try:
             report = write(
@@ -85,6 +101,7 @@ def export(
                 max_drop=max_drop,
                 allow_drift=allow_drift,
                 fused=single_graph,
+                plain=plain,
                 cache=_cache(),
                 progress=step,
             )
@@ -99,7 +116,7 @@ def export(
     for name, reason in report.unavailable.items():
         out.note(f"not proved on {name}: {reason}")
     payload = report.to_dict()
-    if onnx_only:
+    if onnx_only and target == "bundle":
         size = (trained.card.height, trained.card.width)
         payload["trtexec"] = _trtexec(report, size)
         for line in payload["trtexec"]:
@@ -151,7 +168,8 @@ def _parity_table(report: ExportReport) -> Any:
             figures = (record.max_score_difference, record.p99_score_difference, record.max_map_difference)
             changed = str(record.flips + record.borderline)
             label = f"{runtime}: {record.note}" if record.note else runtime
-            rows.append([file, label, *map(number, figures), changed, str(record.images)])
-    headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images")
+            change = "-" if record.auroc_change is None else f"{record.auroc_change:+.4f}"
+            rows.append([file, label, *map(number, figures), changed, str(record.images), change])
+    headings = ("max score diff.", "p99 score diff.", "max map diff.", "changed decisions", "images", "AUROC change")
     title = f"Wrote {report.path} ({report.size / 1e6:.1f} MB) beside the model on torch, file to decision"
     return table(title, ["graph", "on", *headings], rows, text_columns=2)

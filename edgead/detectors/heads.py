@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgead.export.ops.knn import knn_score, knn_search, make_keys
+from edgead.export.ops.mahalanobis import mahalanobis_score, squared_lengths, squared_low_rank
+
 # Stands for "no distribution there" in squared distances: finite, because a constant of the graph must be.
 _FAR = 1e30
 
@@ -15,8 +18,8 @@ _FAR = 1e30
 class NearestNeighbourHead(nn.Module):
     """Distance to the nearest row of ``bank (M, C)``, in units of the features.
 
-    ``min |q - m|^2 = |q|^2 + min(|m|^2 - 2 q m)``: one matrix product over the bank, whose constant factor and norm are
-    stored in it. Queries and bank are centred on the bank's mean, which keeps the difference of squares accurate.
+    One node `edgead.export.ops.knn`, which is one matrix product over the bank. Queries and bank are centred on the
+    bank's mean, which keeps its difference of squares accurate.
 
     Args:
         bank: ``(M, C)`` float32 rows.
@@ -33,17 +36,13 @@ class NearestNeighbourHead(nn.Module):
         self.register_buffer("bank", bank)
         self.register_buffer("center", bank.mean(0))
         self.register_buffer("neighbours", neighbours)
-        self.register_buffer("keys", self._keys(), persistent=False)
+        self.register_buffer("keys", make_keys(self.bank, self.center), persistent=False)
         # A saved bank arrives through load_state_dict; what is computed from it must follow.
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
 
     def refresh(self) -> None:
         """Recompute what is derived from the bank."""
-        self.keys = self._keys()
-
-    def _keys(self) -> Tensor:
-        rows = self.bank.double() - self.center.double()
-        return torch.cat([-2.0 * rows, rows.square().sum(1, keepdim=True)], dim=1).T.float().contiguous()
+        self.keys = make_keys(self.bank, self.center)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         height, width = features.shape[2], features.shape[3]
@@ -53,15 +52,16 @@ class NearestNeighbourHead(nn.Module):
     def nearest(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map ``rows (N, P, C)`` to distances ``(N, P)`` and the image weight ``(N,)`` or None."""
         queries = rows - self.center
-        squared = F.pad(queries, (0, 1), value=1.0) @ self.keys
-        norm = (queries * queries).sum(2)
-        distances = torch.sqrt(torch.clamp(norm + squared.amin(2), min=0.0))
-        return distances, None if self.neighbours is None else self._weight(queries, squared, distances)
+        if self.neighbours is None:
+            return knn_score(queries, self.keys).squeeze(2), None
+        found, index = knn_search(queries, self.keys)
+        distances = found.squeeze(2)
+        return distances, self._weight(queries, index.squeeze(2), distances)
 
-    def _weight(self, queries: Tensor, squared: Tensor, distances: Tensor) -> Tensor:
+    def _weight(self, queries: Tensor, index: Tensor, distances: Tensor) -> Tensor:
         """Equation 7: one minus the softmax of the worst patch's distance among its neighbour's neighbourhood."""
         worst = distances.argmax(1)
-        row = squared.argmin(2).gather(1, worst[:, None])[:, 0]
+        row = index.gather(1, worst[:, None])[:, 0]
         patch = queries.gather(1, worst[:, None, None].expand(-1, 1, queries.shape[2]))
         assert self.neighbours is not None
         around = (self.bank - self.center)[self.neighbours[row]]
@@ -88,10 +88,8 @@ class MahalanobisHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, None]:
         height, width = features.shape[2], features.shape[3]
-        # Locations lead, so that one read of the factors serves the whole batch.
-        deviation = features.flatten(2).permute(2, 1, 0) - self.mean[:, :, None]
-        distances = torch.sqrt(_squared_lengths(self.whitening, deviation))
-        return distances.T.reshape(-1, height, width), None
+        distances = mahalanobis_score(features.flatten(2).transpose(1, 2), self.mean, self.whitening)
+        return distances.reshape(-1, height, width), None
 
 
 class LocationGaussians(nn.Module):
@@ -99,26 +97,23 @@ class LocationGaussians(nn.Module):
 
     Args:
         mean: ``(P, d)`` float32.
-        form: `TriangularWhitening` or `LowRankWhitening`: deviations ``(P, d, M)`` to squared distances ``(P, M)``.
+        form: `TriangularWhitening` or `LowRankWhitening`.
         window: side q, odd; ``min |W_b (f_a - mu_b)|`` over the locations b of the q x q window around a.
     """
 
     mean: Tensor
 
-    def __init__(self, mean: Tensor, form: nn.Module, window: int = 1) -> None:
+    def __init__(self, mean: Tensor, form: TriangularWhitening | LowRankWhitening, window: int = 1) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
-        self.form = form
+        self.form: TriangularWhitening | LowRankWhitening = form
         self.window = window
 
     def distances(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
         """Map ``rows (N, P, d)`` to distances ``(N, P)``."""
-        located = rows.permute(1, 2, 0)
         if self.window == 1:
-            squared: Tensor = self.form(located - self.mean[:, :, None])
-        else:
-            squared = self._nearest_in_window(located, grid)
-        return torch.sqrt(squared).T
+            return mahalanobis_score(rows, self.mean, *self.form.factors_and_precision)
+        return torch.sqrt(self._nearest_in_window(rows.permute(1, 2, 0), grid)).T
 
     def _nearest_in_window(self, located: Tensor, grid: tuple[int, int]) -> Tensor:
         """Each distribution judges its q x q neighbours in one product, then each cell takes its least distance."""
@@ -161,8 +156,14 @@ class TriangularWhitening(nn.Module):
         """Recompute the square form, which the matrix product needs."""
         self.whitening = unpack_triangles(self.packed)
 
+    @property
+    def factors_and_precision(self) -> tuple[Tensor, None]:
+        """What `mahalanobis_score` takes."""
+        return self.whitening, None
+
     def forward(self, deviation: Tensor) -> Tensor:
-        return _squared_lengths(self.whitening.float(), deviation)
+        """Map deviations ``(P, d, M)`` to squared distances ``(P, M)``."""
+        return squared_lengths(self.whitening.float(), deviation)
 
 
 class LowRankWhitening(nn.Module):
@@ -186,15 +187,14 @@ class LowRankWhitening(nn.Module):
         self.register_buffer("factors", factors)
         self.register_buffer("precision", precision)
 
+    @property
+    def factors_and_precision(self) -> tuple[Tensor, Tensor]:
+        """What `mahalanobis_score` takes."""
+        return self.factors, self.precision
+
     def forward(self, deviation: Tensor) -> Tensor:
-        whole = (deviation * deviation).sum(1) * self.precision[:, None]
-        return torch.clamp(whole - _squared_lengths(self.factors.float(), deviation), min=0.0)
-
-
-def _squared_lengths(factors: Tensor, deviation: Tensor) -> Tensor:
-    """``|W_p x|^2``: ``(P, r, d)`` and ``(P, d, M)`` to ``(P, M)``."""
-    whitened = torch.matmul(factors, deviation)
-    return (whitened * whitened).sum(1)
+        """Map deviations ``(P, d, M)`` to squared distances ``(P, M)``."""
+        return squared_low_rank(self.factors.float(), self.precision, deviation)
 
 
 def pack_triangles(square: Tensor) -> Tensor:

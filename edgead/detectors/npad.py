@@ -116,7 +116,7 @@ class NPad:
         gaussians = centroids = None
         mean, packed, bank = like("gaussians.mean"), like("gaussians.form.packed"), like("centroids.bank")
         if mean is not None:
-            form: nn.Module = (
+            form = (
                 LowRankWhitening(
                     torch.empty_like(tensors["gaussians.form.factors"]),
                     torch.empty_like(tensors["gaussians.form.precision"]),
@@ -336,5 +336,5 @@ class _Neighbourhoods:
             progress(stage, part.stop, cells)
         if not bool(torch.isfinite(stored).all()):
             raise ConfigError("storage=fp16 cannot hold these Gaussians; raise regularisation or leave storage out")
-        form: nn.Module = LowRankWhitening(stored, precision) if rank is not None else TriangularWhitening(stored)
+        form = LowRankWhitening(stored, precision) if rank is not None else TriangularWhitening(stored)
         return LocationGaussians(mean, form, settings.evaluation_window), condition, jitter

@@ -15,6 +15,7 @@ from edgead.pages.markup import Markup, cell, document, element, facts, image, n
 from edgead.reporting import ESCAPES, FALSE_ALARMS, LEFT_OUT, Report
 from edgead.runtime.bench_report import BenchReport, BenchRow
 from edgead.runtime.heatmap import colormap
+from edgead.runtime.manifest import ParityRecord
 
 _STAGES = ("wait", "preprocess", "network", "decide")
 
@@ -43,7 +44,7 @@ def report_page(report: Report) -> str:
         section("Decisions", *_decisions(report), anchor="decisions"),
         section("Metrics", _metrics(report), *_defects(report), anchor="metrics"),
         section("Images", *_gallery(report), anchor="images"),
-        section("Export", _parity(report), anchor="export"),
+        section("Export", _parity(report), *_worst(report), anchor="export"),
         section("Latency", *_latency(report), anchor="latency"),
         section("Model and machine", *_provenance(report), anchor="model"),
     )
@@ -215,11 +216,46 @@ def _parity(report: Report) -> Markup:
                     cell(runtime, record.note),
                     number(f"{changed} of {record.images}", changed),
                     *(number(f"{value:.1e}" if math.isfinite(value) else "not finite", value) for value in cells),
+                    number(_change(record), record.auroc_change),
                 ]
             )
     headings = ["graph", "runtime", "changed decisions", "max score diff.", "p99 score diff.", "max map diff."]
+    headings.append("AUROC change")
     note = "Recorded at export: the graph on each runtime against the torch model, from image file to decision."
     return table(headings, rows, text_columns=2, note=note)
+
+
+def _change(record: ParityRecord) -> str:
+    if record.auroc_change is None:
+        return "–"
+    return f"{record.auroc_change:+.4f} ({record.auroc_change_low:+.4f} to {record.auroc_change_high:+.4f})"
+
+
+def _worst(report: Report) -> list[Markup]:
+    """The image that each reduced precision moved most, beside what FP32 makes of it."""
+    figures = []
+    for one in report.worst:
+        views = element(
+            "div",
+            image(one.photo, "jpeg", f"photo {one.name}"),
+            image(one.before, "jpeg", f"heat map of {one.name} in fp32"),
+            image(one.after, "jpeg", f"heat map of {one.name} in {one.precision}"),
+            class_="views",
+        )
+        said = [
+            f"{precision}: {decision}, score {score:.5g} at threshold {threshold:.5g}"
+            for precision, decision, score, threshold in zip(
+                ("fp32", one.precision), one.decisions, one.scores, one.thresholds, strict=True
+            )
+        ]
+        changed = one.decisions[0] != one.decisions[1]
+        badge = element("span", one.precision, class_="badge bad" if changed else "badge")
+        caption = element("figcaption", one.name, element("small", badge, f" {'; '.join(said)}"))
+        figures.append(element("figure", views, caption))
+    if not figures:
+        return []
+    note = "Of the images that the precision was proved on, the one whose score it moved most: photo, fp32, precision."
+    return [element("h3", "Largest differences"), element("p", note), element("div", *figures, class_="gallery")]
 
 
 def _latency(report: Report) -> list[Markup]:

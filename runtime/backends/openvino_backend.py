@@ -24,6 +24,7 @@ from edgead.runtime.backends.common import (
 )
 from edgead.runtime.errors import BackendError, BackendUnavailable
 
+_SCORING_NODE = b"plugin_namespace"  # an attribute of each, see edgead.export.ops
 _PRECISION_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 
@@ -46,6 +47,11 @@ class _OpenVinoCpu:
         try:
             graph = core.read_model(str(model))
         except Exception as error:
+            if model.is_file() and _SCORING_NODE in model.read_bytes():
+                raise BackendError(
+                    f"{model.name} has scoring nodes, which OpenVINO does not read; choose fp32 or int8-cpu, or export "
+                    "with --plain"
+                ) from error
             raise BackendError(f"openvino cannot read {model.name}: {first_line(error)}") from error
         shape = [None if size.is_dynamic else int(size.get_length()) for size in _input_shape(graph)]
         inputs = [value.any_name for value in graph.inputs]

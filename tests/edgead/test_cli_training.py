@@ -173,6 +173,16 @@ def test_export_writes_plain_graphs_and_says_how_to_build_them(edgead, plate_mod
     assert (tmp_path / "graphs" / "model.fp16.onnx").is_file()
 
 
+def test_export_writes_a_triton_repository(edgead, plate_model, tmp_path):
+    outcome = edgead("export", plate_model, "-o", tmp_path / "repository", "--target", "triton", "--plain", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "trtexec" not in outcome.json
+    assert {path.name for path in (tmp_path / "repository").iterdir()} == {"README.md", "repository"}
+    assert 'name: "repository"' in (tmp_path / "repository" / "repository" / "config.pbtxt").read_text()
+    outcome = edgead("export", plate_model, "-o", tmp_path / "other", "--target", "tritton")
+    assert (outcome.code, "Did you mean 'triton'?" in outcome.err) == (2, True)
+
+
 # Wrong arguments
 
 

@@ -334,3 +334,18 @@ def test_wrong_input_is_one_line_and_no_page(edgead, plate, plate_bundle, tmp_pa
     assert outcome.code == 2
     assert said in outcome.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_shows_what_a_precision_moved_most(edgead, plate, plate_model, tmp_path):
+    bundle, out = tmp_path / "plate.edgead", tmp_path / "r.html"
+    assert edgead("export", plate_model, "-o", bundle, "--fp16", "--images", plate / "test").code == 0
+    outcome = edgead("report", bundle, plate, "--no-latency", "--json", "-o", out)
+    assert outcome.code == 0
+    page = check(out.read_text())
+    record = outcome.json["parity"]["model.fp16.onnx"]["simulated-fp16"]
+    assert record["auroc"] == pytest.approx(outcome.json["image_auroc"]["value"] + record["auroc_change"], abs=1e-6)
+    assert "Largest differences" in page.words
+    name = max(outcome.json["parity"]["model.fp16.onnx"].values(), key=lambda one: one["max_score_difference"])
+    alts = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
+    assert f"heat map of {name['worst_image']} in fp32" in alts
+    assert f"heat map of {name['worst_image']} in fp16" in alts

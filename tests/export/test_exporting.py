@@ -143,3 +143,23 @@ def test_a_part_taken_for_another_category_is_a_flip_even_where_the_decision_sta
     comparison.add("a.png", (judged(0.5, "plate"), grid), (judged(0.5, "tile"), grid))
     assert comparison.changed == [0]
     assert comparison.record().flips == 1
+
+
+def test_labelled_images_tell_what_a_graph_does_to_the_auroc():
+    grid = np.zeros((2, 2), np.float32)
+    rng = np.random.default_rng(0)
+    comparison, plain = Comparison(0.5), Comparison(0.5)
+    for number in range(40):
+        good = number % 2 == 0
+        score = rng.normal() + (0.0 if good else 1.0)
+        moved = score + 0.8 * rng.normal()
+        folder = "good" if good else "scratch"
+        comparison.add(f"test/{folder}/{number}.png", (judged(score), grid), (judged(moved), grid))
+        plain.add(f"{number}.png", (judged(score), grid), (judged(moved), grid))
+    record = comparison.record()
+    pairs = [(a.score, b.score) for a in comparison.candidate[1::2] for b in comparison.candidate[::2]]
+    assert record.auroc == pytest.approx(np.mean([bad > good for bad, good in pairs]))
+    assert None not in (record.auroc_change, record.auroc_change_low, record.auroc_change_high)
+    assert record.auroc_change_low < record.auroc_change < record.auroc_change_high
+    assert record.auroc_change < 0
+    assert plain.record().auroc is None
