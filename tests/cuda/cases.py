@@ -113,6 +113,25 @@ def check_found(queries: Prepared, bank: Prepared, neighbours: int, found: Found
     assert (np.abs(found.squared[:, :there] - expected) <= tolerance).all(), "squared distances against float64"
 
 
+def check_keys(executor: Executor, shape: tuple[int, int], dtype: type[np.generic], k: int = 3) -> None:
+    """The keys of the ONNX node become the bank that `knn_prepare` makes of the rows, to the bit."""
+    rows, channels = shape
+    features, bank_rows, center = knn.features(8, 12, rows, channels)
+    halves = (-2.0 * (bank_rows - center)).astype(dtype)
+    norms = np.full((1, rows), np.nan, dtype)  # a line that is not read
+    bank = knn.prepare_keys(executor, np.ascontiguousarray(np.concatenate([halves.T, norms])))
+    kept = -0.5 * halves.astype(np.float32)
+    expected = knn.prepare(executor, kept, None, knn.FP16, bank=True)
+    check_prepared(kept, np.zeros(channels, np.float32), bank)
+    for name in ("centred", "coded", "stats", "error"):
+        np.testing.assert_array_equal(getattr(bank, name), getattr(expected, name), name)
+    queries = knn.prepare(executor, features - center, None, knn.FP16, bank=False)
+    found = knn.search(executor, queries, expected, k)
+    distance, index = knn.unpack_on_device(executor, found.best)
+    np.testing.assert_array_equal(distance, np.sqrt(found.squared))
+    np.testing.assert_array_equal(index, found.index)
+
+
 def check_image(
     executor: Executor,
     code: Code,
@@ -220,6 +239,23 @@ def check_random(executor: Executor, seed: int) -> None:
     if code is INT8 and shape[2] < 4:
         neighbours = max(2, neighbours)  # in so few channels 8 bits leave many rows alike, and certainty is no measure
     check_search(executor, shape, code, neighbours, splits, seed)
+
+
+def check_whole_factors(executor: Executor, dtype: type[np.generic]) -> None:
+    """Whitening factors that are neither triangular nor low-rank, as the ONNX node has them, against float64."""
+    frames, count, rank, channels = 5, 3, 7, 40
+    random = np.random.default_rng(6)
+    mean = random.standard_normal((count, channels)).astype(np.float32)
+    factors = random.standard_normal((count, rank, channels)).astype(dtype)
+    features = random.standard_normal((frames, count, channels)).astype(np.float32)
+    squared = np.full((count, frames, 1), np.nan, np.float32)
+    kind = "float" if dtype is np.float32 else "__half"
+    executor.launch(
+        f"location_distances<{kind}, false>", (count, 1, 1), 256, mahalanobis.shared_bytes(channels),
+        features, mean, factors, None, frames, count, 1, channels, rank, 1, squared,
+    )  # fmt: skip
+    parts = np.einsum("prd,npd->npr", factors.astype(np.float64), features.astype(np.float64) - mean)
+    np.testing.assert_allclose(squared[:, :, 0].T, np.square(parts).sum(2), rtol=2e-5)
 
 
 def check_locations(

@@ -77,6 +77,12 @@ def _ragged(watched: Executor, _: Executor) -> None:
         cases.check_search(watched, (70, 130, 36), code, 3, 2)
 
 
+def _node(watched: Executor, _: Executor) -> None:
+    for dtype in (np.float32, np.float16):
+        cases.check_keys(watched, (35, 33), dtype, 2)
+        cases.check_whole_factors(watched, dtype)
+
+
 SUITES: dict[str, Callable[[Executor, Executor], None]] = {
     "prepare": _prepare,
     "knn fp32": _knn_fp32,
@@ -89,6 +95,7 @@ SUITES: dict[str, Callable[[Executor, Executor], None]] = {
     "fusion": _fusion,
     "launchers": _launchers,
     "ragged": _ragged,
+    "node": _node,
 }
 
 

@@ -1,5 +1,6 @@
 // The plugin library with its kernels on the simulator: what it asks of the CUDA runtime is answered as by a small GPU.
-#include "../../../export/kernels/plugin/plugin.cu"
+// PLUGIN_SOURCE is export/kernels/plugin/plugin.cu, or a faulty copy of it.
+#include PLUGIN_SOURCE
 
 extern "C" {
 
