@@ -1,4 +1,4 @@
-"""nvcc on this machine, and what it makes of the kernels: a fatbin to launch from Python, a plugin for TensorRT."""
+"""nvcc on this machine, and the plugin for TensorRT that it makes of the kernels."""
 
 from __future__ import annotations
 
@@ -109,14 +109,6 @@ def build_plugin(
     codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
     flags = ["-std=c++17", "-O3", "-shared", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
     _compile([str(nvcc), *flags, *codes, "-isystem", str(include)], SOURCE_FOLDER / "plugin" / "plugin.cu", out)
-    return architectures
-
-
-def build_fatbin(source: Path, out: Path, compute_capabilities: Sequence[str] = ()) -> list[int]:
-    """Compile a source that includes kernels to machine code that the driver loads; arguments as in `build_plugin`."""
-    architectures = check_architectures(compute_capabilities)
-    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
-    _compile([str(find_nvcc()), "-std=c++17", "-O3", "-fatbin", *codes, "-I", str(SOURCE_FOLDER)], source, out)
     return architectures
 
 
