@@ -1,4 +1,4 @@
-"""Kernels launched from Python: what is launched is right on a GPU that is none, and the calls exist in the real one."""
+"""Kernels launched from Python: what is launched is right on a GPU that is none; the calls exist in the real one."""
 
 from __future__ import annotations
 
@@ -188,6 +188,10 @@ print(nvrtc.nvrtcVersion()[1:])
 for kernel in ("knn_scan_mma<__half>", "location_scores", "knn_prepare_keys<float, __half>"):
     code, name = compile_kernel(nvrtc, kernel, int(sys.argv[2]))
     print(code[:4], name.decode())
+from benchmarks.kernels import CEILINGS_SOURCE
+for kernel in ("ceiling_fp32", "ceiling_mma<__half>", "ceiling_mma<int8_t>"):
+    code, name = compile_kernel(nvrtc, kernel, int(sys.argv[2]), source=CEILINGS_SOURCE)
+    print(code[:4], name.decode())
 try:
     compile_kernel(nvrtc, "knn_prepare<float>", int(sys.argv[2]))
 except EdgeadError as error:
@@ -217,6 +221,6 @@ def test_the_real_bindings_have_the_calls_and_compile_the_kernels(major: int) ->
     missing, version, *rest = done.stdout.splitlines()
     assert missing == "[]"
     assert version.startswith(f"({major}, ")
-    assert [line.partition(" ")[0] for line in rest[:3]] == ["b'\\x7fELF'"] * 3
+    assert [line.partition(" ")[0] for line in rest[:6]] == ["b'\\x7fELF'"] * 6
     assert "knn_scan_mma" in rest[0]
-    assert rest[3].startswith("NVRTC refuses knn_prepare<float> for sm_87: ")
+    assert rest[6].startswith("NVRTC refuses knn_prepare<float> for sm_87: ")
