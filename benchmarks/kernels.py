@@ -3,8 +3,8 @@
     python -m benchmarks.kernels [--rounds 20] [--json FILE]
 
 The ceilings (TFLOP/s in FP32, FP16 and INT8, GB/s) are measured first; a floor is the time that a work's arithmetic or
-its memory traffic takes at the ceiling, whichever is longer. Times are medians on the GPU's clock, inputs and bank already
-in its memory. A search is all of it: coding the queries, scan, exact ranking. **Never executed on a GPU.**
+its memory traffic takes at the ceiling, whichever is longer. Times are medians on the GPU's clock, inputs and bank
+already in its memory. A search is all of it: coding the queries, scan, exact ranking. **Never executed on a GPU.**
 """
 
 from __future__ import annotations

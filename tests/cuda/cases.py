@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.export.kernels.pictures import Resizer, find_regions
+from edgead.runtime import preprocess
+from edgead.runtime.maps import find_regions as find_regions_on_host
+from edgead.runtime.nv12 import nv12_to_rgb
 from tests.cuda import knn, launchers, mahalanobis
-from tests.cuda.executor import Executor, HostExecutor
+from tests.cuda.executor import Executor, HostExecutor, NumpyDevice
 from tests.cuda.knn import INT8, KEEP, NO_NEIGHBOUR, Code, Floats, Found, Prepared
 
 # Ragged and tiny: one of everything, odd channels, both sides of every tile's edge.
@@ -278,6 +282,53 @@ def check_locations(
     found = mahalanobis.scores(executor, squared, grid, window)
     expected = mahalanobis.reference(features, locations, window)
     np.testing.assert_allclose(found, expected, rtol=2e-5 if rank is None else 1e-4, err_msg="distances")
+
+
+def check_resize(executor: Executor, seed: int, largest: int) -> None:
+    """A frame of random size and contents, in the format that the seed chooses, byte for byte."""
+    random = np.random.default_rng(seed)
+    kind = ("rgb", "bgr", "gray", "bt601", "bt709")[seed % 5]
+    rows, columns, height, width = (int(n) for n in random.integers(1, largest, 4))
+
+    def pixels(*shape: int) -> NDArray[np.uint8]:
+        # Extremes side by side show rounding best.
+        if seed % 2:
+            return random.choice(np.array([0, 255, 1, 128], np.uint8), shape)
+        return random.integers(0, 256, shape, np.uint8)
+
+    resizer = Resizer(NumpyDevice(executor), (rows, columns), (height, width))
+    if kind == "bt601" or kind == "bt709":
+        luma, chroma = pixels(rows, columns), pixels(-(-rows // 2), -(-columns // 2), 2)
+        found = resizer.nv12(luma, chroma, kind)
+        expected = preprocess.resize_reference(nv12_to_rgb(luma, chroma, kind), height, width)
+    else:
+        frame = pixels(rows, columns) if kind == "gray" else pixels(rows, columns, 3)
+        found = resizer.frame(frame, kind)  # type: ignore[arg-type]
+        expected = preprocess.resize_reference(frame, height, width, kind)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, expected, f"{kind}, {rows} x {columns} to {height} x {width}")
+
+
+def check_regions(executor: Executor) -> None:
+    """Boxes of a few maps: a long spiral, cells that touch by their corners, borders, NaN, Inf, none, too many."""
+    height, width, capacity = 11, 13, 4
+    maps = np.zeros((5, height, width), np.float32)
+    # One region whose ends are far from each other, along the cells.
+    maps[0, 1:10:2, 1:12] = 2.0
+    maps[0, [2, 6], 11], maps[0, [4, 8], 1] = 3.0, 4.0
+    maps[1, [0, 1, 2], [0, 1, 2]] = 1.5
+    maps[1, 10, 12], maps[1, 5, 7], maps[1, 5, 8] = np.inf, np.nan, 1.0
+    maps[1, 8, 3:6] = [1.25, 9.0, 1.25]
+    maps[2, ::2, ::2] = 7.0
+    maps[3] = 1.0  # not above
+    maps[4] = 5.0
+    boxes, peaks, counts = find_regions(NumpyDevice(executor), maps, 1.0, capacity)
+    for number, one in enumerate(maps):
+        expected = find_regions_on_host(one, 1.0)
+        assert counts[number] == len(expected), f"map {number}: {counts[number]} regions, not {len(expected)}"
+        kept = min(len(expected), capacity)
+        assert boxes[number, :kept].tolist() == [list(region[:4]) for region in expected[:kept]], f"map {number}: boxes"
+        assert peaks[number, :kept].tolist() == [region.peak for region in expected[:kept]], f"map {number}: peaks"
+        assert (boxes[number, kept:] == -1).all(), f"map {number}: more boxes than there is room for"
 
 
 def check_fusion(executor: Executor) -> None:

@@ -32,6 +32,8 @@
   KERNEL(location_scores) \
   KERNEL(resize_taps) \
   KERNEL(resize_rows) \
+  KERNEL(resize_rows_nv12) \
   KERNEL(resize_columns) \
   KERNEL(map_smooth) \
-  KERNEL(map_resize)
+  KERNEL(map_resize) \
+  KERNEL(map_regions)

@@ -83,6 +83,15 @@ def _node(watched: Executor, _: Executor) -> None:
         cases.check_whole_factors(watched, dtype)
 
 
+def _pictures(watched: Executor, _: Executor) -> None:
+    for seed in range(10):
+        cases.check_resize(watched, seed, 30)
+
+
+def _regions(watched: Executor, _: Executor) -> None:
+    cases.check_regions(watched)
+
+
 SUITES: dict[str, Callable[[Executor, Executor], None]] = {
     "prepare": _prepare,
     "knn fp32": _knn_fp32,
@@ -96,6 +105,8 @@ SUITES: dict[str, Callable[[Executor, Executor], None]] = {
     "launchers": _launchers,
     "ragged": _ragged,
     "node": _node,
+    "pictures": _pictures,
+    "regions": _regions,
 }
 
 

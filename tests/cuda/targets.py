@@ -52,9 +52,11 @@ BUDGETS = {
     "location_scores": Budget(32, 256, 0),
     "resize_taps": Budget(48, 256, 0),
     "resize_rows": Budget(84, 256, 0),
+    "resize_rows_nv12": Budget(84, 256, 0),
     "resize_columns": Budget(48, 256, 0),
     "map_smooth": Budget(56, 256, 32),
     "map_resize": Budget(48, 256, 0),
+    "map_regions": Budget(48, 256, 64),
 }
 
 
