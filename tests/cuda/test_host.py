@@ -188,7 +188,7 @@ def test_an_unknown_kernel_is_named(executor: HostExecutor) -> None:
         executor.launch("knn_scan", (1, 1, 1), 32, 0)
 
 
-SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations", "node"]
+SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations", "node", "pictures", "regions"]
 
 
 @pytest.mark.parametrize(
