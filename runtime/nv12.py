@@ -58,7 +58,7 @@ def nv12_to_rgb(luma: NDArray[np.uint8], chroma: NDArray[np.uint8], standard: St
         raise ConfigError(f"unknown colour standard '{standard}'.{suggest(standard, WEIGHTS)}")
     rows, columns = luma.shape if luma.ndim == 2 else (0, 0)
     expected = (-(-rows // 2), -(-columns // 2), 2)
-    if 0 in (rows, columns) or chroma.shape != expected or (luma.dtype, chroma.dtype) != (np.uint8, np.uint8):
+    if 0 in (rows, columns) or chroma.shape != expected or luma.dtype != np.uint8 or chroma.dtype != np.uint8:
         raise DataError(
             f"an NV12 frame is (H, W) and (H/2, W/2, 2) uint8, got {luma.shape} {luma.dtype} "
             f"and {chroma.shape} {chroma.dtype}"
@@ -69,4 +69,5 @@ def nv12_to_rgb(luma: NDArray[np.uint8], chroma: NDArray[np.uint8], standard: St
     u, v = pairs[:, :, 0], pairs[:, :, 1]
     y = weight.y * (luma.astype(np.int32) - 16) + (1 << (_BITS - 1))
     planes = (y + weight.rv * v, y - weight.gu * u - weight.gv * v, y + weight.bu * u)
-    return np.clip(np.stack(planes, axis=2) >> _BITS, 0, 255).astype(np.uint8)
+    result: NDArray[np.uint8] = np.clip(np.stack(planes, axis=2) >> _BITS, 0, 255).astype(np.uint8)
+    return result

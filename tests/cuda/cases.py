@@ -117,20 +117,28 @@ def check_found(queries: Prepared, bank: Prepared, neighbours: int, found: Found
     assert (np.abs(found.squared[:, :there] - expected) <= tolerance).all(), "squared distances against float64"
 
 
-def check_keys(executor: Executor, shape: tuple[int, int], dtype: type[np.generic], k: int = 3) -> None:
+def check_keys(
+    executor: Executor,
+    shape: tuple[int, int],
+    dtype: type[np.generic],
+    k: int = 3,
+    *,
+    preparing: Executor | None = None,
+) -> None:
     """The keys of the ONNX node become the bank that `knn_prepare` makes of the rows, to the bit."""
+    preparing = preparing or executor
     rows, channels = shape
     features, bank_rows, center = knn.features(8, 12, rows, channels)
     halves = (-2.0 * (bank_rows - center)).astype(dtype)
     norms = np.full((1, rows), np.nan, dtype)  # a line that is not read
     bank = knn.prepare_keys(executor, np.ascontiguousarray(np.concatenate([halves.T, norms])))
     kept = -0.5 * halves.astype(np.float32)
-    expected = knn.prepare(executor, kept, None, knn.FP16, bank=True)
+    expected = knn.prepare(preparing, kept, None, knn.FP16, bank=True)
     check_prepared(kept, np.zeros(channels, np.float32), bank)
     for name in ("centred", "coded", "stats", "error"):
         np.testing.assert_array_equal(getattr(bank, name), getattr(expected, name), name)
-    queries = knn.prepare(executor, features - center, None, knn.FP16, bank=False)
-    found = knn.search(executor, queries, expected, k)
+    queries = knn.prepare(preparing, features - center, None, knn.FP16, bank=False)
+    found = knn.search(preparing, queries, expected, k)
     distance, index = knn.unpack_on_device(executor, found.best)
     np.testing.assert_array_equal(distance, np.sqrt(found.squared))
     np.testing.assert_array_equal(index, found.index)

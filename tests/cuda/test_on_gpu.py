@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from edgead.export.kernels.gpu import Gpu
+from edgead.export.kernels.pictures import Resizer, find_regions, resize_maps
 from edgead.export.kernels.scoring import MemoryBank, mahalanobis_scores
+from edgead.runtime import maps, preprocess
 from edgead.runtime.errors import BackendUnavailable
+from edgead.runtime.nv12 import WEIGHTS, nv12_to_rgb
 from tests.cuda import cases, knn, mahalanobis
 
 pytestmark = pytest.mark.gpu
@@ -50,6 +53,35 @@ def test_mahalanobis_distances(gpu: Gpu, channels: int, rank: int | None, dtype:
     precision = None if locations.precision is None else gpu.upload(locations.precision)
     found = mahalanobis_scores(gpu, *arrays, precision).numpy()
     np.testing.assert_allclose(found, mahalanobis.reference(features, locations, 1), rtol=1e-4)
+
+
+def test_frames_are_resized_to_the_byte(gpu: Gpu) -> None:
+    random = np.random.default_rng(4)
+    frame = random.integers(0, 256, (480, 641, 3), np.uint8)
+    luma, chroma = random.integers(0, 256, (480, 641), np.uint8), random.integers(0, 256, (240, 321, 2), np.uint8)
+    resizer = Resizer(gpu, (480, 641), (256, 256))
+    for layout in ("rgb", "bgr"):
+        found = resizer.frame(gpu.upload(frame), layout).numpy()  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, preprocess.resize(frame, 256, 256, layout))  # type: ignore[arg-type]
+    found = resizer.frame(gpu.upload(luma), "gray").numpy()
+    np.testing.assert_array_equal(found, preprocess.resize(luma, 256, 256, "gray"))
+    for standard in WEIGHTS:
+        found = resizer.nv12(gpu.upload(luma), gpu.upload(chroma), standard).numpy()  # type: ignore[arg-type]
+        rgb = nv12_to_rgb(luma, chroma, standard)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, preprocess.resize(rgb, 256, 256))
+
+
+def test_maps_are_resized_to_the_bit_and_cut_into_the_same_regions(gpu: Gpu) -> None:
+    values = np.random.default_rng(5).random((3, 28, 28), np.float32)
+    resized = resize_maps(gpu, gpu.upload(values), 224, 224)
+    expected = maps.resize_map(values, 224, 224)
+    np.testing.assert_array_equal(resized.numpy(), expected)
+    boxes, peaks, counts = (found.numpy() for found in find_regions(gpu, resized, 0.8, 500))
+    for number, one in enumerate(expected):
+        regions = maps.find_regions(one, 0.8)
+        assert counts[number] == len(regions)
+        assert boxes[number, : len(regions)].tolist() == [list(region[:4]) for region in regions]
+        assert peaks[number, : len(regions)].tolist() == [region.peak for region in regions]
 
 
 def test_tensors_of_torch_are_taken_where_they_are(gpu: Gpu) -> None:
