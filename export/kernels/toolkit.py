@@ -55,7 +55,7 @@ def find_tensorrt_headers(folder: Path | None = None) -> Path:
         if (Path(place) / _HEADER).is_file():
             return Path(place)
     raise BackendUnavailable(
-        "TensorRT's headers are not on this machine; run: sudo apt-get install libnvinfer-headers-plugin-dev, "
+        "TensorRT's headers are not on this machine; run: sudo apt-get install libnvinfer-headers-dev, "
         "or give their folder with --tensorrt-include"
     )
 

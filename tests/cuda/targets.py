@@ -56,7 +56,7 @@ BUDGETS = {
     "resize_columns": Budget(48, 256, 0),
     "map_smooth": Budget(56, 256, 32),
     "map_resize": Budget(48, 256, 0),
-    "map_regions": Budget(48, 256, 64),
+    "map_regions": Budget(64, 256, 64),
 }
 
 

@@ -188,11 +188,11 @@ def test_an_unknown_kernel_is_named(executor: HostExecutor) -> None:
         executor.launch("knn_scan", (1, 1, 1), 32, 0)
 
 
-SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations", "node", "pictures", "regions"]
+SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations", "node", "regions"]
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "suites"), [("asan", [*SMALL, "uncertain", "extremes", "fusion"]), ("tsan", SMALL)]
+    ("sanitizer", "suites"), [("asan", [*SMALL, "uncertain", "extremes", "fusion", "pictures"]), ("tsan", SMALL)]
 )
 def test_sanitizers_find_nothing(sanitizer: str, suites: list[str]) -> None:
     status, said = probe.run(sanitizer, "forward", *suites)

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match="has no NvInferRuntime"):
         find_tensorrt_headers(tmp_path)
     if not list(Path("/usr/include").rglob("NvInferRuntime.h")):
-        with pytest.raises(BackendUnavailable, match="apt-get install libnvinfer-headers-plugin-dev"):
+        with pytest.raises(BackendUnavailable, match="apt-get install libnvinfer-headers-dev"):
             find_tensorrt_headers()
 
 
