@@ -10,7 +10,7 @@ STAMP := $(VENV)/.edgead-installed
 UNFINISHED := $(VENV)/.edgead-unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow lint format bench gpu-report clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +54,9 @@ bench: setup | demo/solar_cell.edgead ## Speed of resize, camera loop and folded
 	$(RUN) -m benchmarks.preprocess
 	$(RUN) -m benchmarks.overhead demo/solar_cell.edgead
 	$(RUN) -m benchmarks.folding demo/model
+
+gpu-report: setup ## Tests and speed of the CUDA kernels on this machine's GPU, as a row of docs/kernels.md
+	@$(RUN) -m benchmarks.gpu_report
 
 demo/solar_cell.edgead:
 	$(MAKE) demo

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from edgead.data import Category, Sample, load_mask, open_category
-from edgead.drift import Worst, jpeg, thumbnail, worst_images
 from edgead.evaluation import CategoryReport, ImageScore, evaluate
 from edgead.metrics import image_auroc
 from edgead.opening import open_inspector
@@ -25,6 +24,7 @@ from edgead.runtime.heatmap import outline, overlay
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.manifest import ParityRecord
 from edgead.runtime.threshold import Threshold
+from edgead.worst_images import Worst, jpeg, thumbnail, worst_images
 
 SCHEMA = "edgead.report/1"
 _MASK_COLOUR = (0, 214, 255)

@@ -1,6 +1,11 @@
-"""Resizing of anomaly maps on the host, the one rule that heat maps and pixel metrics share."""
+"""Anomaly maps on the host: resizing, the one rule that heat maps and pixel metrics share; regions above a threshold.
+
+The CUDA versions of both are in ``export/kernels/anomaly_map.cuh``.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +39,50 @@ def resize_map(anomaly_map: NDArray[np.float32], height: int, width: int) -> NDA
     # Columns first: that pass runs on the few rows of the grid, only the second on every pixel of the result.
     result = _lerp(_lerp(values, width, axis=-1), height, axis=-2)
     return np.array(result, order="C") if np.shares_memory(result, values) else np.ascontiguousarray(result)
+
+
+class Region(NamedTuple):
+    """Box around connected cells of a map, half-open: rows ``top`` to ``bottom - 1``; ``peak`` is the largest value."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    peak: float
+
+
+def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> list[Region]:
+    """Return the 8-connected regions of cells above a threshold, in the order of their first cells, row by row.
+
+    Args:
+        anomaly_map: ``(gh, gw)``, any float type; compared in float32. NaN is above nothing.
+        threshold: a cell belongs to a region if it is larger; rounded to float32.
+
+    Raises:
+        ConfigError: the map has another number of axes, or an empty one.
+    """
+    values = np.asarray(anomaly_map, dtype=np.float32)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ConfigError(f"an anomaly map has shape (gh, gw), not {values.shape}")
+    rows, columns = values.shape
+    above = values > np.float32(threshold)
+    nothing = values.size
+    # Each cell's label is a cell of its region, and falls until it is the first one.
+    labels = np.where(above, np.arange(values.size).reshape(values.shape), nothing)
+    while True:
+        around = np.pad(labels, 1, constant_values=nothing)
+        shifts = [around[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+        least = np.minimum.reduce(shifts)
+        moved = np.where(above, np.append(labels.ravel(), nothing)[np.where(above, least, nothing)], nothing)
+        if np.array_equal(moved, labels):
+            break
+        labels = moved
+    found = []
+    for root in np.flatnonzero(labels.ravel() == np.arange(values.size)):
+        down, across = np.nonzero(labels == root)
+        peak = float(values[down, across].max())
+        found.append(Region(int(down[0]), int(across.min()), int(down[-1]) + 1, int(across.max()) + 1, peak))
+    return found
 
 
 def _lerp(values: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:

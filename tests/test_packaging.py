@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"edgead": "edgead", "export": "edgead/export", "runtime": "edgead/runtime"}
-SUFFIXES = (".py", ".cuh", ".css", ".html", ".js", ".svg")
+SUFFIXES = (".py", ".cu", ".cuh", ".h", ".css", ".html", ".js", ".svg")
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
@@ -30,9 +30,7 @@ def sources() -> dict[str, Path]:
         for path in (ROOT / folder).rglob("*"):
             relative = path.relative_to(ROOT / folder)
             linked = folder == "edgead" and relative.parts[0] in ("export", "runtime")
-            if not linked and (
-                path.suffix in (".py", ".cuh", ".css", ".html", ".js", ".svg") or path.name == "py.typed"
-            ):
+            if not linked and (path.suffix in SUFFIXES or path.name == "py.typed"):
                 found[f"{name}/{relative.as_posix()}"] = path
     return found
 

@@ -1,4 +1,4 @@
-"""``edgead build``: the engine of a bundle for one GPU."""
+"""``edgead build``: the engine of a bundle for one GPU; ``edgead build-plugin``: fused kernels for such engines."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build(
         ),
     ] = None,
     plugin: Annotated[
-        Path | None, typer.Option(metavar="LIB", help="Plugin library with fused kernels (tensorrt).")
+        Path | None, typer.Option(metavar="LIB", help="Of 'edgead build-plugin': fused scoring kernels (tensorrt).")
     ] = None,
     dla: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Deep-learning accelerator to use (Jetson).")
@@ -90,6 +90,36 @@ def build(
         if value is not None:
             out.note(f"before check, bench and run: export {variable}={value.resolve()}")
     out.finish(report.to_dict(), _engines_table(report))
+
+
+@command("build-plugin", panel=PANEL, example="edgead build-plugin --compute-capability 8.7 -o libedgead_plugin.so")
+def build_plugin(
+    out: Output,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="LIB", help="The library to write.")] = Path(
+        "libedgead_plugin.so"
+    ),
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X.Y", help="GPU to build for; repeat it.", show_default="this GPU's"),
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of TensorRT's headers.", show_default="TENSORRT_ROOT/include, or /usr/include"
+        ),
+    ] = None,
+) -> None:
+    """Compile the scoring kernels into a plugin for TensorRT 10.3 or newer; needs nvcc. Never run on a GPU so far."""
+    from edgead.export.kernels.toolkit import build_plugin as compile_plugin
+
+    built = compile_plugin(output, compute_capabilities=compute_capability or (), tensorrt_include=tensorrt_include)
+    capabilities = [f"{number // 10}.{number % 10}" for number in built]
+    size = output.stat().st_size
+    out.note(f"to use it: edgead build NAME.edgead --plugin {output}")
+    out.finish(
+        {"schema": "edgead.plugin/1", "plugin": str(output), "compute_capabilities": capabilities, "bytes": size},
+        f"{output}: {size / 1e6:.1f} MB, for compute capability {', '.join(capabilities)}; built, not run",
+    )
 
 
 def _engines_table(report: BuildReport) -> Any:

@@ -89,4 +89,109 @@ __global__ void __launch_bounds__(kMapThreads)
       exact_add(across[0], exact_multiply(exact_add(across[1], -across[0]), row.weight));
 }
 
+constexpr int kRegionSharedBytes = kMapThreads / 32 * static_cast<int>(sizeof(int) + sizeof(float));
+
+// The largest value of all threads, for all of them; partial has a place a warp. Everybody's writes are seen after it.
+template <class Value>
+__device__ __forceinline__ Value block_max(Value value, Value* partial) {
+  value = warp_max(value);
+  if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = value;
+  __syncthreads();
+  value = partial[0];
+  for (int i = 1; i < kMapThreads / 32; ++i) value = partial[i] > value ? partial[i] : value;
+  // The next maximum goes where this one was read.
+  __syncthreads();
+  return value;
+}
+
+// 8-connected regions of cells above a threshold, as `find_regions` of runtime/maps.py; one block an image.
+//   maps    (images, height, width); NaN is above nothing
+//   labels  (images, 2, height * width) scratch
+//   boxes   (images, capacity, 4): top, left, bottom, right, half-open; regions by their first cell, row by row
+//   peaks   (images, capacity): largest value of each region
+//   counts  (images): how many there are, which may be more than `capacity`; the first ones are kept
+// grid = images.
+__global__ void __launch_bounds__(kMapThreads)
+    map_regions(const float* __restrict__ maps, int height, int width, float threshold, int* labels, int capacity,
+                int* __restrict__ boxes, float* __restrict__ peaks, int* __restrict__ counts) {
+  EDGEAD_SHARED(int, partial);
+  float* partial_peak = reinterpret_cast<float*>(partial + kMapThreads / 32);
+  const int cells = height * width;
+  const float* map = maps + static_cast<size_t>(blockIdx.x) * cells;
+  int* current = labels + static_cast<size_t>(blockIdx.x) * 2 * cells;
+  int* next = current + cells;
+  for (int cell = threadIdx.x; cell < cells; cell += kMapThreads) current[cell] = map[cell] > threshold ? cell : -1;
+  __syncthreads();
+
+  // A label is a cell of the region and falls until it is the first one: to the least around, and to that cell's own.
+  int moved = 1;
+  while (moved) {
+    moved = 0;
+    for (int cell = threadIdx.x; cell < cells; cell += kMapThreads) {
+      const int own = current[cell];
+      int least = own;
+      if (own >= 0) {
+        for (int i = -1; i <= 1; ++i) {
+          for (int j = -1; j <= 1; ++j) {
+            const int row = cell / width + i;
+            const int column = cell % width + j;
+            if (row < 0 || row >= height || column < 0 || column >= width) continue;
+            const int label = current[row * width + column];
+            if (label >= 0 && label < least) least = label;
+          }
+        }
+        least = current[least];
+        if (least != own) moved = 1;
+      }
+      next[cell] = least;
+    }
+    moved = block_max(moved, partial);
+    int* const last = current;
+    current = next;
+    next = last;
+  }
+
+  int previous = -1;
+  int count = 0;
+  for (;;) {
+    int root = cells;
+    for (int cell = threadIdx.x; cell < cells; cell += kMapThreads) {
+      if (current[cell] == cell && cell > previous && cell < root) root = cell;
+    }
+    root = -block_max(-root, partial);
+    if (root == cells) break;
+    if (count < capacity) {
+      int top = height, left = width, bottom = 0, right = 0;
+      float peak = __uint_as_float(0xff800000u);  // -Inf
+      for (int cell = threadIdx.x; cell < cells; cell += kMapThreads) {
+        if (current[cell] != root) continue;
+        const int row = cell / width;
+        const int column = cell % width;
+        top = row < top ? row : top;
+        left = column < left ? column : left;
+        bottom = row + 1 > bottom ? row + 1 : bottom;
+        right = column + 1 > right ? column + 1 : right;
+        peak = map[cell] > peak ? map[cell] : peak;
+      }
+      top = -block_max(-top, partial);
+      left = -block_max(-left, partial);
+      bottom = block_max(bottom, partial);
+      right = block_max(right, partial);
+      peak = block_max(peak, partial_peak);
+      if (threadIdx.x == 0) {
+        const size_t place = static_cast<size_t>(blockIdx.x) * capacity + count;
+        int* box = boxes + place * 4;
+        box[0] = top;
+        box[1] = left;
+        box[2] = bottom;
+        box[3] = right;
+        peaks[place] = peak;
+      }
+    }
+    previous = root;
+    ++count;
+  }
+  if (threadIdx.x == 0) counts[blockIdx.x] = count;
+}
+
 }  // namespace edgead

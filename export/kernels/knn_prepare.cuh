@@ -27,9 +27,35 @@ __device__ __forceinline__ void encode(float scaled, int8_t& code) {
 }
 __device__ __forceinline__ void encode(float scaled, float& code) { code = scaled; }
 
+// Codes a centred FP32 row that this warp wrote itself, lane i the columns i, i + 32, ...; `largest` is each lane's own.
+template <class Code>
+__device__ __forceinline__ void code_row(const float* plain, int channels, float largest, int row, int lane, Code* coded,
+                                         RowStats* __restrict__ stats, float* __restrict__ error) {
+  const float scale = scale_for(warp_max(largest), Code());
+  const float inverse = 1.0f / scale;
+  const int narrow = row_pitch<Code>(channels);
+  float norm = 0.0f;
+  float lost = 0.0f;
+  for (int column = lane; column < narrow; column += 32) {
+    const float value = column < channels ? plain[column] : 0.0f;
+    Code code;
+    encode(value * inverse, code);
+    if (sizeof(Code) != sizeof(float)) coded[static_cast<size_t>(row) * narrow + column] = code;
+    const float kept = to_float(code) * scale;
+    norm += kept * kept + (value - value);
+    lost += (value - kept) * (value - kept);
+  }
+  norm = warp_sum(norm);
+  lost = warp_sum(lost);
+  if (lane == 0) {
+    stats[row] = RowStats{norm, scale};
+    error[row] = sqrtf(lost);
+  }
+}
+
 // One warp a row; grid = ceil(count / kPrepareRows).
 //   rows     (count, channels), contiguous
-//   center   (channels), subtracted first; distances do not feel it, the difference of squares does
+//   center   (channels), subtracted first; distances do not feel it, the difference of squares does. nullptr: nothing
 //   centred  (count, row_pitch<float>), zeros beyond the channels
 //   coded    (count, row_pitch<Code>), likewise; for Code = float it is `centred` itself
 //   stats    (count); norm is NaN where the row holds NaN or Inf, so that no scan takes it for a finite one
@@ -46,31 +72,11 @@ __global__ void __launch_bounds__(kPrepareThreads)
   float* plain = centred + static_cast<size_t>(row) * wide;
   float largest = 0.0f;
   for (int column = lane; column < wide; column += 32) {
-    const float value = column < channels ? exact_add(to_float(source[column]), -center[column]) : 0.0f;
+    const float value = column < channels ? exact_add(to_float(source[column]), center ? -center[column] : 0.0f) : 0.0f;
     plain[column] = value;
     largest = fmaxf(largest, fabsf(value));
   }
-  const float scale = scale_for(warp_max(largest), Code());
-  const float inverse = 1.0f / scale;
-  const int narrow = row_pitch<Code>(channels);
-  float norm = 0.0f;
-  float lost = 0.0f;
-  for (int column = lane; column < narrow; column += 32) {
-    // Each lane reads back what it wrote itself.
-    const float value = column < channels ? plain[column] : 0.0f;
-    Code code;
-    encode(value * inverse, code);
-    if (sizeof(Code) != sizeof(float)) coded[static_cast<size_t>(row) * narrow + column] = code;
-    const float kept = to_float(code) * scale;
-    norm += kept * kept + (value - value);
-    lost += (value - kept) * (value - kept);
-  }
-  norm = warp_sum(norm);
-  lost = warp_sum(lost);
-  if (lane == 0) {
-    stats[row] = RowStats{norm, scale};
-    error[row] = sqrtf(lost);
-  }
+  code_row(plain, channels, largest, row, lane, coded, stats, error);
 }
 
 // What bounds the error of any row of the bank: its largest |r|^2 and its largest coding error. One block.

@@ -41,7 +41,7 @@ constexpr int location_shared_bytes(int channels) {
 //   factors    kTriangular: W, (locations, channels (channels + 1) / 2), rows of the lower triangle one after the other;
 //              otherwise V, (locations, rows, channels), and the squared distance is |x|^2 precision - |V x|^2, no less
 //              than 0. FP32 or FP16; sums are FP32 either way
-//   precision  (locations) FP32, read in the low-rank form only
+//   precision  (locations) FP32, read in the low-rank form only; nullptr there: V is the whole of W, and |V x|^2 is meant
 //   rows       channels in the triangular form, the rank in the other
 //   window     q, odd; cell (i, j) of it is the patch i - q / 2 rows below and j - q / 2 columns right of b
 //   squared    (locations, frames, q * q); what lies outside the grid stays unwritten
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kLocationThreads, 4)
 #pragma unroll
     for (int turn = 0; turn < kLocationTurns; ++turn) {
       float result = warp_sum(total[turn]);
-      if (!kTriangular) {
+      if (!kTriangular && precision != nullptr) {
         result = warp_sum(length[turn]) * precision[location] - result;
         if (result < 0.0f) result = 0.0f;  // NaN stays
       }

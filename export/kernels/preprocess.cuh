@@ -1,5 +1,7 @@
 // The resize from frame to network input, rule `reduce-bilinear/1` of runtime/preprocess.py, byte for byte.
 //
+// NV12 is converted pixel by pixel on the way in, as runtime/nv12.py does; no RGB frame is ever written.
+//
 // Blocks of whole pixels are averaged first, then a triangle filter with 22-bit weights does the rest, rows before
 // columns, each pass rounded to 8 bits. Pixels are integers throughout. Weights are computed in FP64 as Python does, one
 // rounding an operation: a fused multiply-add would change the last bit of some, and with it a pixel.
@@ -15,6 +17,15 @@ constexpr int kWeightBits = 22;
 
 // Order of a frame's channels. Grey has one; the network's input has three equal ones then.
 enum class FrameLayout : int { kRgb, kBgr, kGray };
+
+// Weights of BT.601 and BT.709 for limited range, in units of 2^-16: runtime/nv12.py has the formula.
+constexpr int kNv12Bits = 16;
+struct Nv12Weights {
+  int y, rv, gu, gv, bu;
+};
+__device__ __forceinline__ Nv12Weights nv12_weights(int standard) {
+  return standard == 0 ? Nv12Weights{76309, 104597, 25675, 53279, 132201} : Nv12Weights{76309, 117489, 13975, 34925, 138438};
+}
 
 // One output pixel's share of a line: `count` source pixels from `first` on.
 struct ResizeTaps {
@@ -75,14 +86,44 @@ __global__ void __launch_bounds__(kResizeThreads) resize_taps(int source, int ta
   taps[index] = found;
 }
 
+// Frames as they come: `add` puts a pixel's channels onto three sums.
+struct PackedFrame {
+  const uint8_t* pixels;
+  int pitch;  // bytes from line to line
+  int channels;
+
+  __device__ __forceinline__ void add(int64_t (&sum)[3], int y, int x) const {
+    const uint8_t* pixel = pixels + static_cast<size_t>(y) * pitch + x * channels;
+#pragma unroll
+    for (int channel = 0; channel < 3; ++channel) {
+      if (channel < channels) sum[channel] += pixel[channel];
+    }
+  }
+};
+
+struct Nv12Frame {
+  const uint8_t* luma;
+  int luma_pitch;
+  const uint8_t* chroma;  // U before V, a pair for 2 x 2 pixels
+  int chroma_pitch;
+  Nv12Weights weight;
+
+  __device__ __forceinline__ void add(int64_t (&sum)[3], int y, int x) const {
+    const uint8_t* pair = chroma + static_cast<size_t>(y / 2) * chroma_pitch + x / 2 * 2;
+    const int u = pair[0] - 128;
+    const int v = pair[1] - 128;
+    const int light = weight.y * (luma[static_cast<size_t>(y) * luma_pitch + x] - 16) + (1 << (kNv12Bits - 1));
+    sum[0] += to_byte((light + weight.rv * v) >> kNv12Bits);
+    sum[1] += to_byte((light - weight.gu * u - weight.gv * v) >> kNv12Bits);
+    sum[2] += to_byte((light + weight.bu * u) >> kNv12Bits);
+  }
+};
+
 // Stage 1, and the pass along rows: one thread a pixel of the reduced rows at the target's width.
-//   frame   (source_height, pitch bytes): channels interleaved
-//   taps    of the width
-//   middle  (reduced_size(source_height, height), width, channels)
-// grid = ceil(reduced height * width / 256).
-__global__ void __launch_bounds__(kResizeThreads, 3)
-    resize_rows(const uint8_t* __restrict__ frame, int pitch, int source_height, int source_width, int channels,
-                const ResizeTaps* __restrict__ taps, int height, int width, uint8_t* __restrict__ middle) {
+template <class Frame>
+__device__ __forceinline__ void resize_row_pixel(const Frame& frame, int source_height, int source_width, int channels,
+                                                 const ResizeTaps* __restrict__ taps, int height, int width,
+                                                 uint8_t* __restrict__ middle) {
   const int pixel = blockIdx.x * kResizeThreads + threadIdx.x;
   if (pixel >= reduced_size(source_height, height) * width) return;
   const int factor_y = resize_factor(source_height, height);
@@ -101,13 +142,7 @@ __global__ void __launch_bounds__(kResizeThreads, 3)
     const int64_t reciprocal = static_cast<int64_t>(4294967296.0f / static_cast<float>(256 * area));
     int64_t block[3] = {area / 2, area / 2, area / 2};
     for (int y = top; y < bottom; ++y) {
-      const uint8_t* line = frame + static_cast<size_t>(y) * pitch;
-      for (int x = left; x < right; ++x) {
-#pragma unroll
-        for (int channel = 0; channel < 3; ++channel) {
-          if (channel < channels) block[channel] += line[x * channels + channel];
-        }
-      }
+      for (int x = left; x < right; ++x) frame.add(block, y, x);
     }
 #pragma unroll
     for (int channel = 0; channel < 3; ++channel) {
@@ -121,6 +156,28 @@ __global__ void __launch_bounds__(kResizeThreads, 3)
       middle[static_cast<size_t>(pixel) * channels + channel] = to_byte(sum[channel] >> kWeightBits);
     }
   }
+}
+
+//   frame   (source_height, pitch bytes): channels interleaved
+//   taps    of the width
+//   middle  (reduced_size(source_height, height), width, channels)
+// grid = ceil(reduced height * width / 256).
+__global__ void __launch_bounds__(kResizeThreads, 3)
+    resize_rows(const uint8_t* __restrict__ frame, int pitch, int source_height, int source_width, int channels,
+                const ResizeTaps* __restrict__ taps, int height, int width, uint8_t* __restrict__ middle) {
+  const PackedFrame source{frame, pitch, channels};
+  resize_row_pixel(source, source_height, source_width, channels, taps, height, width, middle);
+}
+
+// The same of an NV12 frame; middle is RGB.
+//   luma      (source_height, luma_pitch bytes); chroma (ceil(source_height / 2), chroma_pitch bytes)
+//   standard  0 for BT.601, else BT.709; limited range
+__global__ void __launch_bounds__(kResizeThreads, 3)
+    resize_rows_nv12(const uint8_t* __restrict__ luma, int luma_pitch, const uint8_t* __restrict__ chroma,
+                     int chroma_pitch, int standard, int source_height, int source_width,
+                     const ResizeTaps* __restrict__ taps, int height, int width, uint8_t* __restrict__ middle) {
+  const Nv12Frame source{luma, luma_pitch, chroma, chroma_pitch, nv12_weights(standard)};
+  resize_row_pixel(source, source_height, source_width, 3, taps, height, width, middle);
 }
 
 // The pass along columns, and the order of channels: one thread a pixel of the result.

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.export.kernels.pictures import Resizer, find_regions
+from edgead.runtime import preprocess
+from edgead.runtime.maps import find_regions as find_regions_on_host
+from edgead.runtime.nv12 import nv12_to_rgb
 from tests.cuda import knn, launchers, mahalanobis
-from tests.cuda.executor import Executor, HostExecutor
+from tests.cuda.executor import Executor, HostExecutor, NumpyDevice
 from tests.cuda.knn import INT8, KEEP, NO_NEIGHBOUR, Code, Floats, Found, Prepared
 
 # Ragged and tiny: one of everything, odd channels, both sides of every tile's edge.
@@ -111,6 +115,33 @@ def check_found(queries: Prepared, bank: Prepared, neighbours: int, found: Found
     expected.sort(axis=1)
     tolerance = 1e-6 * expected + 1e-13 * norms.max()
     assert (np.abs(found.squared[:, :there] - expected) <= tolerance).all(), "squared distances against float64"
+
+
+def check_keys(
+    executor: Executor,
+    shape: tuple[int, int],
+    dtype: type[np.generic],
+    k: int = 3,
+    *,
+    preparing: Executor | None = None,
+) -> None:
+    """The keys of the ONNX node become the bank that `knn_prepare` makes of the rows, to the bit."""
+    preparing = preparing or executor
+    rows, channels = shape
+    features, bank_rows, center = knn.features(8, 12, rows, channels)
+    halves = (-2.0 * (bank_rows - center)).astype(dtype)
+    norms = np.full((1, rows), np.nan, dtype)  # a line that is not read
+    bank = knn.prepare_keys(executor, np.ascontiguousarray(np.concatenate([halves.T, norms])))
+    kept = -0.5 * halves.astype(np.float32)
+    expected = knn.prepare(preparing, kept, None, knn.FP16, bank=True)
+    check_prepared(kept, np.zeros(channels, np.float32), bank)
+    for name in ("centred", "coded", "stats", "error"):
+        np.testing.assert_array_equal(getattr(bank, name), getattr(expected, name), name)
+    queries = knn.prepare(preparing, features - center, None, knn.FP16, bank=False)
+    found = knn.search(preparing, queries, expected, k)
+    distance, index = knn.unpack_on_device(executor, found.best)
+    np.testing.assert_array_equal(distance, np.sqrt(found.squared))
+    np.testing.assert_array_equal(index, found.index)
 
 
 def check_image(
@@ -222,6 +253,23 @@ def check_random(executor: Executor, seed: int) -> None:
     check_search(executor, shape, code, neighbours, splits, seed)
 
 
+def check_whole_factors(executor: Executor, dtype: type[np.generic]) -> None:
+    """Whitening factors that are neither triangular nor low-rank, as the ONNX node has them, against float64."""
+    frames, count, rank, channels = 5, 3, 7, 40
+    random = np.random.default_rng(6)
+    mean = random.standard_normal((count, channels)).astype(np.float32)
+    factors = random.standard_normal((count, rank, channels)).astype(dtype)
+    features = random.standard_normal((frames, count, channels)).astype(np.float32)
+    squared = np.full((count, frames, 1), np.nan, np.float32)
+    kind = "float" if dtype is np.float32 else "__half"
+    executor.launch(
+        f"location_distances<{kind}, false>", (count, 1, 1), 256, mahalanobis.shared_bytes(channels),
+        features, mean, factors, None, frames, count, 1, channels, rank, 1, squared,
+    )  # fmt: skip
+    parts = np.einsum("prd,npd->npr", factors.astype(np.float64), features.astype(np.float64) - mean)
+    np.testing.assert_allclose(squared[:, :, 0].T, np.square(parts).sum(2), rtol=2e-5)
+
+
 def check_locations(
     executor: Executor,
     grid: tuple[int, int],
@@ -242,6 +290,53 @@ def check_locations(
     found = mahalanobis.scores(executor, squared, grid, window)
     expected = mahalanobis.reference(features, locations, window)
     np.testing.assert_allclose(found, expected, rtol=2e-5 if rank is None else 1e-4, err_msg="distances")
+
+
+def check_resize(executor: Executor, seed: int, largest: int) -> None:
+    """A frame of random size and contents, in the format that the seed chooses, byte for byte."""
+    random = np.random.default_rng(seed)
+    kind = ("rgb", "bgr", "gray", "bt601", "bt709")[seed % 5]
+    rows, columns, height, width = (int(n) for n in random.integers(1, largest, 4))
+
+    def pixels(*shape: int) -> NDArray[np.uint8]:
+        # Extremes side by side show rounding best.
+        if seed % 2:
+            return random.choice(np.array([0, 255, 1, 128], np.uint8), shape)
+        return random.integers(0, 256, shape, np.uint8)
+
+    resizer = Resizer(NumpyDevice(executor), (rows, columns), (height, width))
+    if kind == "bt601" or kind == "bt709":
+        luma, chroma = pixels(rows, columns), pixels(-(-rows // 2), -(-columns // 2), 2)
+        found = resizer.nv12(luma, chroma, kind)
+        expected = preprocess.resize_reference(nv12_to_rgb(luma, chroma, kind), height, width)
+    else:
+        frame = pixels(rows, columns) if kind == "gray" else pixels(rows, columns, 3)
+        found = resizer.frame(frame, kind)  # type: ignore[arg-type]
+        expected = preprocess.resize_reference(frame, height, width, kind)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, expected, f"{kind}, {rows} x {columns} to {height} x {width}")
+
+
+def check_regions(executor: Executor) -> None:
+    """Boxes of a few maps: a long spiral, cells that touch by their corners, borders, NaN, Inf, none, too many."""
+    height, width, capacity = 11, 13, 4
+    maps = np.zeros((5, height, width), np.float32)
+    # One region whose ends are far from each other, along the cells.
+    maps[0, 1:10:2, 1:12] = 2.0
+    maps[0, [2, 6], 11], maps[0, [4, 8], 1] = 3.0, 4.0
+    maps[1, [0, 1, 2], [0, 1, 2]] = 1.5
+    maps[1, 10, 12], maps[1, 5, 7], maps[1, 5, 8] = np.inf, np.nan, 1.0
+    maps[1, 8, 3:6] = [1.25, 9.0, 1.25]
+    maps[2, ::2, ::2] = 7.0
+    maps[3] = 1.0  # not above
+    maps[4] = 5.0
+    boxes, peaks, counts = find_regions(NumpyDevice(executor), maps, 1.0, capacity)
+    for number, one in enumerate(maps):
+        expected = find_regions_on_host(one, 1.0)
+        assert counts[number] == len(expected), f"map {number}: {counts[number]} regions, not {len(expected)}"
+        kept = min(len(expected), capacity)
+        assert boxes[number, :kept].tolist() == [list(region[:4]) for region in expected[:kept]], f"map {number}: boxes"
+        assert peaks[number, :kept].tolist() == [region.peak for region in expected[:kept]], f"map {number}: peaks"
+        assert (boxes[number, kept:] == -1).all(), f"map {number}: more boxes than there is room for"
 
 
 def check_fusion(executor: Executor) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Argument = NDArray[np.generic] | int | float | None
 Grid = tuple[int, int, int]
@@ -62,6 +62,21 @@ class HostExecutor:
         """Raise what the library says of a result that is not 0."""
         if result != 0:
             raise KernelError(self.library.last_error().decode())
+
+
+class NumpyDevice:
+    """What the launchers of `edgead.export.kernels` take for a device, on an executor: its arrays are numpy's."""
+
+    multiprocessors = 3
+
+    def __init__(self, executor: Executor) -> None:
+        self.launch = executor.launch
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        made = np.empty(shape, dtype)
+        # NaN, -1 or 255: nobody takes it for a result.
+        made.view(np.uint8)[...] = 0xFF
+        return made
 
 
 def _c_value(argument: Argument) -> ctypes._SimpleCData:  # type: ignore[type-arg]

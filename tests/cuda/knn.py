@@ -79,8 +79,10 @@ def empty(code: Code, count: int, channels: int) -> Prepared:
     return Prepared(code, channels, centred, coded, stats, error, np.full(2, np.nan, np.float32))
 
 
-def prepare(executor: Executor, rows: NDArray[np.generic], center: Floats, code: Code, *, bank: bool) -> Prepared:
-    """Centre and code rows ``(count, channels)``, float32 or float16."""
+def prepare(
+    executor: Executor, rows: NDArray[np.generic], center: Floats | None, code: Code, *, bank: bool
+) -> Prepared:
+    """Centre and code rows ``(count, channels)``, float32 or float16; None leaves them where they are."""
     count, channels = rows.shape
     out = empty(code, count, channels)
     source = {np.dtype(np.float32): "float", np.dtype(np.float16): "__half"}[rows.dtype]
@@ -90,6 +92,24 @@ def prepare(executor: Executor, rows: NDArray[np.generic], center: Floats, code:
     if bank:
         executor.launch("knn_bank_bound", (1, 1, 1), 256, 64, out.stats, out.error, count, out.bound)
     return out
+
+
+def prepare_keys(executor: Executor, keys: NDArray[np.generic]) -> Prepared:
+    """Make a bank in FP16 codes of the keys ``(channels + 1, count)`` of the ONNX node."""
+    channels, count = keys.shape[0] - 1, keys.shape[1]
+    out = empty(FP16, count, channels)
+    source = {np.dtype(np.float32): "float", np.dtype(np.float16): "__half"}[keys.dtype]
+    arrays = (out.centred, out.coded, out.stats, out.error)
+    blocks = (-(-count // 32), 1, 1)
+    executor.launch(f"knn_prepare_keys<{source}, __half>", blocks, 256, 32 * 33 * 4, keys, count, channels, *arrays)
+    return out
+
+
+def unpack_on_device(executor: Executor, best: NDArray[np.uint64]) -> tuple[Floats, NDArray[np.int64]]:
+    """Distances and rows of packed neighbours, as the ONNX node gives them."""
+    distance, index = np.full(best.shape, -7, np.float32), np.full(best.shape, -7, np.int64)
+    executor.launch("knn_unpack", (-(-best.size // 256), 1, 1), 256, 0, best, best.size, distance, index)
+    return distance, index
 
 
 def search(executor: Executor, queries: Prepared, bank: Prepared, neighbours: int = 1, splits: int = 1) -> Found:

@@ -86,8 +86,10 @@ def _outcome(status: int, said: str) -> str:
 _SIMT, _MMA, _PREPARE = "knn_scan_simt.cuh", "knn_scan_mma.cuh", "knn_prepare.cuh"
 _RERANK, _IMAGE, _TYPES, _WARP = "knn_rerank.cuh", "knn_image.cuh", "knn_types.cuh", "warp.cuh"
 _LOCATION, _PORT = "mahalanobis.cuh", "port.cuh"
+_NODE, _RESIZE, _MAP = "knn_node.cuh", "preprocess.cuh", "anomaly_map.cuh"
 
 _F16 = ("knn fp16",)
+_PICTURES, _REGIONS = ("pictures",), ("regions",)
 _FIRST_BARRIER = "first_row, bank_count, column);\n      __syncthreads();"
 
 MUTANTS = (
@@ -401,6 +403,152 @@ MUTANTS = (
         (("if (result < 0.0f) result = 0.0f;", ""),),
         ("locations",),
         "plain",
+    ),
+    # The ONNX node's keys
+    Mutant(
+        "keys: no barrier between storing a tile and reading it",
+        _NODE,
+        (("    __syncthreads();\n    const int column = start + lane;", "    const int column = start + lane;"),),
+        ("node",),
+        "tsan",
+    ),
+    Mutant(
+        "keys: no barrier before the next tile is stored",
+        _NODE,
+        (("    // The next tile goes where this one was read.\n    __syncthreads();\n", ""),),
+        ("node",),
+        "ptx",
+    ),
+    Mutant(
+        "keys: the line of lengths is read as a channel",
+        _NODE,
+        (("start + i < channels &&", "start + i <= channels &&"),),
+        ("node",),
+        "plain",
+    ),
+    Mutant(
+        "keys: a row too many is written",
+        _NODE,
+        (("if (row < count && column < wide)", "if (row <= count && column < wide)"),),
+        ("node",),
+        "asan",
+    ),
+    Mutant(
+        "keys: padding is not written",
+        _NODE,
+        (("row < count && column < wide)", "row < count && column < channels)"),),
+        ("node",),
+        "plain",
+    ),
+    Mutant(
+        "locations: no precision is read all the same",
+        _LOCATION,
+        (("!kTriangular && precision != nullptr)", "!kTriangular)"),),
+        ("node",),
+        "asan",
+    ),
+    # Frames and maps
+    Mutant("NV12: U and V swapped", _RESIZE, (("const int u = pair[0]", "const int u = pair[1]"),), _PICTURES, "plain"),
+    Mutant(
+        "NV12: weights of the other standard", _RESIZE, (("standard == 0 ?", "standard != 0 ?"),), _PICTURES, "plain"
+    ),
+    Mutant(
+        "NV12: cut off instead of rounded",
+        _RESIZE,
+        ((" - 16) + (1 << (kNv12Bits - 1));", " - 16);"),),
+        _PICTURES,
+        "plain",
+    ),
+    Mutant(
+        "NV12: the pair of the pixel to the right", _RESIZE, (("x / 2 * 2;", "(x + 1) / 2 * 2;"),), _PICTURES, "plain"
+    ),
+    Mutant(
+        "NV12: not clipped before the mean",
+        _RESIZE,
+        (
+            (
+                "sum[0] += to_byte((light + weight.rv * v) >> kNv12Bits);",
+                "sum[0] += (light + weight.rv * v) >> kNv12Bits;",
+            ),
+        ),
+        _PICTURES,
+        "plain",
+    ),
+    Mutant(
+        "resize: a block reaches beyond the last line",
+        _RESIZE,
+        (("top + factor_y < source_height ? top + factor_y : source_height;", "top + factor_y;"),),
+        _PICTURES,
+        "asan",
+    ),
+    Mutant(
+        "resize: weights cut off",
+        _RESIZE,
+        (("1 << kWeightBits), 0.5)", "1 << kWeightBits), 0.0)"),),
+        _PICTURES,
+        "plain",
+    ),
+    Mutant(
+        "regions: cells that touch by a corner are two",
+        _MAP,
+        (("if (row < 0 || row >= height || column", "if (i * j != 0 || row < 0 || row >= height || column"),),
+        _REGIONS,
+        "plain",
+    ),
+    Mutant(
+        "regions: a row goes on in the next",
+        _MAP,
+        (
+            (
+                " || column < 0 || column >= width) continue;\n            const int label",
+                ") continue;\n            const int label",
+            ),
+        ),
+        _REGIONS,
+        "plain",
+    ),
+    Mutant(
+        "regions: the threshold belongs to them",
+        _MAP,
+        (("map[cell] > threshold", "map[cell] >= threshold"),),
+        _REGIONS,
+        "plain",
+    ),
+    Mutant("regions: one turn is enough", _MAP, (("while (moved) {", "if (moved) {"),), _REGIONS, "plain"),
+    Mutant(
+        "regions: the right border is left out",
+        _MAP,
+        (("column + 1 > right ? column + 1", "column > right ? column"),),
+        _REGIONS,
+        "plain",
+    ),
+    Mutant(
+        "regions: more boxes than there is room for",
+        _MAP,
+        (("if (count < capacity)", "if (count <= capacity)"),),
+        _REGIONS,
+        "plain",
+    ),
+    Mutant(
+        "regions: labels are changed where they are read",
+        _MAP,
+        (("int* next = current + cells;", "int* next = current;"),),
+        _REGIONS,
+        "tsan",
+    ),
+    Mutant(
+        "regions: no barrier before a maximum is read",
+        _MAP,
+        (("partial[threadIdx.x >> 5] = value;\n  __syncthreads();", "partial[threadIdx.x >> 5] = value;"),),
+        _REGIONS,
+        "ptx",
+    ),
+    Mutant(
+        "regions: no barrier before the next maximum",
+        _MAP,
+        (("  // The next maximum goes where this one was read.\n  __syncthreads();\n", ""),),
+        _REGIONS,
+        "ptx",
     ),
 )
 

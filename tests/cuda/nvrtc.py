@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import re
-from pathlib import Path
 
-import pytest
-
-from tests.cuda import toolchain
+from tests.cuda import toolchain, wheels
 
 
 class Nvrtc126:
-    """NVRTC 12.6 of ``nvidia-cuda-nvrtc-cu12`` with the headers of ``nvidia-cuda-runtime-cu12``; skips without."""
+    """NVRTC 12.6 with the headers of CUDA 12.6, both from PyPI; skips where they cannot be had."""
 
     def __init__(self) -> None:
-        found = importlib.util.find_spec("nvidia.cuda_nvrtc") if importlib.util.find_spec("nvidia") else None
-        runtime = importlib.util.find_spec("nvidia.cuda_runtime") if found else None
-        if found is None or runtime is None or found.origin is None or runtime.origin is None:
-            pytest.skip(
-                "no NVRTC 12.6: pip install 'nvidia-cuda-nvrtc-cu12==12.6.*' 'nvidia-cuda-runtime-cu12==12.6.*'"
-            )
-        folder = Path(found.origin).parent / "lib"
-        self._include = Path(runtime.origin).parent / "include"
+        folder, self._include = wheels.nvrtc_12()
         for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
             ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
         self._library = ctypes.CDLL(str(folder / "libnvrtc.so.12"))
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-        if (major.value, minor.value) != (12, 6):
-            pytest.skip(f"NVRTC is {major.value}.{minor.value}, not 12.6: pip install 'nvidia-cuda-nvrtc-cu12==12.6.*'")
+        assert (major.value, minor.value) == (12, 6)
 
     def compile(self, target: str) -> tuple[bytes, bytes]:
         """Compile all kernels for ``sm_87`` or ``compute_87``: machine code (empty for the latter) and PTX."""

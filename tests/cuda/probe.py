@@ -77,6 +77,22 @@ def _ragged(watched: Executor, _: Executor) -> None:
         cases.check_search(watched, (70, 130, 36), code, 3, 2)
 
 
+def _node(watched: Executor, plain: Executor) -> None:
+    for dtype in (np.float32, np.float16):
+        cases.check_keys(watched, (35, 33), dtype, 2, preparing=plain)
+        cases.check_whole_factors(watched, dtype)
+
+
+def _pictures(watched: Executor, _: Executor) -> None:
+    # Each format twice, of sizes that one block covers or nearly.
+    for seed in range(10):
+        cases.check_resize(watched, seed, 22)
+
+
+def _regions(watched: Executor, _: Executor) -> None:
+    cases.check_regions(watched)
+
+
 SUITES: dict[str, Callable[[Executor, Executor], None]] = {
     "prepare": _prepare,
     "knn fp32": _knn_fp32,
@@ -89,6 +105,9 @@ SUITES: dict[str, Callable[[Executor, Executor], None]] = {
     "fusion": _fusion,
     "launchers": _launchers,
     "ragged": _ragged,
+    "node": _node,
+    "pictures": _pictures,
+    "regions": _regions,
 }
 
 

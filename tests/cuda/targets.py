@@ -44,15 +44,19 @@ BUDGETS = {
     "knn_rerank": Budget(64, 128, 0),
     "knn_exhaust": Budget(64, 256, 8 * 16 * 8),
     "knn_image": Budget(64, 256, 64 + 4 * 9),
+    "knn_unpack": Budget(32, 256, 0),
     "knn_bank_bound": Budget(64, 256, 64),
     **{f"knn_prepare<{a}, {b}>": _PREPARE for a in ("float", "__half") for b in ("float", "__half", "int8_t")},
+    **{f"knn_prepare_keys<{a}, __half>": Budget(64, 256, 32 * 33 * 4) for a in ("float", "__half")},
     **{f"location_distances<{a}, {b}>": _LOCATION for a in ("float", "__half") for b in ("true", "false")},
     "location_scores": Budget(32, 256, 0),
     "resize_taps": Budget(48, 256, 0),
     "resize_rows": Budget(84, 256, 0),
+    "resize_rows_nv12": Budget(84, 256, 0),
     "resize_columns": Budget(48, 256, 0),
     "map_smooth": Budget(56, 256, 32),
     "map_resize": Budget(48, 256, 0),
+    "map_regions": Budget(64, 256, 64),
 }
 
 

@@ -87,6 +87,15 @@ def test_features_in_half_precision(executor: HostExecutor, code: Code) -> None:
     cases.check_found(queries, bank, 1, knn.search(executor, queries, bank))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 31), (64, 32), (70, 65)], ids=str)
+def test_keys_of_the_node_become_a_bank(
+    executor: HostExecutor, shape: tuple[int, int], dtype: type[np.generic]
+) -> None:
+    cases.check_keys(executor, shape, dtype)
+    cases.check_whole_factors(executor, dtype)
+
+
 def test_all_paths_return_the_same_bits(executor: HostExecutor) -> None:
     found = [cases.check_search(executor, (90, 400, 60), code, 7, 3).best for code in CODES.values()]
     np.testing.assert_array_equal(found[0], found[1])
@@ -179,11 +188,11 @@ def test_an_unknown_kernel_is_named(executor: HostExecutor) -> None:
         executor.launch("knn_scan", (1, 1, 1), 32, 0)
 
 
-SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations"]
+SMALL = ["prepare", "knn fp32", "knn fp16", "knn int8", "image", "locations", "node", "regions"]
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "suites"), [("asan", [*SMALL, "uncertain", "extremes", "fusion"]), ("tsan", SMALL)]
+    ("sanitizer", "suites"), [("asan", [*SMALL, "uncertain", "extremes", "fusion", "pictures"]), ("tsan", SMALL)]
 )
 def test_sanitizers_find_nothing(sanitizer: str, suites: list[str]) -> None:
     status, said = probe.run(sanitizer, "forward", *suites)

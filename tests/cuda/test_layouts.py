@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-from pathlib import Path
 
-import pytest
-
-from tests.cuda import toolchain
+from tests.cuda import toolchain, wheels
 
 
 def test_fragments_lie_as_in_cute() -> None:
-    found = importlib.util.find_spec("cutlass_library")
-    if found is None or found.origin is None:
-        pytest.skip("no CuTe headers: pip install nvidia-cutlass==4.2.0.0")
-    include = Path(found.origin).parent / "source" / "include"
-    program = toolchain.host_program("layouts.cpp", include)
+    program = toolchain.host_program("layouts.cpp", wheels.cute())
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "compared\n"

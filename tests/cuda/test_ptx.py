@@ -57,6 +57,12 @@ def test_image_scores(executor: PtxExecutor) -> None:
     cases.check_image(executor, FP32, 2, 49, 9)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_keys_of_the_node_become_a_bank(executor: PtxExecutor, dtype: type[np.generic]) -> None:
+    cases.check_keys(executor, (35, 33), dtype)
+    cases.check_whole_factors(executor, dtype)
+
+
 LOCATIONS = {
     "ragged": {"grid": (2, 3), "channels": 33},
     "npad": {"grid": (3, 2), "channels": 40, "frames": 5, "window": 3},

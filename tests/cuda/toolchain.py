@@ -79,6 +79,42 @@ def host_program(source: str, include: Path) -> Path:
     return _kept([path, *sorted(HOST.glob("*.h"))], command, path.stem)
 
 
+def plugin_harness(headers: Path) -> Path:
+    """Build the program that does to a plugin library what TensorRT does; under the address sanitizer."""
+    toolkit = nvcc().parent.parent / "include"
+    source = CUDA_TESTS / "plugin" / "harness.cpp"
+    flags = [
+        *_HOST_FLAGS,
+        "-isystem",
+        str(headers),
+        "-isystem",
+        str(toolkit),
+        *_SANITIZER_FLAGS["asan"][1],
+        "-O0",
+        "-g0",
+    ]
+    return _kept([source], ["g++", *flags, str(source), "-ldl", "-o"], "harness")
+
+
+def plugin_library(headers: Path, *, kernels: Path = KERNELS) -> Path:
+    """Build the plugin library with the simulator in the kernels' place; under the address sanitizer."""
+    if shutil.which("g++") is None or _boost_context() is None:
+        pytest.skip("no g++ or no boost.context: apt-get install g++ libboost-context-dev")
+    toolkit = nvcc().parent.parent / "include"
+    engine_flags, flags = _SANITIZER_FLAGS["asan"]
+    common = [*_HOST_FLAGS, "-isystem", str(headers), "-isystem", str(toolkit), "-I", str(HOST)]
+    engine = _kept(
+        [*sorted(HOST.glob("engine.*"))],
+        ["g++", "-O2", *common, *engine_flags, "-c", str(HOST / "engine.cpp"), "-o"],
+        "engine.o",
+    )
+    wrapper = CUDA_TESTS / "plugin" / "on_host.cpp"
+    sources = [wrapper, *sorted(HOST.iterdir()), *sorted(kernels.glob("*.cuh")), *sorted(kernels.glob("plugin/*"))]
+    given = [f'-DPLUGIN_SOURCE="{kernels / "plugin" / "plugin.cu"}"', str(wrapper), str(HOST / "copy.cpp"), str(engine)]
+    command = ["g++", *common, *flags, *engine_flags, "-g1", "-shared", *given, "-lboost_context", "-o"]
+    return _kept(sources, command, "libedgead_plugin_on_host.so")
+
+
 def ptx(architecture: int = 87, *, kernels: Path = KERNELS) -> Path:
     """Compile all kernels to PTX for a compute capability such as 87."""
     sources = [CUDA_TESTS / "kernels.cu", CUDA_TESTS / "kernels.h", *sorted(kernels.glob("*.cuh"))]

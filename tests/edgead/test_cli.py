@@ -16,7 +16,7 @@ import pytest
 HEAVY = ["torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"]
 VERBS = [
     *("fit", "eval", "export", "compare", "report"),
-    *("check", "bench", "doctor", "build", "run", "capture", "calibrate"),
+    *("check", "bench", "doctor", "build", "build-plugin", "run", "capture", "calibrate"),
 ]
 
 

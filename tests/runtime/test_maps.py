@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.maps import resize_map
+from edgead.runtime.maps import find_regions, resize_map
 
 SIDES = st.integers(1, 70)
 
@@ -70,3 +70,30 @@ def test_refuses_other_shapes(shape: tuple[int, ...]) -> None:
 def test_refuses_an_empty_target() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         resize_map(np.zeros((2, 2), np.float32), 0, 8)
+
+
+def test_regions_are_those_of_scipy() -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    random = np.random.default_rng(6)
+    for density in (0.0, 0.05, 0.3, 0.5, 0.8, 1.0):
+        rows, columns = (int(size) for size in random.integers(1, 50, 2))
+        values = np.where(random.random((rows, columns)) < density, 1.0 + random.random((rows, columns)), 0.25)
+        anomaly_map = values.astype(np.float32)
+        labels, count = ndimage.label(anomaly_map > 1.0, np.ones((3, 3)))
+        expected = []
+        for number, (down, across) in enumerate(ndimage.find_objects(labels), 1):
+            inside = labels == number
+            first = int(np.flatnonzero(inside.ravel())[0])
+            box = (down.start, across.start, down.stop, across.stop, float(anomaly_map[inside].max()))
+            expected.append((first, box))
+        found = find_regions(anomaly_map, 1.0)
+        assert len(found) == count
+        assert [tuple(region) for region in found] == [box for _, box in sorted(expected)]
+
+
+def test_what_is_not_above_is_in_no_region() -> None:
+    anomaly_map = np.array([[np.nan, 1.0], [0.5, -np.inf]], np.float32)
+    assert find_regions(anomaly_map, 1.0) == []
+    assert find_regions(np.full((2, 2), np.inf, np.float32), 1.0) == [(0, 0, 2, 2, np.inf)]
+    with pytest.raises(ConfigError, match="has shape"):
+        find_regions(anomaly_map[None], 0.5)

@@ -67,8 +67,13 @@ class Block:
         """Run all threads to their end; raises `PtxError` with the place where something is wrong."""
         groups: dict[int, Mask] = {0: np.ones(self.threads, bool)}
         waiting: dict[int, Mask] = {}
+        # Lanes at an instruction of the whole warp, which wait for the others: they may come by another way.
+        early: dict[int, Mask] = {}
         done = np.zeros(self.threads, bool)
-        while groups or waiting:
+        while groups or waiting or early:
+            if not groups and early:
+                instruction = self.kernel.code[min(early)]
+                raise PtxError(f"{instruction.opcode[0]} in a divergent warp ({instruction.place})")
             if not groups:
                 groups = self._open_barrier(waiting, done)
                 waiting = {}
@@ -93,8 +98,15 @@ class Block:
                     _join(waiting, pc, acting)
                     _join(groups, pc + 1, mask & ~acting)
                     break
-                elif acting.any():
-                    self._execute(instruction, acting)
+                else:
+                    if name in _WARP_WIDE:
+                        came = early.pop(pc, np.zeros(self.threads, bool))
+                        mask, acting = mask | came, acting | came
+                        lacking = _partial_warps(acting)
+                        _join(early, pc, lacking)
+                        mask, acting = mask & ~lacking, acting & ~lacking
+                    if acting.any():
+                        self._execute(instruction, acting)
                 pc += 1
         if self.copies:
             raise PtxError("a thread exits with cp.async under way")
@@ -262,10 +274,9 @@ class Block:
 
     def _warps(self, mask: Mask, name: str) -> NDArray[np.int64]:
         """Numbers of the warps that take part, each with all its lanes."""
-        lanes = mask.reshape(-1, 32)
-        if (lanes.any(1) != lanes.all(1)).any():
+        if _partial_warps(mask).any():
             raise PtxError(f"{name} in a divergent warp")
-        return np.flatnonzero(lanes.all(1))
+        return np.flatnonzero(mask.reshape(-1, 32).all(1))
 
     def _shuffle(self, instruction: Instruction, mask: Mask) -> None:
         target, value, b, c, member = instruction.operands
@@ -316,6 +327,12 @@ def _special_registers(threads: int, place: tuple[tuple[int, int, int], tuple[in
     return dict(values)
 
 
+def _partial_warps(mask: Mask) -> Mask:
+    """Threads of the mask whose warps are not all in it."""
+    whole = mask.reshape(-1, 32).all(1)
+    return mask & ~np.repeat(whole, 32)
+
+
 def _join(groups: dict[int, Mask], pc: int, mask: Mask) -> None:
     if mask.any():
         groups[pc] = groups[pc] | mask if pc in groups else mask
@@ -342,6 +359,8 @@ def _constant(text: str, dtype: np.dtype[np.generic]) -> np.generic:
     return np.array(bits, f"u{dtype.itemsize}").view(dtype)[()] if dtype.kind != "b" else np.bool_(bits)
 
 
+# All lanes of a warp do these together.
+_WARP_WIDE = frozenset({"shfl", "ldmatrix", "mma"})
 _HANDLERS: dict[str, Callable[[Block, Instruction, Mask], None]] = {
     "mov": Block._move,
     "ld": Block._load,
