@@ -20,6 +20,9 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "protoad": ("protoad", "ProtoAD"),
     "dfc": ("dfc", "Dfc"),
     "sgsf": ("sgsf", "Sgsf"),
+    "isstad": ("isstad", "Isstad"),
+    "cutpaste": ("cutpaste", "CutPaste"),
+    "efficientad": ("efficientad", "EfficientAd"),
 }
 
 DEFAULT_SIZE = 256
