@@ -92,13 +92,16 @@ class Backbone(nn.Module):
         return taps
 
 
-def build_backbone(spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> Backbone:
+def build_backbone(
+    spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True, pool: bool = True
+) -> Backbone:
     """Build a frozen backbone for one input size.
 
     Args:
         spec: name, weights and taps.
         size: input ``(height, width)`` in pixels; padding is made static for it.
         load_weights: False leaves random weights, for a caller that loads a saved state over them.
+        pool: False leaves out the max-pool behind a ResNet's stem, so that every later tap is twice as fine.
 
     Raises:
         ConfigError: unknown name, or no tap with a wanted stride.
@@ -127,6 +130,10 @@ def build_backbone(spec: BackboneSpec, size: tuple[int, int], *, load_weights: b
     if load_weights and spec.weights not in ("hub", "random"):
         copy_weights(network, spec)
 
+    if not pool:
+        if not isinstance(getattr(network, "maxpool", None), nn.MaxPool2d):
+            raise ConfigError(f"backbone '{spec.name}' has no max-pool to leave out; choose a ResNet")
+        network.maxpool = nn.Identity()
     indices = [reductions.index(stride) for stride in spec.strides]
     mean, std = input_statistics(network, spec)
     body = _cut(network.eval(), indices, size)

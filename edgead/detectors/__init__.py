@@ -19,6 +19,7 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "fre": ("fre", "Fre"),
     "protoad": ("protoad", "ProtoAD"),
     "dfc": ("dfc", "Dfc"),
+    "slsg": ("slsg", "Slsg"),
     "sgsf": ("sgsf", "Sgsf"),
     "isstad": ("isstad", "Isstad"),
     "cutpaste": ("cutpaste", "CutPaste"),

@@ -36,6 +36,7 @@ from edgead.detectors.losses import anomaly_probability, focal, shrink, structur
 from edgead.recipes import Batch, Recipe, Stage
 from edgead.scoring import GaussianSmoothing
 from edgead.synthesis import SalientForger, is_grey, open_textures
+from edgead.synthesis.augment import jitter
 
 _STRIDES = (2, 4, 8, 16)  # of the backbone's taps
 _FORGED = 0.75
@@ -44,8 +45,24 @@ _NEIGHBOURS = 4  # training draws its guide from so many
 _GAMMA = 2.0
 
 _PROFILES: dict[str, dict[str, Any]] = {
-    "small": {"encoder": "backbone", "width": 12, "steps": 240, "batch": 8, "learning_rate": 2e-3, "evaluations": 6},
-    "full": {"encoder": "own", "width": 32, "steps": 20_000, "batch": 16, "learning_rate": 1e-4, "evaluations": 20},
+    "small": {
+        "encoder": "backbone",
+        "width": 12,
+        "steps": 400,
+        "batch": 8,
+        "learning_rate": 2e-3,
+        "evaluations": 8,
+        "jitter": 0.1,
+    },
+    "full": {
+        "encoder": "own",
+        "width": 32,
+        "steps": 20_000,
+        "batch": 16,
+        "learning_rate": 1e-4,
+        "evaluations": 20,
+        "jitter": 0.0,
+    },
 }
 
 
@@ -62,6 +79,7 @@ class Sgsf(LearnedBase):
             width: w, channels of the finest level.
             guidance: ``denoised`` features of the image itself, or those of the most similar training image.
             guide_weight: of the loss of the guiding network.
+            jitter: how much brightness and contrast of all images vary; ours, for categories with few images.
         """
 
         smooth: bool = False
@@ -69,6 +87,7 @@ class Sgsf(LearnedBase):
         width: int | None = Field(default=None, ge=1, le=256)
         guidance: Literal["denoised", "retrieved"] = "denoised"
         guide_weight: float = Field(default=1.0, ge=0.0)
+        jitter: float | None = Field(default=None, ge=0.0, le=1.0)
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = fill(settings or self.Settings(), _PROFILES)
@@ -104,7 +123,8 @@ class Sgsf(LearnedBase):
                 evaluations=settings.evaluations,
             )
         textures = open_textures(settings.textures, *pixels.shape[1:3], grey=is_grey(pixels))
-        drawer = _Drawer(pixels, SalientForger(pixels, textures), recipe.batch, settings.guidance == "retrieved")
+        forger = SalientForger(pixels, textures)
+        drawer = _Drawer(pixels, forger, recipe.batch, settings.guidance == "retrieved", settings.jitter)
         trained = [network.guide, network.segmenter]
         if network.encoder is None:
             trained += [network.guide_encoder, network.own_encoder]
@@ -141,8 +161,8 @@ class Sgsf(LearnedBase):
 class _Drawer:
     """Makes batches: three of four images forged, and for each what should guide the segmenter."""
 
-    def __init__(self, pixels: Pixels, forger: SalientForger, batch: int, retrieved: bool) -> None:
-        self._pixels, self._forger, self._batch = pixels, forger, batch
+    def __init__(self, pixels: Pixels, forger: SalientForger, batch: int, retrieved: bool, strength: float) -> None:
+        self._pixels, self._forger, self._batch, self._strength = pixels, forger, batch, strength
         self._neighbours: Any = None
         if retrieved:
             keys = thumbnail_keys(torch.from_numpy(pixels)).numpy()
@@ -156,6 +176,11 @@ class _Drawer:
         images, masks = clean.copy(), np.zeros(clean.shape[:3], bool)
         for place in range(max(1, round(_FORGED * self._batch))):
             images[place], masks[place] = self._forger(int(indices[place]), rng)
+        if self._strength:
+            # The same for an image and what it is to be restored to.
+            pairs = [np.concatenate(pair) for pair in zip(images, clean, strict=True)]
+            changed = np.stack([jitter(pair, rng, self._strength) for pair in pairs])
+            images, clean = np.split(changed, 2, axis=1)
         batch = {"image": images, "clean": clean, "mask": masks}
         if self._neighbours is not None:
             near = self._neighbours[indices]

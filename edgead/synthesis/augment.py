@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.preprocess import resize
-from edgead.synthesis.forger import Image, to_bytes
+from edgead.synthesis.forger import Image, is_grey, to_bytes
 
 _Table = NDArray[np.floating]
 _LEVELS = np.arange(256, dtype=np.float32)
@@ -16,7 +16,9 @@ _LEVELS = np.arange(256, dtype=np.float32)
 
 def jitter(image: Image, rng: np.random.Generator, strength: float = 0.1) -> Image:
     """Return the image a little brighter or darker, with more or less contrast and tint."""
-    gain = 1.0 + rng.uniform(-strength, strength) + rng.uniform(-0.3, 0.3, 3) * strength
+    tint = rng.uniform(-0.3, 0.3, 3) * strength
+    gain = 1.0 + rng.uniform(-strength, strength) + (0.0 if is_grey(image) else tint)
+    gain = np.broadcast_to(gain, 3)
     middle = float(image.mean())
     shift = 255.0 * rng.uniform(-0.5, 0.5) * strength
     return _apply(image, gain * (_LEVELS[:, None] - middle) + middle + shift)
@@ -51,7 +53,7 @@ def grid_shuffle(image: Image, rng: np.random.Generator, rows: int, columns: int
     inner = image[: rows * height, : columns * width]
     tiles = inner.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(rows * columns, height, width, 3)
     shuffled = tiles[rng.permutation(rows * columns)].reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    result = image.copy()
+    result: Image = image.copy()
     result[: rows * height, : columns * width] = shuffled.reshape(inner.shape)
     return result
 

@@ -56,7 +56,7 @@ def _scar(image: Image, rng: np.random.Generator) -> tuple[Image, Mask]:
     y = np.floor(down * math.cos(turn) - across * math.sin(turn) + rows / 2).astype(np.intp)
     x = np.floor(down * math.sin(turn) + across * math.cos(turn) + columns / 2).astype(np.intp)
     mask = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-    result = image.copy()
+    result: Image = image.copy()
     result[mask] = patch[y[mask], x[mask]]
     return result, mask
 

@@ -34,9 +34,9 @@ def to_bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     return levels
 
 
-def is_grey(pool: Image) -> bool:
+def is_grey(images: Image) -> bool:
     """Whether a grey camera took these: a coloured forgery on them would be found by its colour alone."""
-    return bool((pool[..., :1] == pool).all())
+    return bool((images[..., :1] == images).all())
 
 
 def to_grey(image: Image) -> Image:
@@ -47,7 +47,7 @@ def to_grey(image: Image) -> Image:
 
 def blend(image: Image, source: Image, mask: Mask, keep: float) -> Image:
     """Return ``image`` with ``keep * image + (1 - keep) * source`` where the mask is."""
-    result = image.copy()
+    result: Image = image.copy()
     inside = image[mask].astype(np.float32)
     mixed = keep * inside + (1.0 - keep) * source[mask]
     result[mask] = to_bytes(mixed)

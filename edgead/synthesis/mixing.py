@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from edgead.synthesis.augment import augment, flip, grid_shuffle, jitter, strong_jitter
-from edgead.synthesis.forger import Image, Mask, blend, check_pool, scaled_area, visible
+from edgead.synthesis.forger import Image, Mask, blend, check_pool, is_grey, scaled_area, to_grey, visible
 from edgead.synthesis.perlin import perlin_mask
 from edgead.synthesis.textures import Textures
 
@@ -39,7 +39,7 @@ class MixForger:
         least_change: int = 0,
         mode: Literal["structural", "texture"] | None = None,
     ) -> None:
-        self._pool, self._textures = check_pool(pool), textures
+        self._pool, self._textures, self._grey = check_pool(pool), textures, is_grey(pool)
         self._least_change, self._mode = least_change, mode
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image, Mask]:
@@ -54,7 +54,7 @@ class MixForger:
             mask = perlin_mask(height, width, rng, (0, 3), 0.5, least)
             source = self._textures(rng)
             keep = 0.75 if rng.random() < 0.25 else float(rng.uniform(0.0, 0.9))
-        forged = blend(image, source, mask, keep)
+        forged = blend(image, to_grey(source) if self._grey else source, mask, keep)
         return forged, visible(image, forged, mask, self._least_change)
 
     def _normal_source(self, image: Image, rng: np.random.Generator) -> Image:

@@ -6,9 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.synthesis.augment import augment, flip
-from edgead.synthesis.forger import Floats, Image, Mask, blend, check_pool, drop_small, scaled_area
+from edgead.synthesis.forger import (
+    Floats,
+    Image,
+    Mask,
+    blend,
+    check_pool,
+    drop_small,
+    is_grey,
+    scaled_area,
+    to_grey,
+    visible,
+)
 from edgead.synthesis.perlin import random_perlin
-from edgead.synthesis.saliency import Saliency, salient_region, spectral_residual
+from edgead.synthesis.saliency import Saliency, object_saliency, salient_region
 from edgead.synthesis.textures import Textures
 
 _LEAST_AREA = 16  # pixels of 256 x 256
@@ -44,10 +55,19 @@ class SalientForger:
         pool: ``(n, h, w, 3)`` uint8, the training images.
         textures: of the size of the pool.
         saliency: image to map, computed once for every image.
+        least_change: see `MixForger`.
     """
 
-    def __init__(self, pool: Image, textures: Textures, saliency: Saliency = spectral_residual) -> None:
-        self._pool, self._textures = check_pool(pool), textures
+    def __init__(
+        self,
+        pool: Image,
+        textures: Textures,
+        *,
+        saliency: Saliency = object_saliency,
+        least_change: int = 8,
+    ) -> None:
+        self._pool, self._textures, self._grey = check_pool(pool), textures, is_grey(pool)
+        self._least_change = least_change
         self._maps = [np.asarray(saliency(image), np.float32) for image in pool]
         self._regions = [salient_region(one) for one in self._maps]
 
@@ -55,4 +75,6 @@ class SalientForger:
         image = self._pool[index]
         mask = salient_mask(self._maps[index], self._regions[index], rng)
         source = flip(augment(image, rng), rng) if rng.random() < _SELF_SHARE else self._textures(rng)
-        return blend(image, source, mask, float(rng.uniform(0.0, 0.8))), mask
+        source = to_grey(source) if self._grey else source
+        forged = blend(image, source, mask, float(rng.uniform(0.0, 0.8)))
+        return forged, visible(image, forged, mask, self._least_change)

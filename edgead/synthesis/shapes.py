@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.synthesis.augment import flip, strong_jitter
-from edgead.synthesis.forger import Image, Mask, check_pool, to_grey
+from edgead.synthesis.forger import Image, Mask, check_pool, is_grey, to_grey
 from edgead.synthesis.saliency import otsu
 
 _LEAST_SIDE = 10  # pixels of 256
@@ -98,7 +98,7 @@ def _content(image: Image, rng: np.random.Generator) -> Image:
     if kind == 1:
         return flip(image, rng)
     if kind == 2:
-        noise = rng.integers(0, 256, image.shape)
+        noise = rng.integers(0, 256, (*image.shape[:2], 1 if is_grey(image) else 3))
         return np.asarray((image.astype(np.int64) + noise) // 2, np.uint8)
     changed = image
     for number in rng.choice(3, int(rng.integers(1, 3)), replace=False):

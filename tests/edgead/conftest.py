@@ -304,3 +304,38 @@ def _make_row(
         error=error,
         outcome=None if error else outcome,
     )
+
+
+@pytest.fixture
+def step_and_export() -> Callable[[Any, Any], None]:
+    """A function that trains a full-size network for one step a stage, exports it and compares one frame."""
+
+    def check(detector: Any, network: Any) -> None:
+        import onnxruntime
+        import torch
+
+        from edgead.detectors import create_detector
+        from edgead.detectors.learned import LearnedModule
+        from edgead.export.graph import export_onnx
+        from edgead.export.lint import require_clean
+        from edgead.training import train
+
+        one = {"steps": 1, "batch": 2, "pretraining_steps": 1, "evaluations": 1}
+        known = detector.settings.model_dump()
+        brief = create_detector(detector.name, {**known, **{k: v for k, v in one.items() if k in known}})
+        pixels = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        log = train(network, brief.stages(network, pixels, 0), seed=0, device="cpu")
+        assert np.isfinite([value for point in log.points for value in point.losses.values()]).all()
+        assert any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        module = LearnedModule(network, (256, 256))
+        graph = export_onnx(module, 256, 256)
+        require_clean(graph)
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        score, grid = session.run(None, {"images": pixels[:1]})
+        with torch.inference_mode():
+            expected = module(torch.from_numpy(pixels[:1]))
+        np.testing.assert_allclose(score, expected[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(grid, expected[1].numpy(), atol=1e-4)
+
+    return check
