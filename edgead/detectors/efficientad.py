@@ -270,8 +270,7 @@ def standardise_teacher(network: EfficientAdNetwork, pixels: Pixels) -> None:
     device = network.mean.device
     answers = [network.teacher(network.normalise(as_pixels(torch.from_numpy(one[None]).to(device)))) for one in pixels]
     mean, std = _moments(answers)
-    last = network.teacher[-1]
-    network.teacher.scale_outputs(mean.flatten(), std.flatten().to(last.weight.dtype))
+    network.teacher.scale_outputs(mean.flatten(), std.flatten())
 
 
 def hard_mean(differences: Tensor, share: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network of ISSTAD: a frozen encoder, a decoder that is judged after every block, and what scores it."""
+"""The network of ISSTAD: an encoder, a decoder that is judged after every block, and what scores it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgead.detectors.blocks import upsample
+from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.detectors.losses import anomaly_probability
 from edgead.detectors.vit import Block, Grid, VitEncoder, initialise, sine_cosine, unpatchify
 from edgead.scoring import GaussianSmoothing
@@ -18,6 +21,48 @@ STD = (58.395, 57.12, 57.375)
 _TOP = 0.1  # share of the pixels that the extended score averages
 
 Score = Literal["product", "probability", "extended"]
+
+
+class BackboneTokens(nn.Module):
+    """The cells of a frozen backbone in the place of a transformer's tokens; ours, for the small profile.
+
+    Pixels ``(N, 3, h, w)`` from 0 to 255 to tokens ``(N, 1 + T, C)``, zeros for the class token. The coarser tap is
+    resized to the finer one's grid, and each channel brought to mean 0 and variance 1 over the training images.
+    """
+
+    level: Tensor
+    gain: Tensor
+
+    def __init__(self, encoder: TapEncoder, grid: Grid) -> None:
+        super().__init__()
+        self.backbone, self.grid = encoder, grid
+        self.channels = sum(encoder.channels)
+        self.register_buffer("level", torch.zeros(self.channels))
+        self.register_buffer("gain", torch.ones(self.channels))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return ``(N, T, C)``."""
+        return (self._cells(pixels) - self.level) * self.gain
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Return some or all tokens ``(N, K, C)`` with a class token before them."""
+        return torch.cat([patches[:, :1] * 0.0, patches], dim=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encode(self.embed(pixels))
+
+    @torch.no_grad()
+    def measure(self, images: NDArray[np.uint8]) -> None:
+        """Set the statistics of the channels from images ``(n, h, w, 3)``."""
+        device = self.level.device
+        cells = torch.cat([self._cells(as_pixels(torch.from_numpy(one[None]).to(device))) for one in images]).double()
+        std, mean = torch.std_mean(cells.flatten(0, 1), dim=0, correction=0)
+        self.level.copy_(mean)
+        self.gain.copy_(1.0 / torch.clamp(std, min=1e-6))
+
+    def _cells(self, pixels: Tensor) -> Tensor:
+        fine, coarse = self.backbone(pixels)
+        return torch.cat([fine, upsample(coarse)], 1).flatten(2).transpose(1, 2)
 
 
 class IsstadDecoder(nn.Module):
@@ -63,10 +108,9 @@ class IsstadNetwork(nn.Module):
     makes maps of different images incomparable: dropped, scoring modules give raw maps.
 
     Args:
-        encoder: ``(channels, blocks, heads)``.
-        decoder: likewise.
+        encoder: normalised images to tokens, or pixels to tokens where it is a backbone's.
+        decoder: ``(channels, blocks, heads)``.
         size: ``(height, width)`` of the input.
-        patch: pixels a side.
         score: see above.
         stride: pixels a side that a cell of the map averages.
         smooth: whether G does anything.
@@ -77,20 +121,19 @@ class IsstadNetwork(nn.Module):
 
     def __init__(
         self,
-        encoder: tuple[int, int, int],
+        encoder: VitEncoder | BackboneTokens,
         decoder: tuple[int, int, int],
         size: tuple[int, int],
-        patch: int,
         *,
         score: Score = "product",
         stride: int = 1,
         smooth: bool = True,
     ) -> None:
         super().__init__()
-        self.grid = Grid.of(size, patch)
+        self.grid = encoder.grid
         self.score, self.stride = score, stride
-        self.encoder = VitEncoder(encoder, self.grid)
-        self.decoder = IsstadDecoder(encoder[0], decoder, self.grid)
+        self.encoder = encoder
+        self.decoder = IsstadDecoder(encoder.channels, decoder, self.grid)
         self.register_buffer("mean", torch.from_numpy(np.array(MEAN, np.float32).reshape(1, 3, 1, 1)))
         self.register_buffer("scale", torch.from_numpy((1.0 / np.array(STD)).astype(np.float32).reshape(1, 3, 1, 1)))
         cells = min(size) // stride
@@ -99,7 +142,7 @@ class IsstadNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         images = self.normalise(pixels)
-        blocks = self.decoder(self.encoder(images))
+        blocks = self.decoder(self.encoder(self.encoder_input(pixels)))
         probability = anomaly_probability(self.map_logits(blocks[0]))
         for block in blocks[1:]:
             probability = probability + anomaly_probability(self.map_logits(block))
@@ -121,6 +164,10 @@ class IsstadNetwork(nn.Module):
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return pixels as public weights expect them, in both stages alike."""
         return (pixels - self.mean) * self.scale
+
+    def encoder_input(self, pixels: Tensor) -> Tensor:
+        """Return what the encoder takes of pixels; a backbone has its own normalisation."""
+        return pixels if isinstance(self.encoder, BackboneTokens) else self.normalise(pixels)
 
     def map_logits(self, block: Tensor) -> Tensor:
         """Return ``(N, 2, h, w)`` of one block's tokens ``(N, T, C)``."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgead.backbones import NO_BACKBONE
+from edgead.backbones import NO_BACKBONE, BackboneSpec
 from edgead.detectors import create_detector
 from edgead.detectors.isstad import MaskedAutoEncoder, draw_kept, masked_error, pixel_entropy
 from edgead.detectors.losses import structural_similarity
@@ -21,13 +21,25 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.training import train
 
 SIZE = (64, 32)  # rows and columns differ, so that taking one for the other shows
-TINY = {"patch": 16, "decoder_width": 16, "batch": 3, "steps": 2, "pretraining_steps": 2, "map_stride": 1}
+TINY: dict[str, Any] = {
+    "encoder": "own",
+    "patch": 16,
+    "decoder_width": 16,
+    "batch": 3,
+    "steps": 2,
+    "pretraining_steps": 2,
+    "map_stride": 1,
+}
+
+
+RANDOM = BackboneSpec("efficientnet_lite0", "random")
 
 
 def make(size: tuple[int, int] = SIZE, **settings: Any) -> tuple[Any, Any]:
     detector = create_detector("isstad", {**TINY, **settings})
     torch.manual_seed(0)
-    return detector, detector.network(NO_BACKBONE, size).eval()
+    spec = RANDOM if detector.settings.encoder == "backbone" else NO_BACKBONE
+    return detector, detector.network(detector.backbone(spec), size).eval()
 
 
 def pixels(count: int = 5, size: tuple[int, int] = SIZE) -> Any:
@@ -154,12 +166,12 @@ def test_a_quarter_of_the_patches_is_seen_in_their_order() -> None:
 def test_seen_tokens_return_to_their_places_and_the_others_hold_the_mask() -> None:
     _, network = make()
     masked = MaskedAutoEncoder(network)
-    images, keep = torch.rand(2, 3, *SIZE), torch.tensor([[1, 6], [0, 3]])
+    images, keep = torch.rand(2, 3, *SIZE) * 255, torch.tensor([[1, 6], [0, 3]])
     encoder, decoder = network.encoder, network.decoder
     with torch.no_grad():
         found = masked(network, images, keep)
         for image in range(2):
-            patches = encoder.embed(images[image : image + 1])
+            patches = encoder.embed(network.normalise(images[image : image + 1]))
             embedded = decoder.embed(encoder.encode(patches[:, keep[image]]))
             row = [masked.mask_token[0, 0]] * 8
             for place, token in zip(keep[image].tolist(), embedded[0, 1:], strict=True):
@@ -259,6 +271,28 @@ def test_the_encoder_learns_in_the_first_stage_only() -> None:
     assert not any(name.startswith("encoder") for name in moved)
 
 
+def test_a_backbones_cells_are_tokens_of_mean_0_and_variance_1_in_their_order() -> None:
+    detector, network = make(encoder="backbone", patch=8)
+    images = pixels(4)
+    stages = detector.stages(network, images, 0)
+    planes = torch.from_numpy(images).float().permute(0, 3, 1, 2)
+    with torch.no_grad():
+        tokens = network.encoder(network.encoder_input(planes))
+        fine, coarse = network.encoder.backbone(planes)
+    assert tokens.shape == (4, 1 + 8 * 4, 40 + 112)
+    assert not tokens[:, 0].any()
+    rows = tokens[:, 1:].flatten(0, 1)
+    assert rows.mean(0).abs().max() < 1e-3
+    torch.testing.assert_close(rows.std(0, correction=0), torch.ones(152), atol=1e-2, rtol=0)
+    whole = torch.cat([fine, F.interpolate(coarse, scale_factor=2, mode="bilinear")], 1)
+    deviation, mean = torch.std_mean(whole, (0, 2, 3), correction=0)
+    expected = (whole[1, :, 6, 2] - mean) / deviation
+    torch.testing.assert_close(tokens[1, 1 + 4 * 6 + 2], expected, atol=1e-3, rtol=1e-2)
+    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    train(network, stages, seed=0, device="cpu")
+    assert all(torch.equal(value, before[name]) for name, value in network.encoder.state_dict().items())
+
+
 # Score
 
 
@@ -351,5 +385,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="an image of 96x64 is no multiple of patch=28"):
         make(size=(64, 96), patch=28)
+    with pytest.raises(ConfigError, match="mae_weights are a transformer's"):
+        create_detector("isstad", {"mae_weights": "mae.pth"})
     with pytest.raises(ConfigError, match="decoder_width=48 is no multiple of decoder_heads=5"):
         create_detector("isstad", {"decoder_width": 48, "decoder_heads": 5})
