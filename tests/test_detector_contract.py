@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "npad": {"dimensions": 16, "centroids": 50},
     "dfc": {"head.bank_size": 128},
     "sgsf": {"steps": 24, "batch": 4, "width": 8, "evaluations": 1, "learning_rate": 5e-3},
-    "isstad": {"steps": 30, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
+    "isstad": {"steps": 24, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
     "cutpaste": {"steps": 16, "batch": 2, "width": 16, "evaluations": 1},
     "efficientad": {"steps": 24, "distillation_steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
 }
@@ -52,8 +52,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 # Convolutions of the default backbone up to its last tap; a learned detector adds its own.
 BACKBONE_LAYERS = 33
-# Those of networks without it; a transformer has one, which cuts the image into patches.
-OWN_LAYERS = {"isstad": 1, "efficientad": 22}
+# Of those that add none, or do without it.
+OWN_LAYERS = {"isstad": BACKBONE_LAYERS, "efficientad": 22}
 
 
 def settings(name: str) -> dict[str, Any]:

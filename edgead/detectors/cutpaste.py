@@ -8,7 +8,7 @@ general knowledge [G], not re-checked against code. What each part rests on ([R]
 - ResNet-18, its pooled features the embedding; SGD 0.03, momentum 0.9, weight decay 3e-5, one cosine of 65,536 steps
   (256 epochs of 256 steps each) of 32 images in three versions; a little colour jitter [G];
 - score: Mahalanobis distance of the image's embedding from a Gaussian of the training images' [G], its covariance
-  shrunk (Ledoit and Wolf) since images are few [R];
+  shrunk (Ledoit and Wolf) and with a ridge since images are few [R];
 - map: the same for windows. The paper trains a second network on patches of 64 of 256 pixels for it [G]; ours takes
   the means of this network's features over windows of about that side, and one Gaussian of all windows [R].
   ``score=patch`` takes the image's score from that map, its maximum, which small defects do not dilute [R].

@@ -14,16 +14,18 @@ from secondary sources [S]. What each part rests on ([R]: ours):
   teacher there; on jittered images, differences of teacher and auto-encoder, and of auto-encoder and the student's
   second half [S]. Adam 1e-4, decay 1e-5, batch 1, 70,000 steps, a tenth of the rate for the last 5 % [S];
 - strange images are photos of ``textures`` (a folder of ImageNet-like photos is what the paper means), else procedural
-  textures [R];
+  textures [R]; with ``strange=both`` half of them are training images with textures in them, of which the changed cells
+  count, so that a student of few steps learns where not to follow [R];
 - score and map: see `EfficientAdNetwork`.
 
-The small profile, narrower networks, AdamW with one cosine, a larger batch and share of hard cells, is ours.
+The small profile is ours: narrower networks, AdamW with one cosine, a larger batch and share of hard cells,
+``strange=both``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +59,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "evaluations": 6,
         "hard": 0.99,
+        "strange": "both",
     },
     "full": {
         "width": 1.0,
@@ -67,6 +70,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "evaluations": 20,
         "hard": 0.999,
+        "strange": "images",
     },
 }
 
@@ -85,6 +89,7 @@ class EfficientAd(LearnedBase):
             channels: of the teacher's output.
             distillation_steps: of the teacher.
             hard: share of the differences of a step that do not count, the smallest.
+            strange: what the student must not follow the teacher on, whole ``images``, or forged defects too.
         """
 
         smooth: bool = False
@@ -92,6 +97,7 @@ class EfficientAd(LearnedBase):
         channels: int | None = Field(default=None, ge=8, le=1024)
         distillation_steps: int | None = Field(default=None, ge=1)
         hard: float | None = Field(default=None, ge=0.0, lt=1.0)
+        strange: Literal["images", "both"] | None = None
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = fill(settings or self.Settings(), _PROFILES)
@@ -175,10 +181,18 @@ class EfficientAd(LearnedBase):
         settings = self.settings
         recipe = self._recipe(settings.steps, settings.batch, settings.evaluations)
 
+        forger = MixForger(pixels, textures, mode="texture")
+        whole = np.ones(pixels.shape[1:3], bool)
+
         def draw(rng: np.random.Generator) -> Batch:
-            clean = pixels[rng.integers(0, len(pixels), recipe.batch)]
-            shifted = np.stack([jitter(image, rng, _JITTER) for image in clean])
-            return {"image": clean, "shifted": shifted, "strange": np.stack([textures(rng) for _ in clean])}
+            indices = rng.integers(0, len(pixels), recipe.batch)
+            shifted = np.stack([jitter(pixels[index], rng, _JITTER) for index in indices])
+            pairs = [
+                forger(int(index), rng) if settings.strange == "both" and place % 2 else (textures(rng), whole)
+                for place, index in enumerate(indices)
+            ]
+            strange, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+            return {"image": pixels[indices], "shifted": shifted, "strange": strange, "mask": masks}
 
         def losses(arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             clean, shifted, strange = (
@@ -194,7 +208,7 @@ class EfficientAd(LearnedBase):
                 follow_quantiles(network, difference.mean(1), overall.mean(1))
             return {
                 "student": hard_mean(difference, settings.hard),
-                "strange": network.student(strange)[:, :half].float().square().mean(),
+                "strange": masked_energy(network.student(strange)[:, :half].float(), arrays["mask"]),
                 "auto-encoder": (wanted_shifted - rebuilt).square().mean(),
                 "second student": overall.mean(),
             }
@@ -278,6 +292,12 @@ def hard_mean(differences: Tensor, share: float) -> Tensor:
     flat = differences.flatten()
     kept = max(1, round((1.0 - share) * len(flat)))
     return torch.topk(flat, kept).values.mean()
+
+
+def masked_energy(answers: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean square of ``(N, C, h / 4 - 8, w / 4 - 8)`` in cells of ``(N, h, w)`` bool, by the share set."""
+    share = F.avg_pool2d(mask[:, None].float(), 4)[:, :, CROP:-CROP, CROP:-CROP]
+    return (answers.square().mean(1, keepdim=True) * share).sum() / torch.clamp(share.sum(), min=1.0)
 
 
 @torch.no_grad()

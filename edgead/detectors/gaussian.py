@@ -7,6 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+# Of the mean variance, added in every direction: few embeddings span few directions, and a whitening that stretches
+# the others makes a distance of rounding errors, those of half precision above all.
+RIDGE = 0.05
+
 
 class GaussianDensity(nn.Module):
     """Embeddings ``(N, C)`` or ``(N, P, C)`` to Mahalanobis distances ``(N,)`` or ``(N, P)``.
@@ -42,16 +46,15 @@ class RunningMoments(nn.Module):
     Args:
         channels: C.
         momentum: weight of a new batch.
-        ridge: of the mean variance, added to the diagonal; few embeddings span few directions.
     """
 
     mean: Tensor
     second: Tensor
     weight: Tensor
 
-    def __init__(self, channels: int, momentum: float = 0.1, ridge: float = 0.05) -> None:
+    def __init__(self, channels: int, momentum: float = 0.1) -> None:
         super().__init__()
-        self.momentum, self.ridge = momentum, ridge
+        self.momentum = momentum
         self.register_buffer("mean", torch.zeros(channels, dtype=torch.float64))
         self.register_buffer("second", torch.zeros(channels, channels, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
@@ -65,23 +68,22 @@ class RunningMoments(nn.Module):
         self.weight.lerp_(torch.ones_like(self.weight), self.momentum)
         mean = self.mean / self.weight
         covariance = self.second / self.weight - torch.outer(mean, mean)
-        return mean, covariance + self._floor(covariance)
+        return mean, add_ridge(covariance)
 
-    def _floor(self, covariance: Tensor) -> Tensor:
-        level = self.ridge * torch.diagonal(covariance).mean() + 1e-9
-        return level * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+def add_ridge(covariance: Tensor) -> Tensor:
+    """Return ``(C, C)`` with `RIDGE` of its mean variance, and a little more where there is none, on the diagonal."""
+    level = RIDGE * torch.diagonal(covariance).mean() + 1e-9
+    return covariance + level * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
 def shrunk_moments(embeddings: NDArray[np.floating]) -> tuple[Tensor, Tensor]:
     """Return mean and covariance of ``(n, C)``, float64, the latter shrunk towards a sphere (Ledoit and Wolf 2004).
 
-    As Rippel et al. (ICPR 2020) do for few embeddings of many channels.
+    As Rippel et al. (ICPR 2020) do for few embeddings of many channels; the ridge is ours.
     """
     from sklearn.covariance import LedoitWolf
 
     rows = np.asarray(embeddings, np.float64)
     found = LedoitWolf().fit(rows)
-    # Embeddings that are all alike have no variance in any direction, which no density can have.
-    floor = 1e-9 * max(1.0, float(np.square(rows).mean()))
-    covariance = found.covariance_ + floor * np.eye(rows.shape[1])
-    return torch.from_numpy(found.location_), torch.from_numpy(covariance)
+    return torch.from_numpy(found.location_), add_ridge(torch.from_numpy(found.covariance_))

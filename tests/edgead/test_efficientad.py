@@ -156,20 +156,30 @@ def test_the_hardest_differences_count() -> None:
     assert float(hard_mean(values[:1, :1, :1, :2], 0.999)) == pytest.approx(float(values[0, 0, 0, :2].max()))
 
 
-def test_the_losses_are_their_formulas() -> None:
-    detector, network = make(hard=0.9)
+@pytest.mark.parametrize("strange_images", ["images", "both"])
+def test_the_losses_are_their_formulas(strange_images: str) -> None:
+    detector, network = make(hard=0.9, strange=strange_images)
     stage = detector.stages(network, pixels(), 0)[1]
     tensors = {name: torch.from_numpy(value) for name, value in stage.batch(np.random.default_rng(0)).items()}
-    assert set(tensors) == {"image", "shifted", "strange"}
+    assert set(tensors) == {"image", "shifted", "strange", "mask"}
+    assert tensors["mask"].all(dim=1).all(dim=1).tolist() == [True, strange_images == "images", True]
     assert not torch.equal(tensors["image"], tensors["shifted"])
     with torch.no_grad():
         terms = {name: float(value) for name, value in stage.losses(tensors).items()}
         clean, shifted, strange = (network.normalise(planes(tensors[n])) for n in ("image", "shifted", "strange"))
         first = ((network.teacher(clean) - network.student(clean)[:, :8]) ** 2).numpy()
         rebuilt = network.autoencoder(shifted)
+        energy = total = 0.0
+        answers = network.student(strange)[:, :8]
+        for n in range(3):
+            for i in range(8):
+                for j in range(16):
+                    cell = tensors["mask"][n, 4 * i + 16 : 4 * i + 20, 4 * j + 16 : 4 * j + 20]
+                    energy += float(cell.float().mean()) * float((answers[n, :, i, j] ** 2).mean())
+                    total += float(cell.float().mean())
         expected = {
             "student": np.sort(first.ravel())[-round(0.1 * first.size) :].mean(),
-            "strange": float((network.student(strange)[:, :8] ** 2).mean()),
+            "strange": energy / total,
             "auto-encoder": float(((network.teacher(shifted) - rebuilt) ** 2).mean()),
             "second student": float(((rebuilt - network.student(shifted)[:, 8:]) ** 2).mean()),
         }
@@ -179,7 +189,7 @@ def test_the_losses_are_their_formulas() -> None:
 
 def test_strange_images_come_from_the_folder_that_was_given(tmp_path: Path) -> None:
     Image.new("RGB", (80, 70), (255, 0, 0)).save(tmp_path / "red.png")
-    detector, network = make(textures=str(tmp_path))
+    detector, network = make(textures=str(tmp_path), strange="images")
     photos = open_textures(str(tmp_path), *SIZE, grey=False)
     drawn = detector.stages(network, pixels(), 0)[1].batch(np.random.default_rng(4))["strange"]
     # One colour stays one colour, whatever is done to it; procedural textures have many.
