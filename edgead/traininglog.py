@@ -49,7 +49,7 @@ def draw_log(log: TrainingLog) -> bytes:
         points = [point for point in log.points if point.stage == stage]
         axes = figure.add_subplot(1, len(stages), place + 1)
         steps = [point.step for point in points]
-        for name in points[0].losses:
+        for name in sorted(points[0].losses):  # a saved log has them in another order
             axes.plot(steps, [point.losses[name] for point in points], lw=1, alpha=0.7, label=name)
         if len(points[0].losses) > 1:
             axes.plot(steps, [sum(point.losses.values()) for point in points], color="black", lw=1.6, label="sum")

@@ -35,15 +35,19 @@ from edgead.runtime.stream import Stream
 
 SIZE = 128
 BACKENDS = ("onnxruntime", "openvino")
-# Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them.
-MAX_DROP = 0.6
+# Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them. A network that
+# was trained for seconds leaves a short way from good parts to the threshold, so rounding takes a larger share of it.
+MAX_DROP, LEARNED_MAX_DROP = 0.6, 2.0
+# Good images to learn from; of a learned detector a fifth of them sets the threshold.
+GOOD, LEARNED_GOOD = 10, 40
 SMALL: dict[str, dict[str, Any]] = {
     "patchcore": {"bank_size": 256},
     "padim": {"dimensions": 24},
     "protoad": {"prototypes": 50},
     "npad": {"dimensions": 16, "centroids": 50},
     "dfc": {"head.bank_size": 128},
-    "sgsf": {"steps": 24, "batch": 4, "width": 8, "evaluations": 1, "learning_rate": 5e-3},
+    "slsg": {"steps": 80, "batch": 4, "width": 0.15, "pretraining_steps": 2, "evaluations": 1, "learning_rate": 3e-3},
+    "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
     "isstad": {"steps": 24, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
     "cutpaste": {"steps": 16, "batch": 2, "width": 16, "evaluations": 1},
     "efficientad": {"steps": 24, "distillation_steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
@@ -53,6 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
 # Convolutions of the default backbone up to its last tap; a learned detector adds its own.
 BACKBONE_LAYERS = 33
 # Of those that add none, or do without it.
+EDGY = ("isstad", "cutpaste", "efficientad")
 OWN_LAYERS = {"isstad": BACKBONE_LAYERS, "efficientad": 22}
 
 
@@ -148,22 +153,32 @@ class Made:
 
 @pytest.fixture(scope="module")
 def folders(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Two categories: ten good images each to learn from, a few good and defective ones to judge."""
+    """Two categories of a few good images, a few good and defective ones to judge; the first again, with more."""
     root = tmp_path_factory.mktemp("contract")
-    for category, tested in (("metal_plate", 6), ("toy", 2)):
-        for folder, count in (("train/good", 10), ("test/good", tested), ("test/defect", tested)):
+    for where, category, good, tested in (
+        (root, "metal_plate", GOOD, 6),
+        (root, "toy", GOOD, 2),
+        (root / "more", "metal_plate", LEARNED_GOOD, 6),
+    ):
+        for folder, count in (("train/good", good), ("test/good", tested), ("test/defect", tested)):
             source = ci_small / category / folder
             if not source.is_dir():
                 source = next(other for other in sorted(source.parent.iterdir()) if other.name != "good")
-            (root / category / folder).mkdir(parents=True)
+            (where / category / folder).mkdir(parents=True)
             for image in sorted(source.iterdir())[:count]:
-                shutil.copy(image, root / category / folder)
-    return root / "metal_plate", root / "toy"
+                shutil.copy(image, where / category / folder)
+    return root / "metal_plate", root / "toy", root / "more" / "metal_plate"
 
 
 def given(name: str, folders: tuple[Path, ...]) -> list[Path]:
-    """What a detector is fitted on: all folders where it pools categories, the first where it takes one."""
-    return list(folders if pools_categories(name) else folders[:1])
+    """What a detector is fitted on: two folders where it pools categories, the one with more where it learns."""
+    if learns(name):
+        return [folders[2]]
+    return list(folders[:2] if pools_categories(name) else folders[:1])
+
+
+def max_drop(name: str) -> float:
+    return LEARNED_MAX_DROP if learns(name) else MAX_DROP
 
 
 @pytest.fixture(scope="module", params=REGISTRY)
@@ -181,18 +196,19 @@ def made(request: pytest.FixtureRequest, folders: tuple[Path, ...], tmp_path_fac
         bundle,
         precisions=PRECISIONS,
         images=images,
-        max_drop=MAX_DROP,
+        max_drop=max_drop(name),
     )
     return Made(name, categories, model, folder / "plate.model", bundle, report)
 
 
 def test_every_image_that_was_not_seen_has_a_score_and_the_threshold_its_meaning(made: Made) -> None:
-    scored = 2 if learns(made.name) else 10 * len(made.categories)
+    scored = LEARNED_GOOD // 5 if learns(made.name) else GOOD * len(made.categories)
     assert len(made.model.card.normal_scores) == scored == made.model.threshold.n_normals
     training = made.model.card.training
     assert (training is not None) == learns(made.name)
     assert training is None or len(set(training.held_out)) == scored
-    assert list(made.model.card.categories.values()) == [10] * len(made.categories)
+    given = LEARNED_GOOD if learns(made.name) else GOOD
+    assert list(made.model.card.categories.values()) == [given] * len(made.categories)
     assert made.model.card.detector == made.name
     # The threshold lies between scores, never on one: rounding on another device must not flip a training image.
     assert made.model.threshold.value not in made.model.card.normal_scores
@@ -231,7 +247,7 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
     for runtime in BACKENDS:
         record = records_of(made, precision)[runtime]
         assert record.drop is not None
-        assert 0 < record.drop <= MAX_DROP
+        assert 0 < record.drop <= max_drop(made.name)
         assert record.rank_correlation is not None
         assert record.rank_correlation > 0.7
     layers = made.report.precisions[precision]["int8"]
@@ -240,7 +256,7 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
     else:
         assert layers["layers"] > BACKBONE_LAYERS if learns(made.name) else layers["layers"] == BACKBONE_LAYERS
     # With a limit this loose; the first depthwise layer costs most.
-    assert len(layers["kept"]) <= (layers["layers"] // 4 if learns(made.name) else 1)
+    assert len(layers["kept"]) <= (layers["layers"] // 4 if made.name in EDGY else 1)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
@@ -296,7 +312,7 @@ def test_a_fit_that_is_killed_leaves_a_whole_model_or_what_was_there(
     fixed: dict[str, Any] = {"target": str(target), "model": str(made.directory)}
     fixed["folders"] = [str(folder) for folder in given(made.name, folders)]
     fixed["arguments"] = {"detector": made.name, "settings": settings(made.name), "size": SIZE}
-    stages = ("training", "held-out scores") if learns(made.name) else ("features", "out-of-fold scores")
+    stages = ("training",) if learns(made.name) else ("features", "out-of-fold scores")
     for stage in stages:
         assert ask("kill", stage=stage, delay=0.0, **fixed)
         assert not target.exists()

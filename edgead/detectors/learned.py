@@ -213,9 +213,10 @@ def fit_learned(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = detector.network(spec, size)
+        stages = detector.stages(network, pixels[kept], seed)  # which may start helpers at random
     log = train(
         network,
-        detector.stages(network, pixels[kept], seed),
+        stages,
         seed=seed,
         judge=ProbeJudge(pixels[held], seed),
         device=detector.settings.device,

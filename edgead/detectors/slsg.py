@@ -50,11 +50,11 @@ _PROFILES: dict[str, dict[str, Any]] = {
     "small": {
         "width": 0.25,
         "output_stride": 2,
-        "steps": 240,
+        "steps": 400,
         "pretraining_steps": 30,
         "batch": 8,
         "learning_rate": 2e-3,
-        "evaluations": 6,
+        "evaluations": 8,
         "least_change": 8,
     },
     "full": {

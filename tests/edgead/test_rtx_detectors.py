@@ -14,7 +14,11 @@ from edgead.runtime.engine_cache import EngineCache
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rtx")]
 
-SMALL = {"patchcore": {"bank_size": "256"}}
+SMALL = {
+    "patchcore": {"bank_size": "256"},
+    "slsg": {"steps": "4", "pretraining_steps": "1"},
+    "sgsf": {"steps": "4"},
+}
 
 
 @pytest.mark.parametrize("name", REGISTRY)

@@ -53,7 +53,7 @@ def test_the_full_network_takes_a_step_exports_and_judges_a_frame(step_and_expor
 
 @pytest.mark.parametrize("encoder", ["backbone", "own"])
 def test_the_image_score_is_the_largest_probability(encoder: str) -> None:
-    _, network = make(encoder=encoder, width=4)
+    _, network = make(encoder=encoder, width=4, smooth=False)
     network.eval()
     images = torch.rand(3, 3, *SIZE) * 255
     with torch.inference_mode():
@@ -61,6 +61,12 @@ def test_the_image_score_is_the_largest_probability(encoder: str) -> None:
         logits = network.logits(images, network.guide_features(images)[0])
     torch.testing.assert_close(grid, torch.softmax(logits, 1)[:, 1])
     torch.testing.assert_close(score, grid.amax(dim=(1, 2)))
+    _, smoothed = make(encoder=encoder, width=4)
+    smoothed.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        score, smooth = smoothed.eval()(images)
+    assert smooth.std() < grid.std()
+    torch.testing.assert_close(score, smooth.amax(dim=(1, 2)))
 
 
 @pytest.mark.parametrize("encoder", ["backbone", "own"])
@@ -102,7 +108,7 @@ def test_without_its_guide_the_segmenter_answers_otherwise() -> None:
 
 @pytest.mark.parametrize("encoder", ["backbone", "own"])
 def test_retrieved_guidance_takes_the_most_similar_training_image(encoder: str) -> None:
-    detector, network = make(encoder=encoder, width=4, guidance="retrieved", batch=4)
+    detector, network = make(encoder=encoder, width=4, guidance="retrieved", batch=4, smooth=False)
     stage = detector.stages(network, pixels(), 0)[0]
     drawn = stage.batch(np.random.default_rng(0))
     for guide, clean in zip(drawn["guide"], drawn["clean"], strict=True):
