@@ -183,7 +183,7 @@ def copy_weights(network: nn.Module, spec: BackboneSpec) -> None:
         if len(found) != 1:
             raise DataError(f"{path} holds {len(found)} weight files; name one of them")
         path = found[0]
-    state = _read_state(path)
+    state = read_state(path)
     wanted = network.state_dict()
     if not set(wanted) <= set(state):
         state = _by_position(wanted, state, path)
@@ -193,7 +193,8 @@ def copy_weights(network: nn.Module, spec: BackboneSpec) -> None:
         raise DataError(f"{path} does not fit backbone '{spec.name}': {str(error).splitlines()[-1].strip()}") from error
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file; raises `DataError` where there is none or nothing that can be read."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -48,11 +48,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "dfc": {"head.bank_size": 128},
     "slsg": {"steps": 80, "batch": 4, "width": 0.15, "pretraining_steps": 2, "evaluations": 1, "learning_rate": 3e-3},
     "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
+    "isstad": {"steps": 24, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
+    "cutpaste": {"steps": 16, "batch": 2, "width": 16, "evaluations": 1},
+    "efficientad": {"steps": 24, "distillation_steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
 }
 
 
 # Convolutions of the default backbone up to its last tap; a learned detector adds its own.
 BACKBONE_LAYERS = 33
+# Of those that add none, or do without it.
+EDGY = ("isstad", "cutpaste", "efficientad")
+OWN_LAYERS = {"isstad": BACKBONE_LAYERS, "efficientad": 22}
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -245,8 +251,12 @@ def test_int8_keeps_the_order_of_the_scores_on_every_runtime(made: Made, precisi
         assert record.rank_correlation is not None
         assert record.rank_correlation > 0.7
     layers = made.report.precisions[precision]["int8"]
-    assert layers["layers"] > BACKBONE_LAYERS if learns(made.name) else layers["layers"] == BACKBONE_LAYERS
-    assert len(layers["kept"]) <= 1  # with a limit this loose; the first depthwise layer costs most
+    if made.name in OWN_LAYERS:
+        assert layers["layers"] == OWN_LAYERS[made.name]
+    else:
+        assert layers["layers"] > BACKBONE_LAYERS if learns(made.name) else layers["layers"] == BACKBONE_LAYERS
+    # With a limit this loose; the first depthwise layer costs most.
+    assert len(layers["kept"]) <= (layers["layers"] // 4 if made.name in EDGY else 1)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[1:])

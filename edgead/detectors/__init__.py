@@ -21,6 +21,9 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "dfc": ("dfc", "Dfc"),
     "slsg": ("slsg", "Slsg"),
     "sgsf": ("sgsf", "Sgsf"),
+    "isstad": ("isstad", "Isstad"),
+    "cutpaste": ("cutpaste", "CutPaste"),
+    "efficientad": ("efficientad", "EfficientAd"),
 }
 
 DEFAULT_SIZE = 256

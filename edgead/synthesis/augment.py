@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.preprocess import resize
 from edgead.synthesis.forger import Image, is_grey, to_bytes
 
 _Table = NDArray[np.floating]
@@ -55,6 +56,18 @@ def grid_shuffle(image: Image, rng: np.random.Generator, rows: int, columns: int
     result: Image = image.copy()
     result[: rows * height, : columns * width] = shuffled.reshape(inner.shape)
     return result
+
+
+def random_crop(image: Image, rng: np.random.Generator) -> Image:
+    """Return 20 to 100 % of the image's area, of sides 3:4 to 4:3, at the image's size, mirrored half of the time."""
+    height, width = image.shape[:2]
+    area = rng.uniform(0.2, 1.0) * height * width
+    aspect = float(np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))))
+    rows = int(np.clip(round((area * aspect) ** 0.5), 1, height))
+    columns = int(np.clip(round((area / aspect) ** 0.5), 1, width))
+    top, left = int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1))
+    crop = resize(np.ascontiguousarray(image[top : top + rows, left : left + columns]), height, width)
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
 def _apply(image: Image, table: _Table) -> Image:

@@ -310,7 +310,7 @@ def _make_row(
 def step_and_export() -> Callable[[Any, Any], None]:
     """A function that trains a full-size network for one step a stage, exports it and compares one frame."""
 
-    def check(detector: Any, network: Any) -> None:
+    def check(detector: Any, network: Any, side: int = 256) -> None:
         import onnxruntime
         import torch
 
@@ -320,16 +320,16 @@ def step_and_export() -> Callable[[Any, Any], None]:
         from edgead.export.lint import require_clean
         from edgead.training import train
 
-        one = {"steps": 1, "batch": 2, "pretraining_steps": 1, "evaluations": 1}
+        one = {"steps": 1, "batch": 2, "pretraining_steps": 1, "distillation_steps": 1, "evaluations": 1}
         known = detector.settings.model_dump()
         brief = create_detector(detector.name, {**known, **{k: v for k, v in one.items() if k in known}})
-        pixels = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
         before = {name: value.clone() for name, value in network.state_dict().items()}
         log = train(network, brief.stages(network, pixels, 0), seed=0, device="cpu")
         assert np.isfinite([value for point in log.points for value in point.losses.values()]).all()
         assert any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
-        module = LearnedModule(network, (256, 256))
-        graph = export_onnx(module, 256, 256)
+        module = LearnedModule(network, (side, side))
+        graph = export_onnx(module, side, side)
         require_clean(graph)
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         score, grid = session.run(None, {"images": pixels[:1]})

@@ -1,0 +1,213 @@
+"""CutPaste: features that tell a pasted patch from an untouched image, and a Gaussian of the untouched ones.
+
+Li, Sohn, Yoon, Pfister, "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", CVPR 2021; from
+general knowledge [G], not re-checked against code. What each part rests on ([R]: ours):
+
+- three classes, the image as it is, with a rectangle of 2 to 15 % of its area pasted elsewhere, with a thin turned scar
+  (`edgead.synthesis.CutPasteForger`); cross-entropy of a head that only training needs [G];
+- ResNet-18, its pooled features the embedding; SGD 0.03, momentum 0.9, weight decay 3e-5, one cosine of 65,536 steps
+  (256 epochs of 256 steps each) of 32 images in three versions; a little colour jitter [G];
+- score: Mahalanobis distance of the image's embedding from a Gaussian of the training images' [G], its covariance
+  shrunk (Ledoit and Wolf) and with a ridge since images are few [R];
+- map: the same for windows. The paper trains a second network on patches of 64 of 256 pixels for it [G]; ours takes
+  the means of this network's features over windows of about that side, and one Gaussian of all windows [R].
+  ``score=patch`` takes the image's score from that map, its maximum, which small defects do not dilute [R].
+
+The small profile learns a few layers on frozen features of the default backbone, at stride 8; that is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgead.backbones import BackboneSpec
+from edgead.detectors.blocks import ConvNorm, upsample
+from edgead.detectors.encoders import TapEncoder, as_pixels
+from edgead.detectors.gaussian import GaussianDensity, RunningMoments, shrunk_moments
+from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
+from edgead.detectors.resnet import ResNet18
+from edgead.recipes import Batch, Recipe, Stage
+from edgead.runtime.errors import ConfigError
+from edgead.scoring import GaussianSmoothing
+from edgead.synthesis import CutPasteForger
+from edgead.synthesis.augment import jitter
+
+_RESNET = "resnet18"
+_STRIDES = (8, 16)  # of the backbone's taps
+_CLASSES = 3
+_WINDOW = 64 / 256  # of the image's side
+
+_PROFILES: dict[str, dict[str, Any]] = {
+    "small": {
+        "width": 64,
+        "steps": 150,
+        "batch": 8,
+        "learning_rate": 2e-3,
+        "evaluations": 6,
+        "score": "patch",
+    },
+    "full": {
+        "width": 512,
+        "steps": 65_536,
+        "batch": 32,
+        "learning_rate": 0.03,
+        "evaluations": 20,
+        "score": "image",
+    },
+}
+
+
+class CutPaste(LearnedBase):
+    """The detector; see the module's text."""
+
+    name = "cutpaste"
+
+    class Settings(LearnedSettings):
+        """Settings of CutPaste.
+
+        Attributes:
+            batch: images a step, of which each is seen in three versions.
+            width: channels of the embedding, of profile=small; a ResNet-18 has 512.
+            score: distance of the whole ``image``, or of the most distant ``patch``.
+        """
+
+        width: int | None = Field(default=None, ge=8, le=512)
+        score: Literal["image", "patch"] | None = None
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = fill(settings or self.Settings(), _PROFILES)
+        if self.settings.profile == "full" and self.settings.width != _PROFILES["full"]["width"]:
+            raise ConfigError("width belongs to profile=small of cutpaste; profile=full is a ResNet-18 of 512 channels")
+
+    def backbone(self, spec: BackboneSpec) -> BackboneSpec:
+        if self.settings.profile == "small":
+            return BackboneSpec(spec.name, spec.weights, _STRIDES)
+        if spec.name == _RESNET:
+            return BackboneSpec(spec.name, spec.weights, (32,))
+        return self.no_backbone(spec)
+
+    def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
+        encoder: nn.Module
+        if self.settings.profile == "small":
+            encoder = _OnBackbone(TapEncoder(spec, size, load_weights=load_weights), self.settings.width)
+        else:
+            encoder = ResNet18(spec if load_weights and spec.strides else None)
+        return CutPasteNetwork(encoder, size, score=self.settings.score, smooth=self.settings.smooth)
+
+    def stages(self, network: CutPasteNetwork, pixels: Pixels, seed: int) -> Sequence[Stage]:
+        settings = self.settings
+        full = settings.profile == "full"
+        recipe = Recipe(
+            steps=settings.steps,
+            batch=settings.batch,
+            optimiser="sgd" if full else "adamw",
+            learning_rate=settings.learning_rate,
+            weight_decay=3e-5 if full else 1e-3,
+            warm_up=0 if full else min(10, settings.steps // 4),
+            clip=None if full else 1.0,
+            evaluations=settings.evaluations,
+        )
+        forgers = [CutPasteForger(pixels, "paste"), CutPasteForger(pixels, "scar")]
+        helper = ClassHead(network.encoder.channels)
+
+        def draw(rng: np.random.Generator) -> Batch:
+            chosen = [int(index) for index in rng.integers(0, len(pixels), recipe.batch)]
+            versions = [[jitter(pixels[index], rng) for index in chosen]]
+            versions += [[jitter(forger(index, rng)[0], rng) for index in chosen] for forger in forgers]
+            images = np.stack([image for version in versions for image in version])
+            return {"image": images, "label": np.repeat(np.arange(_CLASSES), recipe.batch)}
+
+        def losses(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            features = network.encoder(as_pixels(batch["image"]))
+            loss = F.cross_entropy(helper(features.mean(dim=(2, 3))).float(), batch["label"])
+            # The probes are scored before the training is over, with the Gaussians of what was seen so far.
+            helper.follow(network, features[: recipe.batch])
+            return {"classes": loss}
+
+        trained = [network.encoder if full else network.encoder.neck, helper]
+        return [Stage("training", recipe, trained, draw, losses, helper)]
+
+    def complete(self, network: CutPasteNetwork, pixels: Pixels, held_out: Pixels) -> None:
+        parts = [network.encoder(as_pixels(torch.from_numpy(pixels[i : i + 8]))) for i in range(0, len(pixels), 8)]
+        features = torch.cat(parts)
+        network.image_density.fit(*shrunk_moments(features.mean(dim=(2, 3)).numpy()))
+        network.patch_density.fit(*shrunk_moments(network.windows(features).flatten(0, 1).numpy()))
+
+
+class ClassHead(nn.Module):
+    """Embeddings ``(N, C)`` to three logits, and the moments of normal embeddings as long as they change."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, _CLASSES))
+        self.image_moments, self.patch_moments = RunningMoments(channels), RunningMoments(channels)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        logits: Tensor = self.layers(embeddings)
+        return logits
+
+    @torch.no_grad()
+    def follow(self, network: CutPasteNetwork, features: Tensor) -> None:
+        """Give the network's Gaussians the moments so far, after those of normal ``features (n, C, gh, gw)``."""
+        features = features.float()
+        network.image_density.fit(*self.image_moments.update(features.mean(dim=(2, 3))))
+        network.patch_density.fit(*self.patch_moments.update(network.windows(features).flatten(0, 1)))
+
+
+class CutPasteNetwork(nn.Module):
+    """Pixels ``(N, 3, h, w)`` from 0 to 255 to score ``(N,)`` and map ``(N, gh, gw)`` of distances.
+
+    Args:
+        encoder: pixels to features ``(N, C, gh, gw)``, with ``channels``.
+        size: ``(height, width)`` of the input.
+        score: see `CutPaste.Settings`.
+        smooth: blur the map.
+    """
+
+    def __init__(self, encoder: Any, size: tuple[int, int], *, score: str, smooth: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.by_patch = score == "patch"
+        with torch.no_grad():
+            self.cells = tuple(int(side) for side in encoder.eval()(torch.zeros(1, 3, *size)).shape[2:])
+        # Odd, so that a window has a cell in its middle.
+        self.window = 2 * (round(_WINDOW * min(self.cells)) // 2) + 1
+        self.image_density = GaussianDensity(encoder.channels)
+        self.patch_density = GaussianDensity(encoder.channels)
+        self.smoothing = GaussianSmoothing(4.0 * min(self.cells) / 256.0) if smooth else nn.Identity()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder(pixels)
+        distances = self.patch_density(self.windows(features)).reshape(-1, *self.cells)
+        smoothed: Tensor = self.smoothing(distances)
+        if self.by_patch:
+            return smoothed.amax(dim=(1, 2)), smoothed
+        return self.image_density(features.mean(dim=(2, 3))), smoothed
+
+    def windows(self, features: Tensor) -> Tensor:
+        """Return the mean ``(N, gh gw, C)`` of ``(N, C, gh, gw)`` over the window around each cell, cut at borders."""
+        side = self.window
+        means = F.avg_pool2d(features, side, stride=1, padding=side // 2, count_include_pad=False)
+        return means.flatten(2).transpose(1, 2)
+
+
+class _OnBackbone(nn.Module):
+    """A few learned layers on the taps of a frozen backbone, at the finer one's grid."""
+
+    def __init__(self, encoder: TapEncoder, width: int) -> None:
+        super().__init__()
+        self.backbone = encoder
+        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width))
+        self.channels = width
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        fine, coarse = self.backbone(pixels)
+        features: Tensor = self.neck(torch.cat([fine, upsample(coarse)], 1))
+        return features

@@ -1,0 +1,325 @@
+"""EfficientAD-S: a student and an auto-encoder that follow a small teacher on normal images, and nowhere else.
+
+Batzner, Heckler, König, "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies", WACV 2024;
+from secondary sources [S]. What each part rests on ([R]: ours):
+
+- teacher and student are patch describers of four convolutions; the auto-encoder has one vector of 64 for its neck [S];
+- stage 1, the teacher is distilled from a pre-trained network [S]: here offline, from the backbone of ``--backbone``
+  (the default one's weights come with it), its taps averaged over 3 x 3 cells, resized to the teacher's grid, turned by
+  a seeded random matrix into as many channels as the teacher has, each of mean 0 and variance 1 [R]. In the place of
+  ImageNet: a third training images, cropped, a third textures, a third training images with textures in them [R]. Its
+  outputs on the training images are scaled to mean 0 and variance 1 a channel [S];
+- stage 2, student and auto-encoder together: squared difference of teacher and the student's first half, of which the
+  0.1 % largest of each step count; the student's answer to a strange image, squared, which keeps it from following the
+  teacher there; on jittered images, differences of teacher and auto-encoder, and of auto-encoder and the student's
+  second half [S]. Adam 1e-4, decay 1e-5, batch 1, 70,000 steps, a tenth of the rate for the last 5 % [S];
+- strange images are photos of ``textures`` (a folder of ImageNet-like photos is what the paper means), else procedural
+  textures [R]; with ``strange=both`` half of them are training images with textures in them, of which the changed cells
+  count, so that a student of few steps learns where not to follow [R];
+- score and map: see `EfficientAdNetwork`.
+
+The small profile is ours: narrower networks, AdamW with one cosine, a larger batch and share of hard cells,
+``strange=both``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgead.backbones import BackboneSpec
+from edgead.detectors.efficientad_network import CROP, QUANTILES, EfficientAdNetwork
+from edgead.detectors.encoders import TapEncoder, as_pixels
+from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
+from edgead.features import pool
+from edgead.recipes import Batch, Recipe, Stage
+from edgead.runtime.errors import ConfigError
+from edgead.synthesis import MixForger, is_grey, open_textures
+from edgead.synthesis.augment import jitter, random_crop
+
+_STRIDES = (4, 8, 16)  # taps that the teacher is taught
+_SAMPLE = 32  # training images, and textures, that statistics are taken from
+_SMALLEST = 64  # pixels; below, nothing is left of the grid
+_JITTER = 0.2
+_MOMENTUM = 0.05  # of the quantiles while the networks still learn
+
+_PROFILES: dict[str, dict[str, Any]] = {
+    "small": {
+        "width": 0.25,
+        "channels": 64,
+        "distillation_steps": 120,
+        "steps": 160,
+        "batch": 4,
+        "learning_rate": 2e-3,
+        "evaluations": 6,
+        "hard": 0.99,
+        "strange": "both",
+    },
+    "full": {
+        "width": 1.0,
+        "channels": 384,
+        "distillation_steps": 60_000,
+        "steps": 70_000,
+        "batch": 1,
+        "learning_rate": 1e-4,
+        "evaluations": 20,
+        "hard": 0.999,
+        "strange": "images",
+    },
+}
+
+
+class EfficientAd(LearnedBase):
+    """The detector; see the module's text."""
+
+    name = "efficientad"
+
+    class Settings(LearnedSettings):
+        """Settings of EfficientAD-S.
+
+        Attributes:
+            textures: photos that the student must not follow the teacher on; None: procedural textures.
+            width: factor of the hidden channels.
+            channels: of the teacher's output.
+            distillation_steps: of the teacher.
+            hard: share of the differences of a step that do not count, the smallest.
+            strange: what the student must not follow the teacher on, whole ``images``, or forged defects too.
+        """
+
+        smooth: bool = False
+        width: float | None = Field(default=None, gt=0.0, le=4.0)
+        channels: int | None = Field(default=None, ge=8, le=1024)
+        distillation_steps: int | None = Field(default=None, ge=1)
+        hard: float | None = Field(default=None, ge=0.0, lt=1.0)
+        strange: Literal["images", "both"] | None = None
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = fill(settings or self.Settings(), _PROFILES)
+
+    def backbone(self, spec: BackboneSpec) -> BackboneSpec:
+        # It is no part of the network, but the teacher is made of it.
+        return BackboneSpec(spec.name, spec.weights, _STRIDES)
+
+    def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
+        if min(size) < _SMALLEST:
+            raise ConfigError(f"efficientad needs at least {_SMALLEST} pixels a side, got {size[1]}x{size[0]}")
+        wide = [max(8, round(channels * self.settings.width)) for channels in (128, 256, 256, 32)]
+        network = EfficientAdNetwork(
+            (wide[0], wide[1], wide[2]), self.settings.channels, wide[3], size, smooth=self.settings.smooth
+        )
+        self._spec = spec
+        return network
+
+    def stages(self, network: EfficientAdNetwork, pixels: Pixels, seed: int) -> Sequence[Stage]:
+        textures = open_textures(self.settings.textures, *pixels.shape[1:3], grey=is_grey(pixels))
+        return [self._distillation(network, pixels, textures, seed), self._training(network, pixels, textures)]
+
+    def _recipe(self, steps: int, batch: int, evaluations: int) -> Recipe:
+        if self.settings.profile == "full":
+            return Recipe(
+                steps=steps,
+                batch=batch,
+                optimiser="adam",
+                learning_rate=self.settings.learning_rate,
+                weight_decay=1e-5,
+                schedule="drops",
+                drops=(0.95,),
+                clip=None,
+                evaluations=evaluations,
+            )
+        return Recipe(
+            steps=steps,
+            batch=batch,
+            optimiser="adamw",
+            learning_rate=self.settings.learning_rate,
+            weight_decay=1e-4,
+            warm_up=min(10, steps // 4),
+            evaluations=evaluations,
+        )
+
+    def _distillation(self, network: EfficientAdNetwork, pixels: Pixels, textures: Any, seed: int) -> Stage:
+        batch = 16 if self.settings.profile == "full" else 2 * self.settings.batch
+        recipe = self._recipe(self.settings.distillation_steps, batch, 0)
+        teaching = Describer(TapEncoder(self._spec, (pixels.shape[1], pixels.shape[2])), network.channels, seed)
+        forger = MixForger(pixels, textures, mode="texture")
+
+        rng = np.random.default_rng((seed, _SAMPLE))
+        chosen = rng.permutation(len(pixels))[:_SAMPLE]
+        sample = np.concatenate([pixels[chosen], np.stack([textures(rng) for _ in range(_SAMPLE)])])
+
+        def draw(rng: np.random.Generator) -> Batch:
+            images = []
+            for place in range(batch):
+                index = int(rng.integers(0, len(pixels)))
+                if place % 3 == 0:
+                    images.append(random_crop(pixels[index], rng))
+                else:
+                    images.append(textures(rng) if place % 3 == 1 else forger(index, rng)[0])
+            return {"image": np.stack(images)}
+
+        def losses(arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            images = as_pixels(arrays["image"])
+            return {"teacher": F.mse_loss(network.teacher(network.normalise(images)).float(), teaching(images))}
+
+        return Stage(
+            "distillation",
+            recipe,
+            [network.teacher],
+            draw,
+            losses,
+            teaching,
+            start=lambda: teaching.measure(sample),
+        )
+
+    def _training(self, network: EfficientAdNetwork, pixels: Pixels, textures: Any) -> Stage:
+        settings = self.settings
+        recipe = self._recipe(settings.steps, settings.batch, settings.evaluations)
+
+        forger = MixForger(pixels, textures, mode="texture")
+        whole = np.ones(pixels.shape[1:3], bool)
+
+        def draw(rng: np.random.Generator) -> Batch:
+            indices = rng.integers(0, len(pixels), recipe.batch)
+            shifted = np.stack([jitter(pixels[index], rng, _JITTER) for index in indices])
+            pairs = [
+                forger(int(index), rng) if settings.strange == "both" and place % 2 else (textures(rng), whole)
+                for place, index in enumerate(indices)
+            ]
+            strange, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+            return {"image": pixels[indices], "shifted": shifted, "strange": strange, "mask": masks}
+
+        def losses(arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            clean, shifted, strange = (
+                network.normalise(as_pixels(arrays[name])) for name in ("image", "shifted", "strange")
+            )
+            half = network.channels
+            with torch.no_grad():
+                wanted, wanted_shifted = network.teacher(clean).float(), network.teacher(shifted).float()
+            difference = (wanted - network.student(clean)[:, :half].float()).square()
+            rebuilt = network.autoencoder(shifted).float()
+            overall = (rebuilt - network.student(shifted)[:, half:].float()).square()
+            with torch.no_grad():
+                follow_quantiles(network, difference.mean(1), overall.mean(1))
+            return {
+                "student": hard_mean(difference, settings.hard),
+                "strange": masked_energy(network.student(strange)[:, :half].float(), arrays["mask"]),
+                "auto-encoder": (wanted_shifted - rebuilt).square().mean(),
+                "second student": overall.mean(),
+            }
+
+        return Stage(
+            "training",
+            recipe,
+            [network.student, network.autoencoder],
+            draw,
+            losses,
+            start=lambda: standardise_teacher(network, pixels),
+        )
+
+    def complete(self, network: EfficientAdNetwork, pixels: Pixels, held_out: Pixels) -> None:
+        maps = [
+            network.maps(network.normalise(as_pixels(torch.from_numpy(held_out[i : i + 1]))))
+            for i in range(len(held_out))
+        ]
+        network.set_quantiles(*_quantiles([torch.cat([pair[which].flatten() for pair in maps]) for which in (0, 1)]))
+
+
+class Describer(nn.Module):
+    """What the teacher is taught, ``(N, channels, h / 4 - 8, w / 4 - 8)``, of pixels ``(N, 3, h, w)`` from 0 to 255.
+
+    Args:
+        encoder: pre-trained, its finest tap at stride 4.
+        channels: of the target; a seeded random matrix turns the encoder's, each of variance 1, into as many.
+    """
+
+    matrix: Tensor
+    level: Tensor
+    spread: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: TapEncoder, channels: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        given = sum(encoder.channels)
+        matrix = np.random.default_rng((seed, given, channels)).normal(0.0, given**-0.5, (channels, given))
+        self.register_buffer("matrix", torch.from_numpy(matrix.astype(np.float32))[:, :, None, None])
+        for name, count in (("level", given), ("spread", given), ("mean", channels), ("std", channels)):
+            self.register_buffer(name, torch.full((count, 1, 1), float(name in ("spread", "std"))))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        turned = self._turn(self._describe(pixels))
+        return (turned - self.mean) / self.std
+
+    @torch.no_grad()
+    def measure(self, images: Pixels) -> None:
+        """Set the statistics from images ``(n, h, w, 3)`` uint8."""
+        device = self.matrix.device
+        described = [self._describe(as_pixels(torch.from_numpy(image[None]).to(device))) for image in images]
+        self.level, self.spread = _moments(described)
+        self.mean, self.std = _moments([self._turn(one) for one in described])
+
+    def _describe(self, pixels: Tensor) -> Tensor:
+        taps = self.encoder(pixels)
+        finest = pool(taps[0])
+        maps = [finest] + [
+            F.interpolate(pool(tap), size=finest.shape[2:], mode="bilinear", align_corners=False) for tap in taps[1:]
+        ]
+        return torch.cat(maps, 1)[:, :, CROP:-CROP, CROP:-CROP].float()
+
+    def _turn(self, described: Tensor) -> Tensor:
+        return F.conv2d((described - self.level) / self.spread, self.matrix)
+
+
+@torch.no_grad()
+def standardise_teacher(network: EfficientAdNetwork, pixels: Pixels) -> None:
+    """Give the teacher's outputs on images ``(n, h, w, 3)`` uint8 mean 0 and variance 1 in each channel."""
+    network.eval()
+    device = network.mean.device
+    answers = [network.teacher(network.normalise(as_pixels(torch.from_numpy(one[None]).to(device)))) for one in pixels]
+    mean, std = _moments(answers)
+    network.teacher.scale_outputs(mean.flatten(), std.flatten())
+
+
+def hard_mean(differences: Tensor, share: float) -> Tensor:
+    """Return the mean of the differences of a step that reach their ``share`` quantile."""
+    flat = differences.flatten()
+    kept = max(1, round((1.0 - share) * len(flat)))
+    return torch.topk(flat, kept).values.mean()
+
+
+def masked_energy(answers: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean square of ``(N, C, h / 4 - 8, w / 4 - 8)`` in cells of ``(N, h, w)`` bool, by the share set."""
+    share = F.avg_pool2d(mask[:, None].float(), 4)[:, :, CROP:-CROP, CROP:-CROP]
+    return (answers.square().mean(1, keepdim=True) * share).sum() / torch.clamp(share.sum(), min=1.0)
+
+
+@torch.no_grad()
+def follow_quantiles(network: EfficientAdNetwork, local: Tensor, overall: Tensor) -> None:
+    """Move the scale of the maps towards that of a batch's, so that they can be judged before training is over."""
+    low, high = _quantiles([local, overall])
+    gain = 0.1 / torch.clamp(high - low, min=1e-9)
+    share = _MOMENTUM if bool((network.gain != 1).any()) else 1.0
+    network.low.lerp_(low, share)
+    network.gain.lerp_(gain, share)
+
+
+def _quantiles(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    rows = [np.quantile(one.detach().double().cpu().numpy(), QUANTILES) for one in values]
+    table = torch.tensor(np.array(rows), dtype=torch.float32, device=values[0].device)
+    return table[:, 0], table[:, 1]
+
+
+def _moments(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each channel ``(C, 1, 1)`` over maps ``(1, C, h, w)``, the latter above 0."""
+    count = len(maps)
+    mean = sum((one.double().mean((0, 2, 3)) for one in maps[1:]), maps[0].double().mean((0, 2, 3))) / count
+    squares = [(one.double() - mean[:, None, None]).square().mean((0, 2, 3)) for one in maps]
+    std = torch.sqrt(torch.stack(squares).mean(0))
+    return mean.float()[:, None, None], torch.clamp(std, min=1e-6).float()[:, None, None]
