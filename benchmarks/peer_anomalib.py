@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worker import serve  # beside this file, which runs as a script
+from worker import as_frame, serve  # beside this file, which runs as a script
 
 sys.path.pop(0)  # no other module of this folder may be taken for a library's
 
@@ -230,14 +230,6 @@ class Peer:
         # Its threads would go on spinning while the other program is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def as_frame(path: str, frame: list[int]) -> Any:
-    """Return an image file as a camera of this frame size would give it, ``(H, W, 3)`` uint8 RGB."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB").resize(tuple(frame), Image.Resampling.BILINEAR))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.folding import PlainModel, open_graph, plain_onnx
-from benchmarks.peer_anomalib import as_frame
-from benchmarks.worker import serve
+from benchmarks.worker import as_frame, serve
 from edgead.export.exporting import export_bundle
 from edgead.fitting import fit
 from edgead.model import load_model

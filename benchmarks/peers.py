@@ -12,6 +12,7 @@ inferencer returns for it. Every finished part is kept in ``--work``: a run that
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -26,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peer_anomalib import as_frame
 from benchmarks.peer_report import print_report, summary
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, as_frame
 from edgead.data import open_category
 from edgead.metrics import image_auroc
 from edgead.runtime.bench import describe_machine
+from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 
 PINNED = (
@@ -83,7 +84,7 @@ def main() -> None:
         shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True, exist_ok=True)
     peer = build_environment(work / "anomalib-2.7.0", PINNED)
-    light = build_environment(work / "edgead-light", (f"{ROOT}[cpu]",))
+    light = build_environment(work / "edgead-light", (f"{ROOT}[cpu]",), key=sources_digest())
     parts = [
         Part(prepare(path.resolve(), work / "data", arguments.images), detector, float(ratio), arguments.images)
         for path in arguments.categories
@@ -111,13 +112,21 @@ def main() -> None:
     document = {"schema": "edgead.peers/1", "machine": describe_machine(), **summary(rows, weight)}
     print_report(document)
     if arguments.json:
-        atomic_write(arguments.json, (json.dumps(document, indent=2) + "\n").encode())
+        write_json(arguments.json, document)
 
 
-def build_environment(folder: Path, packages: Sequence[str]) -> Path:
-    """Return the Python of an environment with these packages; it is built once and whole."""
+def sources_digest() -> str:
+    """Return a digest of the runtime, which the environment of edgead holds a copy of."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "runtime").rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def build_environment(folder: Path, packages: Sequence[str], key: str = "") -> Path:
+    """Return the Python of an environment with these packages; it is built once and whole, anew for another ``key``."""
     python, done = folder / "bin" / "python", folder / "complete"
-    wanted = "\n".join(packages)
+    wanted = "\n".join([*packages, *([key] if key else [])])
     if done.exists() and done.read_text() == wanted:
         return python
     print(f"building {folder} ...", flush=True)
@@ -160,8 +169,14 @@ def write_weights(path: Path) -> None:
 def resumed(path: Path, measure: Callable[[], Any]) -> Any:
     """Return what a file holds, or measure and write it."""
     if not path.exists():
-        atomic_write(path, (json.dumps(measure(), indent=2) + "\n").encode())
+        write_json(path, measure())
     return json.loads(path.read_text())
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a file that is there whole or not at all."""
+    with atomic_write(path, DataError) as stream:
+        stream.write((json.dumps(document, indent=2) + "\n").encode())
 
 
 def compare(part: Part, theirs: Worker, ours: Worker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:

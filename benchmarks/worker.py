@@ -1,6 +1,7 @@
-"""Two programs that answer in turn: requests and replies as lines of JSON over pipes. Standard library only.
+"""Two programs that answer in turn: requests and replies as lines of JSON over pipes.
 
-The worker's side runs in an environment that has no edgead, so this file imports nothing of it.
+The worker's side runs in an environment that has no edgead, so this file imports nothing of it, and the
+libraries that both environments have only where they are used.
 """
 
 from __future__ import annotations
@@ -95,3 +96,12 @@ def serve(actions: Mapping[str, Callable[..., Any]]) -> None:
             reply = {"error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
+
+
+def as_frame(path: str, frame: Sequence[int]) -> Any:
+    """Return an image file as a camera of this ``(width, height)`` would give it, ``(H, W, 3)`` uint8 RGB."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB").resize((frame[0], frame[1]), Image.Resampling.BILINEAR))

@@ -26,6 +26,7 @@ from edgead.export.precisions import (
     check_precisions,
     make_precision,
 )
+from edgead.export.search import split_at_search
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
@@ -45,6 +46,7 @@ from edgead.runtime.manifest import (
 )
 from edgead.runtime.preprocess import RESIZE_RULE, resize
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
+from edgead.runtime.search import search_files
 
 SCHEMA = "edgead.export/1"
 FP32_FILE = "model.fp32.onnx"
@@ -165,7 +167,7 @@ def export_graphs(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
     settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, cache)
-    files, _, report = _export(model, folder, settings, progress or _silent)
+    files, _, report = _export(model, folder, settings, progress or _silent, parts=False)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
     try:
         for name, content in files.items():
@@ -198,9 +200,9 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
 
 
 def _export(
-    model: Exportable, out: Path, settings: _Settings, tell: Progress
+    model: Exportable, out: Path, settings: _Settings, tell: Progress, *, parts: bool = True
 ) -> tuple[dict[str, bytes], Manifest, ExportReport]:
-    """Make and prove all graph files; returns members (graphs and weights), manifest and report."""
+    """Make and prove all graph files; returns members (graphs, their ``parts`` and weights), manifest and report."""
     if settings.fused and model.routing is None:
         raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
     if not settings.max_drop > 0:
@@ -214,7 +216,7 @@ def _export(
         drop, cache = settings.max_drop, settings.cache
         made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, tell))
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
-    files = _split(made)
+    files = _split(made, parts=parts)
     with TemporaryDirectory(prefix="edgead-export-") as folder:
         for member, content in files.items():
             target = Path(folder, member)
@@ -273,15 +275,21 @@ def _fp32(model: Exportable, fused: bool, tell: Progress, trace: Trace = export_
     return GraphFiles(FP32, models, {name: outputs for name, (_, outputs) in modules.items()}, section)
 
 
-def _split(made: Sequence[GraphFiles]) -> dict[str, bytes]:
-    """Return all graph files and, once each, the weights that several of them may share."""
-    count = sum(len(one.models) for one in made)
+def _split(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes]:
+    """Return all graph files and, once each, the weights that several of them may share.
+
+    With ``parts`` a graph that searches a memory bank is there in two parts as well (`edgead.runtime.search`).
+    """
+    graphs = [pair for one in made for pair in one.models.items()]
+    for one in made if parts else ():
+        # Only backends for CPUs search natively, and they run no other precisions.
+        pair = split_at_search(one.models[one.main]) if one.precision in (FP32, "int8-cpu") else None
+        graphs += zip(search_files(one.precision), pair, strict=True) if pair is not None else ()
     files: dict[str, bytes] = {}
-    for one in made:
-        for name, graph in one.models.items():
-            # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
-            data, weights = split_weights(graph, LARGE_BYTES if count == 1 else SHARED_BYTES)
-            files |= {name: data, **weights}
+    for name, graph in graphs:
+        # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
+        data, weights = split_weights(graph, LARGE_BYTES if len(graphs) == 1 else SHARED_BYTES)
+        files |= {name: data, **weights}
     return files
 
 

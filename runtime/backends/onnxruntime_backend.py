@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from edgead.runtime.backends.common import (
 from edgead.runtime.cuda_driver import require_gpu
 from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
+from edgead.runtime.search import METADATA, RowSearch, find_library, search_files
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
@@ -49,21 +53,7 @@ class _OnnxRuntime:
         check_settings(threads, batch)
         self._outputs = list(outputs)
         onnxruntime = load_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        for key, value in settings.items():
-            options.add_session_config_entry(key, value)
-        if batch:
-            options.add_free_dimension_override_by_name("batch", batch)
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(model), options, providers=[provider], disabled_optimizers=_UNWANTED
-            )
-        except Exception as error:
-            raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
+        self._session: Any = _session(model, name, provider, threads, batch, settings)
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
         named = [output.name for output in self._session.get_outputs()]
@@ -106,8 +96,35 @@ class _OnnxRuntime:
         return found
 
 
+def _session(
+    model: Path,
+    name: str,
+    provider: tuple[str, dict[str, str]],
+    threads: int | None,
+    batch: int,
+    settings: Mapping[str, str],
+) -> Any:
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
+    if batch:
+        options.add_free_dimension_override_by_name("batch", batch)
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=[provider], disabled_optimizers=_UNWANTED)
+    except Exception as error:
+        raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
+
+
 class OnnxRuntimeBackend(_OnnxRuntime):
     """Runs the graph in FP32 on ONNX Runtime's CPU provider.
+
+    Where the graph lies there in two parts too and this device has the library for it (`edgead.runtime.search`), the
+    memory bank between them is searched natively; `describe` says so.
 
     Args:
         model: graph file, its ``weights/`` folder beside it.
@@ -124,19 +141,70 @@ class OnnxRuntimeBackend(_OnnxRuntime):
     def __init__(
         self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
     ) -> None:
+        # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a
+        # routed model: on two busy cores, router and head in turn took 72 ms with it and 11 ms without.
+        settings = {"session.force_spinning_stop": "1"}
+        provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+        parts = _search_parts(model) if set(outputs) <= set(OUTPUTS) else None
+        library = None if parts is None else find_library()
+        searched = parts is not None and library is not None
         super().__init__(
-            model,
+            model if not searched else parts[0],
             threads=threads,
             batch=batch,
-            outputs=outputs,
+            outputs=outputs if not searched else ("queries",),
             name="onnxruntime",
-            provider=("CPUExecutionProvider", {}),
+            provider=provider,
             device="cpu",
-            # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a
-            # routed model: on two busy cores, router and head in turn took 72 ms with it and 11 ms without.
-            settings={"session.force_spinning_stop": "1"},
+            settings=settings,
             precision="fp32",
         )
+        self._search: RowSearch | None = None
+        if searched:
+            self._scored = list(outputs)
+            self._finish = _session(parts[1], "onnxruntime", provider, 1, batch, settings)
+            keys = _bank(self._session, parts[0])
+            self._search = RowSearch(library, keys, threads or os.cpu_count() or 1)
+            self._info = replace(self._info, provider="CPUExecutionProvider with native search")
+
+    def close(self) -> None:
+        """Release the session; calling it twice is allowed."""
+        super().close()
+        if self._search is not None:
+            self._search.close()
+            self._search = self._finish = None
+
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
+        found = super()._run(images)
+        if self._search is None:
+            return found
+        queries = found[0]
+        distances = self._search.distances(queries.reshape(-1, queries.shape[2]))
+        try:
+            scored: Sequence[Any] = self._finish.run(self._scored, {"distances": distances.reshape(queries.shape[:2])})
+        except Exception as error:
+            raise BackendError(f"{self._info.name} failed: {first_line(error)}") from error
+        return scored
+
+
+def _search_parts(model: Path) -> tuple[Path, Path] | None:
+    """Return the two parts of a graph file that lie beside it."""
+    precision = model.name.removeprefix("model.").removesuffix(".onnx")
+    before, after = (model.with_name(name) for name in search_files(precision))
+    return (before, after) if before.is_file() and after.is_file() else None
+
+
+def _bank(session: Any, part: Path) -> NDArray[np.float32]:
+    """Return the keys that the first part names, mapped from their file; raises `BackendError` for others."""
+    try:
+        described = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+        file = part.parent / "weights" / Path(described["keys"]).name
+        keys = np.memmap(file, np.dtype("<f4"), "r", shape=tuple(described["shape"]))
+        if keys.ndim != 2 or len(keys) - 1 != session.get_outputs()[0].shape[2]:
+            raise ValueError(f"shape {keys.shape}")
+        return keys
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise BackendError(f"{part.name} does not name its memory bank ({error}); export the bundle again") from error
 
 
 class OnnxRuntimeCudaBackend(_OnnxRuntime):
