@@ -147,12 +147,13 @@ class OnnxRuntimeBackend(_OnnxRuntime):
         provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
         parts = _search_parts(model) if set(outputs) <= set(OUTPUTS) else None
         library = None if parts is None else find_library()
-        searched = parts is not None and library is not None
+        if library is None:
+            parts = None
         super().__init__(
-            model if not searched else parts[0],
+            model if parts is None else parts[0],
             threads=threads,
             batch=batch,
-            outputs=outputs if not searched else ("queries",),
+            outputs=outputs if parts is None else ("queries",),
             name="onnxruntime",
             provider=provider,
             device="cpu",
@@ -160,11 +161,10 @@ class OnnxRuntimeBackend(_OnnxRuntime):
             precision="fp32",
         )
         self._search: RowSearch | None = None
-        if searched:
+        if parts is not None:
             self._scored = list(outputs)
             self._finish = _session(parts[1], "onnxruntime", provider, 1, batch, settings)
-            keys = _bank(self._session, parts[0])
-            self._search = RowSearch(library, keys, threads or os.cpu_count() or 1)
+            self._search = RowSearch(library, _bank(self._session, parts[0]), threads or os.cpu_count() or 1)
             self._info = replace(self._info, provider="CPUExecutionProvider with native search")
 
     def close(self) -> None:
