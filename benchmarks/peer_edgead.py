@@ -6,9 +6,11 @@ with float images that the host normalises, in the same runtimes with the same o
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from numpy.typing import NDArray
 from benchmarks.folding import PlainModel, open_graph, plain_onnx
 from benchmarks.worker import as_frame, serve
 from edgead.export.exporting import export_bundle
+from edgead.export.native import build_search
 from edgead.fitting import fit
 from edgead.model import load_model
 from edgead.runtime.backends import available
 from edgead.runtime.bundle import Bundle
-from edgead.runtime.errors import ParityError
+from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.errors import BackendUnavailable, ParityError
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.preprocess import resize
@@ -58,19 +62,31 @@ class Peer:
         return {"fit_s": seconds, "bundle_bytes": report.size, "parity": parity, "int8_refused": refused}
 
     def open(self, folder: str, frames: str, threads: int, plain: bool) -> list[str]:
-        """Open a fitted model with every CPU backend, each precision that the bundle has, and the plain export."""
+        """Open a fitted model with every CPU backend, each precision that the bundle has, and the plain export.
+
+        Routes of backends that search a memory bank natively (`edgead build --target cpu`) end in ``-search``.
+        """
         self.close()
         torch.set_num_threads(threads)
         self._frames = np.load(frames)
         bundle = Path(folder, "peer.edgead")
         with Bundle.open(bundle) as opened:
             precisions = [name for name in ("fp32", "int8-cpu") if name in opened.manifest.precisions]
+        empty = tempfile.mkdtemp(prefix="edgead-peers-")
+        built = Path(folder, "engines")
+        with suppress(BackendUnavailable):
+            build_search(EngineCache(built))
         for precision in precisions:
             for backend in (name for name in BACKENDS if name in available()):
-                name = backend if precision == "fp32" else f"{backend}-{precision}"
-                inspector = Inspector.open(bundle, backend=backend, precision=precision, threads=threads)
-                self._inspectors[name] = inspector
-                self._routes[name] = (lambda frame, one=inspector: one(_frame(frame)).score, None)
+                for suffix, engines in (("", empty), ("-search", str(built))):
+                    os.environ[CACHE_VARIABLE] = engines
+                    inspector = Inspector.open(bundle, backend=backend, precision=precision, threads=threads)
+                    if suffix and "native search" not in inspector.describe().provider:
+                        inspector.close()
+                        continue
+                    name = f"{backend}{suffix}" + ("" if precision == "fp32" else f"-{precision}")
+                    self._inspectors[name] = inspector
+                    self._routes[name] = (lambda frame, one=inspector: one(_frame(frame)).score, None)
         if plain:
             self._open_plain(Path(folder), threads)
         return list(self._routes)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 # Full precision first; what the ratios are taken of is the fastest of these.
-FULL_PRECISION = ("onnxruntime", "openvino")
+FULL_PRECISION = ("onnxruntime", "onnxruntime-search", "openvino", "openvino-search")
+RUNTIMES = ("onnxruntime", "openvino")
 ROUTES = ("openvino", "onnx", "torch")
 
 
@@ -34,10 +35,10 @@ def summary(rows: Sequence[dict[str, Any]], footprint: dict[str, Any]) -> dict[s
                 note(f"{detector}_{text}_vs_anomalib_{route}{suffix}", theirs[route][what] / ours[full][what])
                 if int8:
                     note(f"{detector}_{text}_vs_anomalib_{route}{suffix}_int8", theirs[route][what] / ours[int8][what])
-            for backend in FULL_PRECISION:
-                if backend in ours and f"plain-{backend}" in ours:
-                    plain = ours[f"plain-{backend}"][what]
-                    note(f"{detector}_{text}_vs_plain_{backend}{suffix}", plain / ours[backend][what])
+            for runtime in (name for name in RUNTIMES if f"plain-{name}" in ours):
+                own = fastest(ours, (runtime, f"{runtime}-search"))
+                plain = ours[f"plain-{runtime}"][what]
+                note(f"{detector}_{text}_vs_plain_{runtime}{suffix}", plain / ours[own][what])
         best = max(row["anomalib_raw_image_auroc"], *(theirs[route]["image_auroc"] for route in ROUTES))
         note(f"{detector}_image_auroc_minus_anomalib{suffix}", ours[full]["image_auroc"] - best)
         if "fit_s" in row["fit"]["anomalib"]:

@@ -12,9 +12,13 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+
+_REPLY = "reply "
 
 
 class WorkerError(RuntimeError):
@@ -54,11 +58,13 @@ class Worker:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
+            while line and not line.startswith(_REPLY):
+                line = self._process.stdout.readline()  # a library's words on import, before `serve` takes over
         except OSError as error:
             raise WorkerError(f"the worker is gone ({error}); see {self._log}") from error
         if not line:
             raise WorkerError(f"the worker ended with code {self._process.wait()}; see {self._log}")
-        reply = json.loads(line)
+        reply = json.loads(line.removeprefix(_REPLY))
         if "error" in reply:
             raise WorkerError(f"{do}: {reply['error']}; see {self._log}")
         return reply["result"]
@@ -66,12 +72,15 @@ class Worker:
     def close(self) -> None:
         """End the worker by closing its input; one that does not end is killed."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
     def __enter__(self) -> Worker:
         return self
@@ -94,7 +103,7 @@ def serve(actions: Mapping[str, Callable[..., Any]]) -> None:
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is the asker's to judge
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
+        replies.write(_REPLY + json.dumps(reply) + "\n")
         replies.flush()
 
 

@@ -281,11 +281,14 @@ def _split(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes
     With ``parts`` a graph that searches a memory bank is there in two parts as well (`edgead.runtime.search`).
     """
     graphs = [pair for one in made for pair in one.models.items()]
+    files: dict[str, bytes] = {}
     for one in made if parts else ():
         # Only backends for CPUs search natively, and they run no other precisions.
-        pair = split_at_search(one.models[one.main]) if one.precision in (FP32, "int8-cpu") else None
-        graphs += zip(search_files(one.precision), pair, strict=True) if pair is not None else ()
-    files: dict[str, bytes] = {}
+        found = split_at_search(one.models[one.main]) if one.precision in (FP32, "int8-cpu") else None
+        if found is not None:
+            before, after, bank = search_files(one.precision)
+            graphs += [(before, found[0]), (after, found[1])]
+            files[bank] = found[2]
     for name, graph in graphs:
         # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
         data, weights = split_weights(graph, LARGE_BYTES if len(graphs) == 1 else SHARED_BYTES)

@@ -15,15 +15,17 @@ import onnx
 from onnx import numpy_helper
 
 from edgead.runtime.bundle import WEIGHTS
-from edgead.runtime.search import METADATA, MOST_CHANNELS
+from edgead.runtime.search import MOST_CHANNELS
 
 # In smaller banks the matrix product takes no time worth two more files.
 FEWEST_ROWS = 1024
 QUERIES, DISTANCES = "queries", "distances"
 
 
-def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto] | None:
-    """Return ``images -> queries (N, P, C)`` and ``distances (N, P) -> score, map``; None for a graph without a bank.
+def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, bytes] | None:
+    """Return ``images -> queries (N, P, C)``, ``distances (N, P) -> score, map``, and which weights are the bank.
+
+    That is None for a graph without a bank.
 
     Recognised is what `edgead.detectors.heads.NearestNeighbourHead` exports without re-weighting:
     ``sqrt(clip(|q|^2 + min([q 1] keys)))``, where all of these nodes serve nothing else.
@@ -57,8 +59,7 @@ def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.Model
             before = _part(model, ["images"], [pad.input[0]], (pad.input[0], QUERIES))
             after = _part(model, [chain.output[0]], outputs, (chain.output[0], DISTANCES))
             described = {"keys": f"{WEIGHTS}{_digest(keys)}.bin", "shape": list(keys.dims)}
-            before.metadata_props.add(key=METADATA, value=json.dumps(described))
-            return before, after
+            return before, after, json.dumps(described).encode()
     return None
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
+import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,17 +29,59 @@ from edgead.runtime.engine_key import EngineKey
 from edgead.runtime.errors import BackendError
 
 SOURCE = Path(__file__).with_name("search.c")
-# Of the first part: where its bank lies, as JSON.
-METADATA = "edgead.search"
+NATIVE = "native search"
 # Sums of products of bytes stay within 32 bits up to here.
 MOST_CHANNELS = 2048
 _ROWS = 64
 _FILLING = 1 << 30
 
 
-def search_files(precision: str) -> tuple[str, str]:
-    """Return the names of the two parts of a precision's graph: images to queries, distances to score and map."""
-    return f"search-queries.{precision}.onnx", f"search-score.{precision}.onnx"
+def search_files(precision: str) -> tuple[str, str, str]:
+    """Return names for a precision's graph in parts: images to queries, distances to score and map, and the bank.
+
+    The last one is JSON: ``keys``, the file in ``weights/`` that holds the constant of the graph's matrix product, and
+    its ``shape``.
+    """
+    return f"search-queries.{precision}.onnx", f"search-score.{precision}.onnx", f"search-bank.{precision}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchParts:
+    """A graph in two parts, images to queries ``(N, P, C)`` and distances ``(N, P)`` to score and map.
+
+    ``library`` is what searches between them, see `find_library`.
+    """
+
+    queries: Path
+    score: Path
+    bank: Path
+    library: Any
+
+    def open_search(self, channels: int, threads: int | None) -> RowSearch:
+        """Return the search in the bank; raises `BackendError` where it does not fit queries of so many channels."""
+        try:
+            described = json.loads(self.bank.read_text())
+            file = self.bank.parent / "weights" / Path(described["keys"]).name
+            keys = np.memmap(file, np.dtype("<f4"), "r", shape=tuple(described["shape"]))
+            if keys.ndim != 2 or len(keys) - 1 != channels or channels > MOST_CHANNELS:
+                raise ValueError(f"shape {keys.shape} for {channels} channels")
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise BackendError(f"{self.bank.name} names no fitting bank ({error}); export the bundle again") from error
+        return RowSearch(self.library, keys, threads or os.cpu_count() or 1)
+
+
+def find_parts(model: Path) -> SearchParts | None:
+    """Return the parts that lie beside a graph file, None where there are none or nothing here can search natively.
+
+    Raises:
+        BackendError: see `find_library`.
+    """
+    precision = model.name.removeprefix("model.").removesuffix(".onnx")
+    queries, score, bank = (model.with_name(name) for name in search_files(precision))
+    if not (queries.is_file() and score.is_file() and bank.is_file()):
+        return None
+    library = find_library()
+    return None if library is None else SearchParts(queries, score, bank, library)
 
 
 def search_key() -> EngineKey:

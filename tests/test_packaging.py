@@ -29,7 +29,7 @@ def sources() -> dict[str, Path]:
         for path in (ROOT / folder).rglob("*"):
             relative = path.relative_to(ROOT / folder)
             linked = folder == "edgead" and relative.parts[0] in ("export", "runtime")
-            if not linked and (path.suffix in (".py", ".cuh") or path.name == "py.typed"):
+            if not linked and (path.suffix in (".py", ".cuh", ".c") or path.name == "py.typed"):
                 found[f"{name}/{relative.as_posix()}"] = path
     return found
 

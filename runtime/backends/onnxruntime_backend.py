@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +14,20 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
+    NativeSearch,
     as_inference,
     check_graph,
     check_images,
     check_settings,
     first_line,
     load_onnxruntime,
+    parts_for,
     run_batches,
 )
 from edgead.runtime.cuda_driver import require_gpu
 from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.search import METADATA, RowSearch, find_library, search_files
+from edgead.runtime.search import NATIVE
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
@@ -145,12 +145,9 @@ class OnnxRuntimeBackend(_OnnxRuntime):
         # routed model: on two busy cores, router and head in turn took 72 ms with it and 11 ms without.
         settings = {"session.force_spinning_stop": "1"}
         provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
-        parts = _search_parts(model) if set(outputs) <= set(OUTPUTS) else None
-        library = None if parts is None else find_library()
-        if library is None:
-            parts = None
+        parts = parts_for(model, outputs)
         super().__init__(
-            model if parts is None else parts[0],
+            model if parts is None else parts.queries,
             threads=threads,
             batch=batch,
             outputs=outputs if parts is None else ("queries",),
@@ -160,51 +157,25 @@ class OnnxRuntimeBackend(_OnnxRuntime):
             settings=settings,
             precision="fp32",
         )
-        self._search: RowSearch | None = None
+        self._native: NativeSearch | None = None
         if parts is not None:
-            self._scored = list(outputs)
-            self._finish = _session(parts[1], "onnxruntime", provider, 1, batch, settings)
-            self._search = RowSearch(library, _bank(self._session, parts[0]), threads or os.cpu_count() or 1)
-            self._info = replace(self._info, provider="CPUExecutionProvider with native search")
+            finish = _session(parts.score, "onnxruntime", provider, 1, batch, settings)
+            channels = self._session.get_outputs()[0].shape[2]
+            self._native = NativeSearch(
+                parts, channels, threads, lambda distances: finish.run(list(outputs), {"distances": distances})
+            )
+            self._info = replace(self._info, provider=f"{self._info.provider} with {NATIVE}")
 
     def close(self) -> None:
         """Release the session; calling it twice is allowed."""
         super().close()
-        if self._search is not None:
-            self._search.close()
-            self._search = self._finish = None
+        if self._native is not None:
+            self._native.close()
+            self._native = None
 
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         found = super()._run(images)
-        if self._search is None:
-            return found
-        queries = found[0]
-        distances = self._search.distances(queries.reshape(-1, queries.shape[2]))
-        try:
-            scored: Sequence[Any] = self._finish.run(self._scored, {"distances": distances.reshape(queries.shape[:2])})
-        except Exception as error:
-            raise BackendError(f"{self._info.name} failed: {first_line(error)}") from error
-        return scored
-
-
-def _search_parts(model: Path) -> tuple[Path, Path] | None:
-    """Return the two parts of a graph file that lie beside it."""
-    precision = model.name.removeprefix("model.").removesuffix(".onnx")
-    before, after = (model.with_name(name) for name in search_files(precision))
-    return (before, after) if before.is_file() and after.is_file() else None
-
-
-def _bank(session: Any, part: Path) -> NDArray[np.float32]:
-    """Return the keys that the first part names, mapped from their file; raises `BackendError` for others."""
-    try:
-        described = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-        file = part.parent / "weights" / Path(described["keys"]).name
-        keys = np.memmap(file, np.dtype("<f4"), "r", shape=tuple(described["shape"]))
-        if keys.ndim != 2 or len(keys) - 1 != session.get_outputs()[0].shape[2]:
-            raise ValueError(f"shape {keys.shape}")
-        return keys
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise BackendError(f"{part.name} does not name its memory bank ({error}); export the bundle again") from error
+        return found if self._native is None else self._native(found[0])
 
 
 class OnnxRuntimeCudaBackend(_OnnxRuntime):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle, export_graphs
 from edgead.export.graph import export_onnx
 from edgead.export.search import split_at_search
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.backends import available
+from edgead.runtime.bundle import Bundle, write_bundle
 from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
-from edgead.runtime.errors import BackendUnavailable, ConfigError
+from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
+from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.preprocess import resize
 from edgead.runtime.search import search_files
@@ -72,41 +75,57 @@ def test_other_products_with_a_constant_are_no_search(exportable: Exportable) ->
 def test_the_parts_are_valid_and_end_where_the_search_begins() -> None:
     parts = split_at_search(export_onnx(Scorer(1500).eval(), 64, 64))
     assert parts is not None
-    for part, inputs, outputs in zip(parts, (["images"], ["distances"]), (["queries"], ["score", "map"]), strict=True):
+    assert json.loads(parts[2])["shape"] == [13, 1500]
+    for part, inputs, outputs in (
+        (parts[0], ["images"], ["queries"]),
+        (parts[1], ["distances"], ["score", "map"]),
+    ):
         onnx.checker.check_model(part, full_check=True)
         assert [value.name for value in part.graph.input] == inputs
         assert [value.name for value in part.graph.output] == outputs
         assert "MatMul" not in {node.op_type for node in part.graph.node}
 
 
-def scores(bundle: Path, images: Sequence[np.ndarray]) -> tuple[list[float], str]:
-    with Inspector.open(bundle, backend="onnxruntime", threads=2) as inspector:
-        return [inspector(image).score for image in images], inspector.describe().provider
+def scores(bundle: Path, images: Sequence[np.ndarray], backend: str) -> tuple[list[float], bool]:
+    with Inspector.open(bundle, backend=backend, threads=2) as inspector:
+        frames = [Frame(image, index, 0, "test") for index, image in enumerate(images)]
+        found = [result.score for result in inspector.inspect_batch(frames)]
+        assert found == pytest.approx([inspector(image).score for image in images], rel=1e-5)
+        return found, "native search" in inspector.describe().provider
 
 
-def test_the_backend_searches_natively_once_the_library_is_built(
-    banked: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_backend_searches_natively_once_the_library_is_built(
+    backend: str, banked: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if backend not in available():
+        pytest.skip(f"the library of {backend} is not installed")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "engines"))
     bundle = tmp_path / "small.edgead"
     assert export_bundle(banked, bundle).passed
     with Bundle.open(bundle) as opened:
         assert set(search_files("fp32")) <= set(opened.manifest.members)
     images = list(np.random.default_rng(0).integers(0, 256, (3, 90, 70, 3), dtype=np.uint8))
-    whole, provider = scores(bundle, images)
-    assert provider == "CPUExecutionProvider"
+    whole, native = scores(bundle, images, backend)
+    assert not native
     try:
         report = build_engines(bundle, target="cpu")
     except BackendUnavailable as error:
         pytest.skip(str(error))
     assert [row.reused for row in report.engines] == [False]
-    searched, provider = scores(bundle, images)
-    assert provider == "CPUExecutionProvider with native search"
+    searched, native = scores(bundle, images, backend)
+    assert native
     np.testing.assert_allclose(searched, whole, rtol=1e-5)
     assert export_bundle(banked, bundle).passed  # the proof of parity is then that of the native search
-    again = build_engines(bundle, target="cpu", cache=EngineCache(), options=BuildOptions())
+    again = build_engines(bundle, target="cpu", options=BuildOptions())
     assert [row.reused for row in again.engines] == [True]
     assert again.to_dict()["target"] == "cpu"
+    bank = json.dumps({"keys": "weights/missing.bin", "shape": [13, 1500]}).encode()
+    with Bundle.open(bundle) as opened:
+        members = {name: opened.read(name) for name in opened.manifest.members}
+        write_bundle(tmp_path / "odd.edgead", opened.manifest, members | {search_files("fp32")[2]: bank})
+    with pytest.raises(BackendError, match="names no fitting bank"):
+        Inspector.open(tmp_path / "odd.edgead", backend=backend)
 
 
 def test_there_is_nothing_to_build_for_a_bundle_without_a_bank(exportable: Exportable, tmp_path: Path) -> None:
