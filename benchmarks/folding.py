@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import timm
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from edgead.detectors.patchcore import NearestNeighbourHead
 from edgead.export.graph import export_onnx
 from edgead.export.ops.nodes import inline_nodes
 from edgead.model import TrainedModel, load_model
+from edgead.runtime.backends.common import openvino_core
 
 
 class PlainModel(nn.Module):
@@ -87,26 +88,46 @@ class PlainModel(nn.Module):
         return smoothed.amax((1, 2)), smoothed
 
 
+def plain_onnx(plain: PlainModel, height: int, width: int) -> onnx.ModelProto:
+    """Return the plain export, for one float image a run."""
+    buffer = io.BytesIO()
+    example = torch.zeros(1, 3, height, width)
+    torch.onnx.export(plain, (example,), buffer, dynamo=True, opset_version=18, verbose=False, optimize=False)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def open_graph(file: Path, runtime: str, threads: int) -> Callable[[np.ndarray], float]:
+    """Return images to the score of the first, in ``onnxruntime`` or ``openvino``, with the options edgead gives it."""
+    if runtime == "onnxruntime":
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Otherwise the threads of one session spin while the next one is timed, and there are only so many cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        key = session.get_inputs()[0].name
+        return lambda images: float(session.run(None, {key: images})[0][0])
+    core = openvino_core()
+    graph = core.read_model(str(file))
+    graph.reshape([1, *graph.inputs[0].get_partial_shape()[1:]])
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": str(threads),
+    }
+    request = core.compile_model(graph, "CPU", hints).create_infer_request()
+    return lambda images: float(request.infer([images], share_inputs=True)[0][0])
+
+
 def runners(plain: onnx.ModelProto, folded: onnx.ModelProto, images: np.ndarray, floats: np.ndarray) -> dict[str, Any]:
     """Return name -> callable giving the score, two threads each."""
     result: dict[str, Any] = {}
-    core = openvino.Core()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    # Otherwise the threads of one session spin while the next one is timed, and there are only so many cores.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         for name, model, data in (("plain", plain, floats), ("edgead", folded, images)):
             file = Path(folder, f"{name}.onnx")
             onnx.save(model, file)
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            key = session.get_inputs()[0].name
-            result[f"onnxruntime {name}"] = lambda s=session, k=key, d=data: s.run(None, {k: d})[0]
-            graph = core.read_model(str(file))
-            graph.reshape(data.shape)
-            compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2})
-            request = compiled.create_infer_request()
-            result[f"openvino {name}"] = lambda r=request, d=data: r.infer([d])[0].copy()
+            for runtime in ("onnxruntime", "openvino"):
+                run = open_graph(file, runtime, 2)
+                result[f"{runtime} {name}"] = lambda run=run, data=data: run(data)
     return result
 
 
@@ -120,14 +141,8 @@ def main() -> None:
     plain = PlainModel(model).eval()
     images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     floats = ((images.astype(np.float32) - plain.mean) / plain.std).transpose(0, 3, 1, 2).copy()
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        plain, (torch.from_numpy(floats),), buffer, dynamo=True, opset_version=18, verbose=False, optimize=False
-    )
-    functions = runners(
-        onnx.load_from_string(buffer.getvalue()), inline_nodes(export_onnx(model.module, *size)), images, floats
-    )
-    scores = {name: float(np.ravel(function())[0]) for name, function in functions.items()}
+    functions = runners(plain_onnx(plain, *size), inline_nodes(export_onnx(model.module, *size)), images, floats)
+    scores = {name: function() for name, function in functions.items()}
     for runtime in ("onnxruntime", "openvino"):
         medians = interleave({n: f for n, f in functions.items() if n.startswith(runtime)}, arguments.rounds)
         before, after = medians[f"{runtime} plain"], medians[f"{runtime} edgead"]

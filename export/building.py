@@ -12,15 +12,18 @@ from typing import Any
 
 from edgead.export.isolation import ask_library
 from edgead.export.layer_precision import Layer, count
+from edgead.export.native import build_search
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.cuda_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError, ConfigError, suggest
+from edgead.runtime.search import SOURCE, search_files
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"
+CPU = "cpu"
 Progress = Callable[[str, int, int], None]
 
 _SMALL_BOARD_BYTES = 10 << 30
@@ -151,7 +154,8 @@ def build_engines(
 
     Args:
         path: a ``.edgead`` file.
-        target: ``tensorrt`` builds on and for this machine's GPU; ``tensorrt-rtx`` also for others, without one.
+        target: ``tensorrt`` builds on and for this machine's GPU; ``tensorrt-rtx`` also for others, without one;
+            ``cpu`` compiles the search in memory banks for this machine's processor, once for all bundles.
         precisions: keys of the manifest's precisions; none means those that are meant for the target.
         compute_capabilities: for ``tensorrt-rtx``, such as ``8.6``, or ``portable``; none means that of this machine's
             GPU, and without a GPU all that the library builds for.
@@ -169,9 +173,11 @@ def build_engines(
     """
     options = options or BuildOptions()
     cache = cache or EngineCache()
+    if target == CPU:
+        return _build_cpu(path, cache, options, on_wait)
     chosen = next((name for name in TARGETS if name == target), None)
     if chosen is None:
-        raise ConfigError(f"unknown target '{target}'.{suggest(target, TARGETS)}")
+        raise ConfigError(f"unknown target '{target}'.{suggest(target, [*TARGETS, CPU])}")
     device = _device(chosen, compute_capabilities, options)
     plugin = plugin_digest(options.plugin)
     with Bundle.open(path) as bundle:
@@ -182,7 +188,10 @@ def build_engines(
         refused: list[Refused] = []
         for precision in keys:
             with bundle.model_files(precision) as model:
-                graphs = sorted(model.parent.glob("*.onnx"), key=lambda file: (file != model, file.name))
+                found_graphs = [
+                    file for file in model.parent.glob("*.onnx") if file.name not in search_files(precision)
+                ]
+                graphs = sorted(found_graphs, key=lambda file: (file != model, file.name))
                 total = len(graphs) * len(wanted)
                 for number, (graph, capability) in enumerate((g, c) for g in graphs for c in wanted):
                     if progress is not None:
@@ -210,6 +219,25 @@ def build_engines(
             cache=cache.folder,
             engines=tuple(rows),
             refused=tuple(refused),
+        )
+
+
+def _build_cpu(
+    path: Path, cache: EngineCache, options: BuildOptions, on_wait: Callable[[], None] | None
+) -> BuildReport:
+    with Bundle.open(path) as bundle:
+        if search_files("fp32")[0] not in bundle.manifest.members:
+            raise ConfigError(f"{path} has no memory bank to search; --target cpu has nothing to build for it")
+        stored, reused = build_search(cache, rebuild=options.rebuild, on_wait=on_wait)
+        return BuildReport(
+            bundle=path,
+            model_sha256=bundle.sha256,
+            target=CPU,
+            version=stored.key.version,
+            device=None,
+            cache=cache.folder,
+            engines=(EngineRow(SOURCE.name, stored, reused),),
+            refused=(),
         )
 
 

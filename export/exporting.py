@@ -30,6 +30,7 @@ from edgead.export.precisions import (
     round_network,
 )
 from edgead.export.rounding import Rounded
+from edgead.export.search import split_at_search
 from edgead.export.triton import triton_files
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
@@ -54,6 +55,7 @@ from edgead.runtime.manifest import (
 from edgead.runtime.preprocess import RESIZE_RULE, resize
 from edgead.runtime.region import encode_mask
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
+from edgead.runtime.search import search_files
 
 SCHEMA = "edgead.export/1"
 FP32_FILE = "model.fp32.onnx"
@@ -187,7 +189,7 @@ def export_graphs(
     if triton:
         files = triton_files(manifest, {one.precision: one.models[one.main] for one in made if one.precision != TRT})
     else:
-        files = _split(made)
+        files = _split(made, parts=False)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
     try:
         _write(files, temporary)
@@ -311,15 +313,24 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
         target.write_bytes(content)
 
 
-def _split(made: Sequence[GraphFiles]) -> dict[str, bytes]:
-    """Return all graph files and, once each, the weights that several of them may share."""
-    count = sum(len(one.models) for one in made)
+def _split(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes]:
+    """Return all graph files and, once each, the weights that several of them may share.
+
+    With ``parts`` a graph that searches a memory bank is there in two parts as well (`edgead.runtime.search`).
+    """
+    graphs = [pair for one in made for pair in one.models.items()]
     files: dict[str, bytes] = {}
-    for one in made:
-        for name, graph in one.models.items():
-            # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
-            data, weights = split_weights(graph, LARGE_BYTES if count == 1 else SHARED_BYTES)
-            files |= {name: data, **weights}
+    for one in made if parts else ():
+        # Only backends for CPUs search natively, and they run no other precisions.
+        found = split_at_search(one.models[one.main]) if one.precision in (FP32, "int8-cpu") else None
+        if found is not None:
+            before, after, bank = search_files(one.precision)
+            graphs += [(before, found[0]), (after, found[1])]
+            files[bank] = found[2]
+    for name, graph in graphs:
+        # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
+        data, weights = split_weights(graph, LARGE_BYTES if len(graphs) == 1 else SHARED_BYTES)
+        files |= {name: data, **weights}
     return files
 
 

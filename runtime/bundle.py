@@ -33,6 +33,7 @@ from edgead.runtime.manifest import (
 from edgead.runtime.region import Region
 from edgead.runtime.routed import head_file
 from edgead.runtime.scratch import private_directory
+from edgead.runtime.search import search_files
 
 SUFFIX = ".edgead"
 WEIGHTS = "weights/"
@@ -154,7 +155,8 @@ class Bundle:
         """Yield the path of a precision's graph file, its weights beside it, in a private folder.
 
         The folder is removed on exit; the bundle may be closed before. In a routed bundle the graph file is the
-        router's, and the heads of the same precision lie beside it.
+        router's, and the heads of the same precision lie beside it; so do the parts of a graph with a memory bank
+        (`edgead.runtime.search`).
 
         Raises:
             ConfigError: the bundle has no such precision.
@@ -166,7 +168,8 @@ class Bundle:
             )
         graph = self.manifest.precisions[precision].file
         heads = {head_file(category, precision) for category in self.manifest.categories}
-        names = [n for n in self.manifest.members if n == graph or n in heads or n.startswith(WEIGHTS)]
+        graphs = {graph, *heads, *search_files(precision)}
+        names = [n for n in self.manifest.members if n in graphs or n.startswith(WEIGHTS)]
         with private_directory() as directory:
             self.extract(directory, names)
             yield directory / graph

@@ -26,7 +26,9 @@ def build(
     ] = None,
     target: Annotated[
         str,
-        typer.Option(metavar="NAME", help="tensorrt, on and for this GPU; tensorrt-rtx, also for others and without."),
+        typer.Option(
+            metavar="NAME", help="tensorrt, on and for this GPU; tensorrt-rtx, also for others and without; cpu."
+        ),
     ] = "tensorrt",
     compute_capability: Annotated[
         list[str] | None,
@@ -64,7 +66,8 @@ def build(
 ) -> None:
     """Build device engines into the cache, and read back in which precision their layers compute.
 
-    Exits with 3, and keeps nothing, where an FP16 or INT8 graph came out in FP32.
+    The target cpu compiles a faster exact search in memory banks for this machine's processor instead; the backend
+    onnxruntime then uses it. Exits with 3, and keeps nothing, where an FP16 or INT8 graph came out in FP32.
     """
     from edgead.export.building import BuildOptions, build_engines
     from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache

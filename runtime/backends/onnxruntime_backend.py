@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
+    NativeSearch,
     as_inference,
     check_graph,
     check_images,
     check_settings,
     first_line,
     load_onnxruntime,
+    parts_for,
     run_batches,
 )
 from edgead.runtime.cuda_driver import require_gpu
 from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
+from edgead.runtime.search import NATIVE
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
@@ -49,21 +53,7 @@ class _OnnxRuntime:
         check_settings(threads, batch)
         self._outputs = list(outputs)
         onnxruntime = load_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        for key, value in settings.items():
-            options.add_session_config_entry(key, value)
-        if batch:
-            options.add_free_dimension_override_by_name("batch", batch)
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(model), options, providers=[provider], disabled_optimizers=_UNWANTED
-            )
-        except Exception as error:
-            raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
+        self._session: Any = _session(model, name, provider, threads, batch, settings)
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
         named = [output.name for output in self._session.get_outputs()]
@@ -106,8 +96,35 @@ class _OnnxRuntime:
         return found
 
 
+def _session(
+    model: Path,
+    name: str,
+    provider: tuple[str, dict[str, str]],
+    threads: int | None,
+    batch: int,
+    settings: Mapping[str, str],
+) -> Any:
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
+    if batch:
+        options.add_free_dimension_override_by_name("batch", batch)
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=[provider], disabled_optimizers=_UNWANTED)
+    except Exception as error:
+        raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
+
+
 class OnnxRuntimeBackend(_OnnxRuntime):
     """Runs the graph in FP32 on ONNX Runtime's CPU provider.
+
+    Where the graph lies there in two parts too and this device has the library for it (`edgead.runtime.search`), the
+    memory bank between them is searched natively; `describe` says so.
 
     Args:
         model: graph file, its ``weights/`` folder beside it.
@@ -124,19 +141,41 @@ class OnnxRuntimeBackend(_OnnxRuntime):
     def __init__(
         self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
     ) -> None:
+        # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a
+        # routed model: on two busy cores, router and head in turn took 72 ms with it and 11 ms without.
+        settings = {"session.force_spinning_stop": "1"}
+        provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+        parts = parts_for(model, outputs)
         super().__init__(
-            model,
+            model if parts is None else parts.queries,
             threads=threads,
             batch=batch,
-            outputs=outputs,
+            outputs=outputs if parts is None else ("queries",),
             name="onnxruntime",
-            provider=("CPUExecutionProvider", {}),
+            provider=provider,
             device="cpu",
-            # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a
-            # routed model: on two busy cores, router and head in turn took 72 ms with it and 11 ms without.
-            settings={"session.force_spinning_stop": "1"},
+            settings=settings,
             precision="fp32",
         )
+        self._native: NativeSearch | None = None
+        if parts is not None:
+            finish = _session(parts.score, "onnxruntime", provider, 1, batch, settings)
+            channels = self._session.get_outputs()[0].shape[2]
+            self._native = NativeSearch(
+                parts, channels, threads, lambda distances: finish.run(list(outputs), {"distances": distances})
+            )
+            self._info = replace(self._info, provider=f"{self._info.provider} with {NATIVE}")
+
+    def close(self) -> None:
+        """Release the session; calling it twice is allowed."""
+        super().close()
+        if self._native is not None:
+            self._native.close()
+            self._native = None
+
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
+        found = super()._run(images)
+        return found if self._native is None else self._native(found[0])
 
 
 class OnnxRuntimeCudaBackend(_OnnxRuntime):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
+    NativeSearch,
     as_inference,
     check_graph,
     check_images,
@@ -20,9 +22,11 @@ from edgead.runtime.backends.common import (
     first_line,
     load_openvino,
     openvino_core,
+    parts_for,
     run_batches,
 )
 from edgead.runtime.errors import BackendError, BackendUnavailable
+from edgead.runtime.search import NATIVE
 
 _SCORING_NODE = b"plugin_namespace"  # an attribute of each, see edgead.export.ops
 _PRECISION_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -35,6 +39,11 @@ class _OpenVinoCpu:
         self, model: Path, *, threads: int | None, batch: int, outputs: Sequence[str], name: str, hint: str
     ) -> None:
         check_settings(threads, batch)
+        # In bfloat16 the whole graph runs as it was when its parity was recorded.
+        parts = parts_for(model, outputs) if hint == "f32" else None
+        asked = tuple(outputs)
+        if parts is not None:
+            model, outputs = parts.queries, ("queries",)
         self._outputs = tuple(outputs)
         openvino = load_openvino()
         core = openvino_core()
@@ -79,6 +88,12 @@ class _OpenVinoCpu:
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
             version=str(openvino.__version__).split("-")[0],
         )
+        self._native: NativeSearch | None = None
+        if parts is not None:
+            finish = _open_finish(core, parts.score, self._batch, config, asked)
+            channels = int(compiled.output("queries").get_partial_shape()[2].get_length())
+            self._native = NativeSearch(parts, channels, threads, finish)
+            self._info = replace(self._info, provider=f"{self._info.provider} with {NATIVE}")
 
     def run(self, images: NDArray[np.uint8]) -> Inference:
         """Score ``images (N, h, w, 3)`` uint8, N >= 1; the arrays returned are the caller's to keep."""
@@ -97,14 +112,18 @@ class _OpenVinoCpu:
     def close(self) -> None:
         """Release the compiled model; calling it twice is allowed."""
         self._request = None
+        if self._native is not None:
+            self._native.close()
+            self._native = None
 
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         try:
             # The inputs are shared for the time of this call; the outputs are copies, for the request is used again.
             results = self._request.infer({INPUT: images}, share_inputs=True, share_outputs=False)
-            return [results[name] for name in self._outputs]
+            found = [results[name] for name in self._outputs]
         except Exception as error:
             raise BackendError(f"openvino failed: {first_line(error)}") from error
+        return found if self._native is None else self._native(found[0])
 
 
 class OpenVinoBackend(_OpenVinoCpu):
@@ -126,6 +145,21 @@ class OpenVinoBf16Backend(_OpenVinoCpu):
         self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
     ) -> None:
         super().__init__(model, threads=threads, batch=batch, outputs=outputs, name="openvino-bf16", hint="bf16")
+
+
+def _open_finish(
+    core: Any, part: Path, batch: int, config: Mapping[str, str], outputs: Sequence[str]
+) -> Callable[[NDArray[np.float32]], Sequence[Any]]:
+    graph = core.read_model(str(part))
+    if batch:
+        graph.reshape([batch, *graph.inputs[0].get_partial_shape()[1:]])
+    request = core.compile_model(graph, "CPU", dict(config)).create_infer_request()
+
+    def finish(distances: NDArray[np.float32]) -> Sequence[Any]:
+        results = request.infer({"distances": distances}, share_inputs=True, share_outputs=False)
+        return [results[name] for name in outputs]
+
+    return finish
 
 
 def _input_shape(graph: Any) -> Any:
