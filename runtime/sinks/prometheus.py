@@ -160,6 +160,17 @@ def _of_run(summary: StreamSummary) -> Iterator[Family]:
         "Frames captured and not settled yet.",
         [({"source": s}, f.in_flight) for s, f in frames.items()],
     )
+    yield _gauge(
+        "edgead_camera_up",
+        "1 while frames come, 0 while the source is waited for, lost or at its end.",
+        [({"source": s}, one.health.state == "running") for s, one in summary.sources.items()],
+    )
+    yield _counter(
+        "edgead_camera_reconnects_total",
+        "Times a source was lost and delivered again.",
+        [({"source": s}, one.health.reconnects) for s, one in summary.sources.items()],
+    )
+    yield _counter("edgead_backend_hangs_total", "Times the backend took longer than it may.", [({}, summary.hangs)])
     yield _counter(
         "edgead_results_total", "Results by decision.", [({"decision": d}, n) for d, n in summary.decisions.items()]
     )

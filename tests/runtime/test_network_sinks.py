@@ -371,6 +371,8 @@ def test_prometheus_reads_the_ledger_and_the_latency():
     failed = of("edgead_frames_failed_total", reason='inspector failed: a "quoted" reason')
     assert failed == 1
     assert captured == of("edgead_frames_inspected_total") + failed + of("edgead_frames_in_flight") >= 61
+    assert (of("edgead_camera_up"), of("edgead_camera_reconnects_total")) == (1, 0)
+    assert value[("edgead_backend_hangs_total",)] == 0
     assert of("edgead_threshold", category="") == 10.0
     assert of("edgead_score") in (1.0, 12.5)
     assert 0 <= of("edgead_last_result_age_seconds") < 5

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.grabber import Health
+from edgead.runtime.ledger import Counts
 from edgead.runtime.limits import Limits
 from edgead.runtime.page.sink import LivePage
+from edgead.runtime.summary import SourceSummary, StreamSummary
 from tests.runtime.browser import Browser, wait_for
 
 TAB, ENTER, SPACE = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " ")
@@ -140,6 +143,27 @@ def test_a_server_that_hangs_leaves_no_decision_standing(tab, line, monkeypatch)
     finally:
         gate.set()
     wait_for(lambda: state(tab) == "OK", 10)
+
+
+@pytest.mark.parametrize(
+    ("run", "camera", "word"),
+    [
+        ("hung", "running", "BACKEND HANGS"),
+        ("paused", "running", "PAUSED"),
+        ("running", "reconnecting", "CAMERA LOST"),
+    ],
+)
+def test_what_keeps_parts_from_being_inspected_is_said_at_once(tab, line, run, camera, word):
+    line.score = 3.0
+    wait_for(lambda: state(tab) == "OK")
+    health = Health(camera, 2, 3, 0, 0, "rtsp://me:secret@camera is silent")
+    nothing = Counts(0, 0, 0, {}, {})
+    source = SourceSummary(nothing, "newest", True, None, health)
+    summary = StreamSummary(1.0, nothing, {"synthetic://left": source}, {}, None, {}, (), None, state=run)
+    line.page.attach(lambda: summary)
+    wait_for(lambda: tab.text("word") == word)
+    assert state(tab) == "NONE"
+    assert "secret" not in tab.text("why")
 
 
 def test_cameras_trace_thumbnails_and_heat_map(tab, line):
