@@ -55,6 +55,8 @@ def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.Model
                 continue
             if keys.dims[1] < FEWEST_ROWS or keys.dims[0] > MOST_CHANNELS + 1 or not _holds_norms(keys):
                 continue
+            # `edgead::KnnScore` gives the distances to k rows, of which there is one.
+            chain = only_user(chain, "Squeeze") or chain
             outputs = [value.name for value in graph.output]
             before = _part(model, ["images"], [pad.input[0]], (pad.input[0], QUERIES))
             after = _part(model, [chain.output[0]], outputs, (chain.output[0], DISTANCES))

@@ -17,6 +17,7 @@ from edgead.export.building import BuildOptions, build_engines
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle, export_graphs
 from edgead.export.graph import export_onnx
+from edgead.export.ops.nodes import inline_nodes
 from edgead.export.search import split_at_search
 from edgead.runtime.backends import available
 from edgead.runtime.bundle import Bundle, write_bundle
@@ -65,15 +66,15 @@ def banked(exportable: Exportable) -> Exportable:
 
 @pytest.mark.parametrize(("rows", "neighbours"), [(500, None), (1500, 3)], ids=["small bank", "re-weighted"])
 def test_a_graph_that_is_not_worth_it_or_needs_more_than_distances_stays_whole(rows: int, neighbours: int) -> None:
-    assert split_at_search(export_onnx(Scorer(rows, neighbours=neighbours).eval(), 64, 64)) is None
+    assert split_at_search(inline_nodes(export_onnx(Scorer(rows, neighbours=neighbours).eval(), 64, 64))) is None
 
 
 def test_other_products_with_a_constant_are_no_search(exportable: Exportable) -> None:
-    assert split_at_search(export_onnx(exportable.module, 64, 64)) is None
+    assert split_at_search(inline_nodes(export_onnx(exportable.module, 64, 64))) is None
 
 
 def test_the_parts_are_valid_and_end_where_the_search_begins() -> None:
-    parts = split_at_search(export_onnx(Scorer(1500).eval(), 64, 64))
+    parts = split_at_search(inline_nodes(export_onnx(Scorer(1500).eval(), 64, 64)))
     assert parts is not None
     assert json.loads(parts[2])["shape"] == [13, 1500]
     for part, inputs, outputs in (
