@@ -28,6 +28,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
 from edgead.runtime.region import Box, Region, decode_mask, make_region, prepare
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
+from edgead.runtime.tiling import DEFAULT_OVERLAP, Tiles
 from edgead.scoring import ScoringModule
 
 DEFAULT_SIZE = 256
@@ -51,6 +52,8 @@ def fit(
     budget_ms: float | None = None,
     roi: Box | None = None,
     mask: Path | None = None,
+    tiles: tuple[int, int] | None = None,
+    tile_overlap: int = DEFAULT_OVERLAP,
     progress: Progress = silent,
 ) -> TrainedModel:
     """Fit a detector on good images and set its threshold from them; no test image is read.
@@ -68,6 +71,8 @@ def fit(
             `edgead.budget.choose`.
         roi: the part of the images that is judged, in pixels; then all images, and the camera's, have one size.
         mask: image file of their size that is white where nothing is judged.
+        tiles: ``(rows, columns)`` into which that part is cut, each resized to ``size``, for small defects in large
+            pictures; for detectors of one category. tile_overlap: cells of the map that neighbours share.
         progress: called with ``(stage, done, total)``.
 
     Raises:
@@ -86,16 +91,20 @@ def fit(
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     check_budget(budget_mb, budget_ms)
-    if (roi is not None or mask is not None) and not (budget_mb is None and budget_ms is None):
-        raise ConfigError("a budget cannot be combined with --roi or --mask yet; choose the settings with --set")
+    drawn = roi is not None or mask is not None or tiles is not None
+    if drawn and not (budget_mb is None and budget_ms is None):
+        raise ConfigError("a budget cannot be combined with --roi, --mask or --tiles yet; choose settings with --set")
+    if tiles is not None and pooled:
+        raise ConfigError(f"detector '{detector}' judges whole pictures; leave --tiles away or choose another")
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
     network = build_backbone(spec, (height, width))
     info = describe_backbone(spec, network)
     region = _region(opened[0], roi, mask)
-    images = _Normals([sample for category in opened for sample in category.train], height, width, region)
     extractor = build_extractor(network, (height, width))
+    cut = None if tiles is None else Tiles(*tiles, tile_overlap, extractor.grid)
+    images = _Normals([sample for category in opened for sample in category.train], height, width, region, cut)
     counts = {category.name: len(category.train) for category in opened}
     sources = [category.name for category in opened for _ in category.train]
     named = [
@@ -126,7 +135,8 @@ def fit(
         routing = _routing_card(found, method.settings.head, false_alarm_rate)
         counts = {category.name: len(category.images) for category in found.categories}
     else:
-        fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
+        together = 1 if cut is None else cut.count
+        fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress, tiles=together)
         module, scores = fitted.module, fitted.normal_scores
     card = make_card(
         detector=method.name,
@@ -143,12 +153,13 @@ def fit(
         routing=routing,
         budget=None if budget is None else budget.card,
         region=region,
+        tiles=cut,
     )
     prefixes = [f"{category.name}-" if pooled else "" for category in opened]
     calibration = [
         one
         for category, prefix in zip(opened, prefixes, strict=True)
-        for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region)
+        for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region, tiles=cut)
     ]
     model = TrainedModel(card, module, references, tuple(calibration), region)
     if budget is not None:
@@ -190,26 +201,39 @@ def _check_names(categories: Sequence[Category]) -> None:
 class _Normals:
     """The good images of a category at network size, read anew in each pass."""
 
-    def __init__(self, samples: Sequence[Sample], height: int, width: int, region: Region | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        height: int,
+        width: int,
+        region: Region | None = None,
+        tiles: Tiles | None = None,
+    ) -> None:
         self._samples = samples
         self._height = height
         self._width = width
         self._region = region
+        self._tiles = tiles
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
 
     def select(self, indices: Sequence[int]) -> _Normals:
+        if self._tiles is not None:
+            raise ConfigError("tiles of one picture are not told apart")
         return _Normals([self._samples[index] for index in indices], self._height, self._width, self._region)
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
-        with closing(load_images(self._samples, self._height, self._width, region=self._region)) as images:
+        shape = -1, self._height, self._width, 3
+        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
+        with closing(loaded) as images:
             for image in images:
-                held.append(image)
-                if len(held) == size:
-                    yield np.stack(held)
-                    held = []
+                for one in image.reshape(shape):
+                    held.append(one)
+                    if len(held) == size:
+                        yield np.stack(held)
+                        held = []
         if held:
             yield np.stack(held)
 
@@ -235,6 +259,7 @@ def calibration_images(
     count: int = CALIBRATION_IMAGES,
     prefix: str = "",
     region: Region | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[tuple[str, bytes], ...]:
     """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
 
@@ -245,11 +270,13 @@ def calibration_images(
     kept = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
-        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region))))
+        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region, tiles=tiles))))
         if number % 2:
             kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
             probe = _plant(image, region, kind, seed + number)
-            kept.append((f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region))))
+            kept.append(
+                (f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region, tiles=tiles)))
+            )
     return tuple(kept)
 
 

@@ -105,13 +105,16 @@ def fit_closed_form(
     seed: int,
     progress: Progress,
     batch: int = 8,
+    tiles: int = 1,
 ) -> Fit:
     """Fit on all normals and score each of them out of fold (design section 7).
 
     Features are computed twice, once to fit and once to score, so that memory does not grow with the image count.
+    Where so many ``tiles`` after each other make one picture, they are held out together, since they overlap, and the
+    score of the picture is the highest of theirs.
     """
     count = len(images)
-    folds = assign_folds(count, seed)
+    folds = np.repeat(assign_folds(count // tiles, seed), tiles)
     extractor = detector.extractor(extractor, seed)
     collector = _collect(detector, images, folds, extractor, seed, progress, batch)
     smooth = bool(detector.settings.smooth)
@@ -128,7 +131,7 @@ def fit_closed_form(
             scores[first + rows] = score.double().numpy()
     del held_out
     module = ScoringModule(extractor, collector.head(None, progress), smooth=smooth).eval()
-    return Fit(module.requires_grad_(False), scores)
+    return Fit(module.requires_grad_(False), scores.reshape(-1, tiles).max(axis=1))
 
 
 @torch.inference_mode()
