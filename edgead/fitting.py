@@ -40,6 +40,7 @@ from edgead.runtime.manifest import NormalsSection, ThresholdSection, check_memb
 from edgead.runtime.normals import Normals, picture_signals
 from edgead.runtime.region import Box, Region, decode_mask, make_region, prepare
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
+from edgead.runtime.tiling import DEFAULT_OVERLAP, Tiles
 from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
 from edgead.training import run_key
@@ -65,6 +66,8 @@ def fit(
     roi: Box | None = None,
     mask: Path | None = None,
     checkpoint: Path | None = None,
+    tiles: tuple[int, int] | None = None,
+    tile_overlap: int = DEFAULT_OVERLAP,
     progress: Progress = silent,
 ) -> TrainedModel:
     """Fit a detector on good images and set its threshold from them; no test image is read.
@@ -84,6 +87,8 @@ def fit(
         mask: image file of their size that is white where nothing is judged.
         checkpoint: file that the training of a learned detector keeps, and goes on from if it was interrupted; who
             has saved the model removes it. None: none.
+        tiles: ``(rows, columns)`` into which that part is cut, each resized to ``size``, for small defects in large
+            pictures; for detectors of one category. tile_overlap: cells of the map that neighbours share.
         progress: called with ``(stage, done, total)``; behind `` | `` a stage may say more.
 
     Raises:
@@ -103,16 +108,19 @@ def fit(
     if not 0.0 < false_alarm_rate < 1.0:
         raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
     check_budget(budget_mb, budget_ms)
-    if (roi is not None or mask is not None) and not (budget_mb is None and budget_ms is None):
-        raise ConfigError("a budget cannot be combined with --roi or --mask yet; choose the settings with --set")
+    drawn = roi is not None or mask is not None or tiles is not None
+    if drawn and not (budget_mb is None and budget_ms is None):
+        raise ConfigError("a budget cannot be combined with --roi, --mask or --tiles yet; choose settings with --set")
     trained = learns(detector)
     if trained and (budget_mb is not None or budget_ms is not None):
         raise ConfigError(f"a budget chooses between closed-form fits; set the profile of '{detector}' instead")
+    if tiles is not None and (pooled or trained):
+        raise ConfigError(f"detector '{detector}' judges whole pictures; leave --tiles away or choose another")
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
     region = _region(opened[0], roi, mask)
-    images = _Normals([sample for category in opened for sample in category.train], height, width, region)
+    samples = [sample for category in opened for sample in category.train]
     fingerprint = {category.name: category.fingerprint("train") for category in opened}
     sources = [category.name for category in opened for _ in category.train]
     named = [
@@ -120,8 +128,9 @@ def fit(
         for category in opened
     ]
     references = tuple(one for group in named for one in group)
-    budget = None
+    budget = cut = None
     if trained:
+        images = _Normals(samples, height, width, region)
         spec = method.backbone(spec)
         info = describe_backbone(spec, build_backbone(spec, (height, width))) if spec.strides else NO_BACKBONE_INFO
         key = _run_key(method, info, (height, width), seed, fingerprint)
@@ -133,6 +142,8 @@ def fit(
         network = build_backbone(spec, (height, width))
         info = describe_backbone(spec, network)
         extractor = build_extractor(network, (height, width))
+        cut = None if tiles is None else Tiles(*tiles, tile_overlap, extractor.grid)
+        images = _Normals(samples, height, width, region, cut)
         if budget_mb is not None or budget_ms is not None:
             budget = choose(
                 method,
@@ -151,7 +162,8 @@ def fit(
             found = method.fit(images, sources, extractor, seed=seed, progress=progress)
             outcome = _of_pool(found, method.settings.head, false_alarm_rate)
         else:
-            fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress)
+            together = 1 if cut is None else cut.count
+            fitted = fit_closed_form(method, images, extractor, seed=seed, progress=progress, tiles=together)
             outcome = _of_closed_form(fitted, opened[0].name)
     card = make_card(
         detector=method.name,
@@ -170,12 +182,13 @@ def fit(
         budget=None if budget is None else budget.card,
         region=region,
         training=outcome.training,
+        tiles=cut,
     )
     prefixes = [f"{category.name}-" if pooled else "" for category in opened]
     calibration = [
         one
         for category, prefix in zip(opened, prefixes, strict=True)
-        for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region)
+        for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region, tiles=cut)
     ]
     model = TrainedModel(card, outcome.module, references, tuple(calibration), region)
     if budget is not None:
@@ -305,31 +318,38 @@ class _Normals:
         height: int,
         width: int,
         region: Region | None = None,
+        tiles: Tiles | None = None,
         signals: dict[Path, dict[str, float]] | None = None,
     ) -> None:
         self._samples = samples
         self._height = height
         self._width = width
         self._region = region
+        self._tiles = tiles
         self._signals = {} if signals is None else signals
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
 
     def select(self, indices: Sequence[int]) -> _Normals:
+        if self._tiles is not None:
+            raise ConfigError("tiles of one picture are not told apart")
         chosen = [self._samples[index] for index in indices]
-        return _Normals(chosen, self._height, self._width, self._region, self._signals)
+        return _Normals(chosen, self._height, self._width, self._region, signals=self._signals)
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
-        with closing(load_images(self._samples, self._height, self._width, region=self._region)) as images:
+        shape = -1, self._height, self._width, 3
+        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
+        with closing(loaded) as images:
             for sample, image in zip(self._samples, images, strict=True):
                 if sample.path not in self._signals:
                     self._signals[sample.path] = picture_signals(image)
-                held.append(image)
-                if len(held) == size:
-                    yield np.stack(held)
-                    held = []
+                for one in image.reshape(shape):
+                    held.append(one)
+                    if len(held) == size:
+                        yield np.stack(held)
+                        held = []
         if held:
             yield np.stack(held)
 
@@ -363,6 +383,7 @@ def calibration_images(
     count: int = CALIBRATION_IMAGES,
     prefix: str = "",
     region: Region | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[tuple[str, bytes], ...]:
     """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
 
@@ -373,11 +394,13 @@ def calibration_images(
     kept = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
-        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region))))
+        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region, tiles=tiles))))
         if number % 2:
             kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
             probe = _plant(image, region, kind, seed + number)
-            kept.append((f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region))))
+            kept.append(
+                (f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region, tiles=tiles)))
+            )
     return tuple(kept)
 
 

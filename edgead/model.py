@@ -26,10 +26,11 @@ from edgead.features import build_extractor
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import MASK_NAME, NormalsSection, RegionSection, ThresholdSection
+from edgead.runtime.manifest import MASK_NAME, NormalsSection, RegionSection, ThresholdSection, TilesSection
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.region import Region, encode_mask
 from edgead.runtime.threshold import Threshold
+from edgead.runtime.tiling import Tiles
 from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
 from edgead.traininglog import TrainingLog, draw_log
@@ -153,6 +154,7 @@ class ModelCard(_Section):
         budget: of a model whose settings were chosen by measurement.
         region: the part of the images it was fitted on; its mask lies beside, as ``mask.png``. None: all of them.
         training: of a learned detector.
+        tiles: how that part is cut; ``grid`` and the network size are those of one tile.
     """
 
     format_version: int
@@ -176,6 +178,7 @@ class ModelCard(_Section):
     budget: BudgetCard | None = None
     region: RegionSection | None = None
     training: TrainingCard | None = None
+    tiles: TilesSection | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""
@@ -242,7 +245,16 @@ class TrainedModel:
             calibration=self.calibration,
             normals={name: section.to_normals() for name, section in card.normals.items()},
             region=self.region,
+            tiles=self.tiles,
         )
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How pictures are cut, None where they are judged whole."""
+        section = self.card.tiles
+        if section is None:
+            return None
+        return Tiles(section.rows, section.columns, section.overlap, self.card.grid)
 
     def _routing(self) -> Routing | None:
         card = self.card.routing
@@ -381,6 +393,7 @@ def make_card(
     budget: BudgetCard | None = None,
     region: Region | None = None,
     training: TrainingCard | None = None,
+    tiles: Tiles | None = None,
 ) -> ModelCard:
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
@@ -407,6 +420,7 @@ def make_card(
         budget=budget,
         region=None if region is None else RegionSection.from_region(region),
         training=training,
+        tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
     )
 
 

@@ -48,4 +48,5 @@ def open_inspector(
         name=path.name,
         why="a model directory runs on torch",
         region=model.region,
+        tiles=model.tiles,
     )

@@ -17,6 +17,7 @@ from edgead.runtime.normals import Normals
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import RoutedBackend
 from edgead.runtime.threshold import Threshold
+from edgead.runtime.tiling import TiledBackend, Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Exportable:
             bundle does not carry them.
         normals: category -> what its good parts looked like, for the drift watch.
         region: the part of a frame that is judged; None: all of it.
+        tiles: how that part is cut; None: not at all.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Exportable:
     calibration: Sequence[tuple[str, bytes]] = ()
     normals: Mapping[str, Normals] = field(default_factory=dict)
     region: Region | None = None
+    tiles: Tiles | None = None
 
     @property
     def scale(self) -> float:
@@ -84,11 +87,12 @@ class Exportable:
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, as `edgead.runtime.region.prepare` does."""
-        return prepare(image, self.height, self.width, region=self.region)
+        return prepare(image, self.height, self.width, region=self.region, tiles=self.tiles)
 
     def torch_backend(self) -> Backend:
         """Return the model itself as a backend, the reference of every comparison."""
         if self.routing is None:
-            return TorchBackend(self.module)
+            backend = TorchBackend(self.module)
+            return backend if self.tiles is None else TiledBackend(backend, self.tiles)
         heads = {name: TorchBackend(head) for name, head in self.routing.heads.items()}
         return RoutedBackend(TorchBackend(self.routing.router), heads, self.routing.minimum_similarity)

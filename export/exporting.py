@@ -51,6 +51,7 @@ from edgead.runtime.manifest import (
     PrecisionSection,
     RegionSection,
     ThresholdSection,
+    TilesSection,
 )
 from edgead.runtime.preprocess import RESIZE_RULE, resize
 from edgead.runtime.region import encode_mask
@@ -182,6 +183,8 @@ def export_graphs(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
+    if model.region is not None or model.tiles is not None:
+        raise ConfigError(f"{model.name} judges a region or tiles, which a plain graph cannot say; export a bundle")
     settings = _Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, plain, cache)
     if triton and model.routing is not None and not fused:
         raise ConfigError(f"{model.name} is a router and heads, which Triton does not join; give --single-graph")
@@ -227,6 +230,8 @@ def _export(
         raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
     if not settings.max_drop > 0:
         raise ConfigError(f"--max-drop must be above 0, got {settings.max_drop}")
+    if model.tiles is not None and len(settings.precisions) > 1:
+        raise ConfigError(f"{model.name} judges tiles, which is done in fp32 only so far; leave --fp16 and --int8 away")
     named = _load(model, settings.images)
     samples = _samples(model, settings) if len(settings.precisions) > 1 else None
     made = [_fp32(model, settings.fused, tell)]
@@ -412,6 +417,9 @@ def _manifest(model: Exportable, section: PrecisionSection) -> Manifest:
             width=model.width,
             resize=RESIZE_RULE,
             region=None if model.region is None else RegionSection.from_region(model.region),
+            tiles=None
+            if model.tiles is None
+            else TilesSection(rows=model.tiles.rows, columns=model.tiles.columns, overlap=model.tiles.overlap),
         ),
         map=MapSection(height=model.grid[0], width=model.grid[1]),
         threshold=ThresholdSection.from_threshold(model.threshold),

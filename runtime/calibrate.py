@@ -219,7 +219,7 @@ def _score(result: Result, frame: Frame) -> float:
 
 def _signals(result: Result, frame: Frame, inspector: Inspector) -> dict[str, float]:
     assert result.map is not None
-    picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region)
+    picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region, inspector.tiles)
     return {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
 
 

@@ -22,6 +22,7 @@ from edgead.runtime.limits import Limits
 from edgead.runtime.preprocess import self_check
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import open_model
+from edgead.runtime.tiling import Tiles
 
 # How far a score may lie from the torch model's, as a share of the *margin*: threshold minus the median score of the
 # references that torch calls OK, which is the way a good part has to go to become a false alarm. A share of the score
@@ -237,13 +238,15 @@ class _Input(NamedTuple):
     height: int
     width: int
     region: Region | None
+    tiles: Tiles | None
 
     @classmethod
     def of(cls, bundle: Bundle) -> _Input:
-        return cls(bundle.manifest.input.height, bundle.manifest.input.width, bundle.region())
+        manifest = bundle.manifest
+        return cls(manifest.input.height, manifest.input.width, bundle.region(), manifest.tiles())
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return prepare(image, self.height, self.width, region=self.region)[None]
+        return prepare(image, self.height, self.width, region=self.region, tiles=self.tiles)[None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from edgead.runtime.frame import Frame, Result
 from edgead.runtime.normals import SIGNALS, Normals, is_finite, map_level, picture_signals
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.sinks import Sink
+from edgead.runtime.tiling import Tiles
 
 if TYPE_CHECKING:
     from edgead.runtime.summary import StreamSummary
@@ -155,6 +156,7 @@ class Inspected(Protocol):
     height: int
     width: int
     region: Region | None
+    tiles: Tiles | None
 
     @property
     def normals(self) -> Mapping[str | None, Normals]: ...
@@ -191,12 +193,12 @@ class DriftSink(Sink):
     def write(self, result: Result, frame: Frame | None) -> None:
         assert frame is not None
         assert result.map is not None
-        inspector = self._inspector
-        if inspector.normals is not self._normals:
-            self._normals = inspector.normals
+        one = self._inspector
+        if one.normals is not self._normals:
+            self._normals = one.normals
             self.watch.renew(self._normals)
             return
-        picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region)
+        picture = prepare(frame.image, one.height, one.width, frame.layout, one.region, one.tiles)
         values = {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
         for state in self.watch.observe(result.source_id, result.category, values):
             _log.log(logging.WARNING if state.drifting else logging.INFO, "%s", state.explain())

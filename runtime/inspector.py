@@ -24,6 +24,7 @@ from edgead.runtime.limits import Limits
 from edgead.runtime.normals import Normals
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.threshold import Threshold
+from edgead.runtime.tiling import Tiles
 
 if TYPE_CHECKING:
     from edgead.runtime.manifest import Manifest
@@ -63,6 +64,7 @@ class Inspector:
         name: what is inspected, for messages.
         why: one line on how the backend was chosen.
         region: the part of the frames that is judged; None: all of it.
+        tiles: how it is cut, for a backend that judges tiles below each other (`TiledBackend`); None: not at all.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class Inspector:
         name: str = "",
         why: str = "",
         region: Region | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         self.height = height
         self.width = width
         self.why = why
         self.region = region
+        self.tiles = tiles
         if not isinstance(threshold, Limits):
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         cleanup = ExitStack()
@@ -158,6 +162,7 @@ class Inspector:
                 name=manifest.name,
                 why=why,
                 region=bundle.region(),
+                tiles=manifest.tiles(),
             )
             # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
             told = "int8" if precision.startswith("int8") else None
@@ -298,9 +303,10 @@ class Inspector:
         if not frames:
             return []
         started = time.perf_counter()
-        images = np.empty((len(frames), self.height, self.width, 3), np.uint8)
+        rows = self.height * (1 if self.tiles is None else self.tiles.count)
+        images = np.empty((len(frames), rows, self.width, 3), np.uint8)
         for slot, frame in zip(images, frames, strict=True):
-            slot[...] = prepare(frame.image, self.height, self.width, frame.layout, self.region)
+            slot[...] = prepare(frame.image, self.height, self.width, frame.layout, self.region, self.tiles)
         prepared = time.perf_counter()
         try:
             with self._lock:
@@ -367,9 +373,10 @@ class Inspector:
                 "stop the stream and start it with the new bundle"
             )
         regions_differ = not self.region.same(fresh.region) if self.region is not None else fresh.region is not None
-        if regions_differ:
+        if regions_differ or self.tiles != fresh.tiles:
             raise ConfigError(
-                f"{path} judges another region of the frame; stop the stream and start it with the new bundle"
+                f"{path} judges another region or other tiles of the frame; "
+                "stop the stream and start it with the new bundle"
             )
 
     def _prove(self, path: str | Path, precision: str) -> None:

@@ -26,6 +26,7 @@ from edgead.runtime.normals import QUANTILES, SIGNALS, Normals
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.region import Box, Region, decode_mask, make_region
 from edgead.runtime.threshold import Threshold
+from edgead.runtime.tiling import MOST_TILES, Tiles
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -172,10 +173,18 @@ class RegionSection(_Section):
         return found
 
 
+class TilesSection(_Section):
+    """Into how many tiles a frame or its region is cut, which share ``overlap`` cells of the manifest's ``map``."""
+
+    rows: Annotated[int, Field(ge=1, le=MOST_TILES)]
+    columns: Annotated[int, Field(ge=1, le=MOST_TILES)]
+    overlap: Annotated[int, Field(ge=1, le=8192)]
+
+
 class InputSection(_Section):
     """What the network sees: size in pixels, colour order, and the resize rule that makes it from a frame.
 
-    ``region`` is what of a frame is resized; None: all of it.
+    ``region`` is what of a frame is resized; None: all of it. With ``tiles`` each of them is resized to this size.
     """
 
     height: _Pixels
@@ -183,10 +192,11 @@ class InputSection(_Section):
     color: Literal["RGB"] = "RGB"
     resize: _Text
     region: RegionSection | None = None
+    tiles: TilesSection | None = None
 
 
 class MapSection(_Section):
-    """The grid of the anomaly map, in cells."""
+    """The grid of the anomaly map, in cells; with tiles, of one tile."""
 
     height: _Pixels
     width: _Pixels
@@ -334,6 +344,10 @@ class Manifest(_Section):
     def _consistent(self) -> Manifest:
         if self.graph == "single" and self.map is None:
             raise ValueError("a single graph must state its map grid")
+        if self.input.tiles is not None:
+            if self.graph != "single":
+                raise ValueError("only a single graph judges tiles")
+            self.tiles()
         if self.graph == "routed":
             if not self.categories:
                 raise ValueError("a routed graph must state its categories")
@@ -366,6 +380,13 @@ class Manifest(_Section):
         if self.graph == "routed":
             return known
         return {None: next(iter(known.values()))} if known else {}
+
+    def tiles(self) -> Tiles | None:
+        """Return the tiles that frames are cut into, None where they are judged whole."""
+        section = self.input.tiles
+        if section is None or self.map is None:
+            return None
+        return Tiles(section.rows, section.columns, section.overlap, (self.map.height, self.map.width))
 
     def minimum_similarity(self) -> dict[str, float]:
         """Return the similarity below which an image is no part of a category, of each category; empty if single."""

@@ -24,8 +24,8 @@ class Normals:
     Attributes:
         images: how many there were.
         quantiles: of each of `SIGNALS`: its 0, 5, … 100 % quantiles, ascending. ``score`` is raw; ``level`` is the
-            median of the anomaly map, how far the usual patch is from normal, which moves with light and lens where
-            the score, a maximum, moves with the worst place; ``brightness`` is the mean green value, 0 to 255;
+            mean of the anomaly map, how far patches are from normal on the whole, which moves with light and lens
+            where the score, a maximum, moves with the worst place; ``brightness`` is the mean green value, 0 to 255;
             ``focus`` is the variance of the Laplacian.
     """
 
@@ -54,8 +54,8 @@ def picture_signals(image: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def map_level(grid: NDArray[np.floating]) -> float:
-    """Return the median of an anomaly map ``(gh, gw)``."""
-    return float(np.median(grid))
+    """Return the mean of an anomaly map ``(gh, gw)``."""
+    return float(grid.mean(dtype=np.float64))
 
 
 def sharpness(grey: NDArray[np.uint8]) -> float:

@@ -18,6 +18,7 @@ from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.frame import Layout
 from edgead.runtime.preprocess import resize
+from edgead.runtime.tiling import Tiles
 
 # Close to the mean of the photos that backbones were trained on, so that a filled area looks like padding to them. The
 # same in all channels: grey, BGR and RGB frames are filled alike.
@@ -128,10 +129,22 @@ class Region:
 
 
 def prepare(
-    image: NDArray[np.uint8], height: int, width: int, layout: Layout = "rgb", region: Region | None = None
+    image: NDArray[np.uint8],
+    height: int,
+    width: int,
+    layout: Layout = "rgb",
+    region: Region | None = None,
+    tiles: Tiles | None = None,
 ) -> NDArray[np.uint8]:
-    """Return a frame at network size, cut to its region; arguments, result and errors as `resize` and `Region.cut`."""
-    return resize(image if region is None else region.cut(image), height, width, layout)
+    """Return a frame as the network gets it: cut to its region, perhaps into tiles, and resized.
+
+    Arguments and errors as `resize`, `Region.cut` and `Tiles.cut`; returns ``(height, width, 3)`` uint8 RGB, of tiles
+    as many below each other.
+    """
+    part = image if region is None else region.cut(image)
+    if tiles is None:
+        return resize(part, height, width, layout)
+    return tiles.cut(part, lambda tile: resize(tile, height, width, layout))
 
 
 def parse_box(text: str) -> Box:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo, Inference, Network, open_backend, open_network
 from edgead.runtime.errors import BackendError, BundleError, EngineMissing
+from edgead.runtime.tiling import TiledBackend
 
 if TYPE_CHECKING:
     from edgead.runtime.manifest import Manifest
@@ -157,7 +158,9 @@ def open_model(
         BackendUnavailable, BackendError: as `open_backend`.
     """
     try:
-        return _open_graphs(backend, manifest, model, precision, threads, batch)
+        opened = _open_graphs(backend, manifest, model, precision, threads, batch)
+        tiles = manifest.tiles()
+        return opened if tiles is None else TiledBackend(opened, tiles)
     except EngineMissing as error:
         raise error.of_bundle(bundle or f"{manifest.name}.edgead") from error
 

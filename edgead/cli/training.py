@@ -98,6 +98,13 @@ def fit(
         Path | None,
         typer.Option(metavar="FILE", help="Image of their size, white where nothing is judged.", show_default=False),
     ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(metavar="RxC", help="Rows and columns of tiles, each of --size.", show_default="none"),
+    ] = None,
+    tile_overlap: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Cells of the map that neighbouring tiles share.")
+    ] = 4,
 ) -> None:
     """Train on photos of good parts, and set the threshold from good parts that the model has not seen.
 
@@ -111,6 +118,7 @@ def fit(
     from edgead.fitting import fit as fit_model
     from edgead.model import check_model_path
     from edgead.runtime.region import parse_box
+    from edgead.runtime.tiling import parse_tiles
 
     check_model_path(output)
     box = None if roi is None else parse_box(roi)
@@ -133,6 +141,8 @@ def fit(
             roi=box,
             mask=mask,
             checkpoint=checkpoint,
+            tiles=None if tiles is None else parse_tiles(tiles),
+            tile_overlap=tile_overlap,
             progress=step,
         )
     model.save(output)
@@ -165,6 +175,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
         payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
     if card.region is not None:
         payload["region"] = card.region.model_dump(mode="json")
+    if card.tiles is not None:
+        payload["tiles"] = card.tiles.model_dump(mode="json")
     if card.budget is not None:
         payload["budget"] = card.budget.model_dump(mode="json")
     return payload

@@ -15,6 +15,7 @@ from edgead.data.category import Sample
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
 from edgead.runtime.region import Region, prepare
+from edgead.runtime.tiling import Tiles
 
 _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
@@ -51,7 +52,13 @@ def prefetch(
 
 
 def load_images(
-    samples: Iterable[Sample], height: int, width: int, *, region: Region | None = None, workers: int = 2
+    samples: Iterable[Sample],
+    height: int,
+    width: int,
+    *,
+    region: Region | None = None,
+    tiles: Tiles | None = None,
+    workers: int = 2,
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield every image at network size, decoded, cut and resized by the code that the camera loop uses.
 
@@ -59,10 +66,11 @@ def load_images(
         samples: any order; it is kept.
         height, width: network size in pixels.
         region: the part of the images that is used; None: all of it.
+        tiles: how that part is cut; None: not at all.
         workers: threads that read ahead; memory holds about that many full-size images.
 
     Yields:
-        ``(height, width, 3)`` uint8 RGB; may be read-only.
+        ``(height, width, 3)`` uint8 RGB, with tiles ``(tiles.count * height, width, 3)``; may be read-only.
 
     Raises:
         DataError: an image that cannot be read or is of another size than the region's frames, naming its path.
@@ -71,7 +79,7 @@ def load_images(
     def load(sample: Sample) -> NDArray[np.uint8]:
         image = read_image(sample.path)
         try:
-            return prepare(image, height, width, region=region)
+            return prepare(image, height, width, region=region, tiles=tiles)
         except DataError as error:
             raise DataError(f"{sample.path}: {error}") from error
 

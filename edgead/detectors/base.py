@@ -48,7 +48,7 @@ class Fit:
 
     Attributes:
         module: fitted on all normals.
-        normal_scores: ``(n,)``; normal_levels: ``(n,)`` medians of the anomaly maps.
+        normal_scores: ``(n,)``; normal_levels: ``(n,)`` means of the anomaly maps.
     """
 
     module: ScoringModule
@@ -114,14 +114,17 @@ def fit_closed_form(
     seed: int,
     progress: Progress,
     batch: int = 8,
+    tiles: int = 1,
 ) -> Fit:
     """Fit on all normals and score each of them out of fold (design section 7).
 
     Features of few images are kept between fitting and scoring; of more they are computed twice, so that memory does
     not grow with the image count.
+    Where so many ``tiles`` after each other make one picture, they are held out together, since they overlap, and the
+    score of the picture is the highest of theirs.
     """
     count = len(images)
-    folds = assign_folds(count, seed)
+    folds = np.repeat(assign_folds(count // tiles, seed), tiles)
     extractor = detector.extractor(extractor, seed)
     size = count * extractor.channels * extractor.grid[0] * extractor.grid[1] * 4
     kept: list[tuple[int, Tensor]] | None = [] if size <= _KEPT_BYTES else None
@@ -141,6 +144,8 @@ def fit_closed_form(
             levels[first + rows] = [map_level(grid) for grid in maps.numpy()]
     del held_out
     module = ScoringModule(extractor, collector.head(None, progress), smooth=smooth).eval()
+    if tiles > 1:
+        scores, levels = scores.reshape(-1, tiles).max(axis=1), levels.reshape(-1, tiles).mean(axis=1)
     return Fit(module.requires_grad_(False), scores, levels)
 
 

@@ -59,7 +59,7 @@ class PooledFit:
     Attributes:
         module: routes and scores.
         normal_scores: ``(n,)`` of the pool's images by models that never saw them, in deviations of their category.
-        normal_levels: ``(n,)`` medians of their anomaly maps, likewise.
+        normal_levels: ``(n,)`` means of their anomaly maps, likewise.
         categories: in the order of the router's columns, which is that of their names.
         silhouettes: number of categories -> mean silhouette, where the number was looked for.
         purity: share of the images that lie in a category together with most of their folder's.

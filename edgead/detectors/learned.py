@@ -165,7 +165,7 @@ class LearnedFit:
     Attributes:
         module: folded, frozen, on the CPU.
         held_out: indices of the images that training did not see, ascending.
-        normal_scores: ``(len(held_out),)``, theirs; normal_levels: the medians of their maps.
+        normal_scores: ``(len(held_out),)``, theirs; normal_levels: the means of their maps.
         log: how the training went.
     """
 

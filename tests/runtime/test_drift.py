@@ -29,7 +29,7 @@ def watch(images: int = 200, **options: int) -> DriftWatch:
 
 
 def inspected(normals: dict[str | None, Normals]) -> SimpleNamespace:
-    return SimpleNamespace(height=64, width=80, region=None, normals=normals)
+    return SimpleNamespace(height=64, width=80, region=None, tiles=None, normals=normals)
 
 
 def test_good_parts_raise_no_alarm_however_many_they_are():

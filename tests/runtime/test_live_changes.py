@@ -183,7 +183,10 @@ def test_a_bundle_with_another_region_is_refused(make_bundle):
     rule = {"height": 8, "width": 10, "resize": "reduce-bilinear/1"}
     first = make_bundle("first.edgead")
     other = make_bundle("other.edgead", input={**rule, "region": region}, files={"references/expected.npz": None})
-    with Inspector.open(first, backend="onnxruntime") as judge, pytest.raises(ConfigError, match="another region"):
+    with (
+        Inspector.open(first, backend="onnxruntime") as judge,
+        pytest.raises(ConfigError, match="another region"),
+    ):
         judge.swap(other)
 
 
