@@ -119,6 +119,8 @@ def fit(
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
+    if trained:
+        spec = method.backbone(spec)
     region = _region(opened[0], roi, mask)
     samples = [sample for category in opened for sample in category.train]
     fingerprint = {category.name: category.fingerprint("train") for category in opened}
@@ -131,7 +133,6 @@ def fit(
     budget = cut = None
     if trained:
         images = _Normals(samples, height, width, region)
-        spec = method.backbone(spec)
         info = describe_backbone(spec, build_backbone(spec, (height, width))) if spec.strides else NO_BACKBONE_INFO
         key = _run_key(method, info, (height, width), seed, fingerprint)
         learned = fit_learned(
