@@ -19,7 +19,8 @@ from secondary sources [S]. What each part rests on ([R]: ours):
 - score and map: see `EfficientAdNetwork`.
 
 The small profile is ours: narrower networks, AdamW with one cosine, a larger batch and share of hard cells,
-``strange=both``.
+``strange=both``, and ``start=teacher``: the student's first half starts as the teacher, since hundreds of steps do not
+bring a student near it, and learns where to leave it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 6,
         "hard": 0.99,
         "strange": "both",
+        "start": "teacher",
     },
     "full": {
         "width": 1.0,
@@ -71,6 +73,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 20,
         "hard": 0.999,
         "strange": "images",
+        "start": "random",
     },
 }
 
@@ -90,6 +93,7 @@ class EfficientAd(LearnedBase):
             distillation_steps: of the teacher.
             hard: share of the differences of a step that do not count, the smallest.
             strange: what the student must not follow the teacher on, whole ``images``, or forged defects too.
+            start: what the student is before its first step.
         """
 
         smooth: bool = False
@@ -98,6 +102,7 @@ class EfficientAd(LearnedBase):
         distillation_steps: int | None = Field(default=None, ge=1)
         hard: float | None = Field(default=None, ge=0.0, lt=1.0)
         strange: Literal["images", "both"] | None = None
+        start: Literal["random", "teacher"] | None = None
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = fill(settings or self.Settings(), _PROFILES)
@@ -213,13 +218,18 @@ class EfficientAd(LearnedBase):
                 "second student": overall.mean(),
             }
 
+        def begin() -> None:
+            standardise_teacher(network, pixels)
+            if settings.start == "teacher":
+                network.student.take_over(network.teacher)
+
         return Stage(
             "training",
             recipe,
             [network.student, network.autoencoder],
             draw,
             losses,
-            start=lambda: standardise_teacher(network, pixels),
+            start=begin,
         )
 
     def complete(self, network: EfficientAdNetwork, pixels: Pixels, held_out: Pixels) -> None:

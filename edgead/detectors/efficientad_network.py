@@ -54,6 +54,12 @@ class PatchDescriber(nn.Sequential):
             last.weight.div_(std[:, None, None, None])
             last.bias.sub_(mean).div_(std)
 
+    def take_over(self, other: PatchDescriber) -> None:
+        """Make the first outputs those of ``other``, which has the same hidden widths and no more outputs."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
+                mine[: len(theirs)].copy_(theirs)
+
 
 class AutoEncoder(nn.Module):
     """Images ``(N, 3, h, w)`` to what the teacher would say, ``(N, out, h / 4 - 8, w / 4 - 8)``, through one vector.

@@ -25,7 +25,7 @@ ours uses the former in both. Its map scales R within each image.
 
 The small profile is ours: tokens are the cells of a frozen backbone (``encoder=backbone``), since a masked auto-encoder
 learns next to nothing in minutes on a CPU, and stage 1 trains the decoder's half on a quarter of them; 128 x 4 decoder,
-patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped. ``encoder=own`` is a 192 x 6 transformer then.
+patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped, ``score=probability``. ``encoder=own`` is a 192 x 6 transformer then.
 Transformers are matrix products: in FP16 and INT8 only convolutions change their type.
 """
 
@@ -70,6 +70,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch": 8,
         "learning_rate": 1e-3,
         "evaluations": 6,
+        "score": "probability",
         "map_stride": 2,
     },
     "full": {
@@ -84,6 +85,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch": 16,
         "learning_rate": 1e-3,
         "evaluations": 20,
+        "score": "product",
         "map_stride": 1,
     },
 }
@@ -118,7 +120,7 @@ class Isstad(LearnedBase):
         pretraining_steps: int | None = Field(default=None, ge=0)
         mae_weights: str | None = None
         recon_target: Literal["clean", "input"] = "clean"
-        score: Score = "product"
+        score: Score | None = None
         map_stride: int | None = Field(default=None, ge=1, le=8)
 
         def stated(self) -> LearnedSettings:

@@ -156,6 +156,18 @@ def test_the_hardest_differences_count() -> None:
     assert float(hard_mean(values[:1, :1, :1, :2], 0.999)) == pytest.approx(float(values[0, 0, 0, :2].max()))
 
 
+@pytest.mark.parametrize("start", ["random", "teacher"])
+def test_a_student_may_start_as_its_teacher(start: str) -> None:
+    detector, network = make(start=start)
+    stage = detector.stages(network, pixels(), 0)[1]
+    stage.start()
+    images = network.normalise(planes(pixels(2)))
+    with torch.no_grad():
+        taught, said = network.teacher(images), network.student(images)
+    assert torch.allclose(said[:, :8], taught, atol=1e-5) == (start == "teacher")
+    assert not torch.allclose(said[:, 8:], taught, atol=1e-5)
+
+
 @pytest.mark.parametrize("strange_images", ["images", "both"])
 def test_the_losses_are_their_formulas(strange_images: str) -> None:
     detector, network = make(hard=0.9, strange=strange_images)
