@@ -24,9 +24,9 @@ makes results random; ours keep their order. It normalises with ImageNet statist
 ours uses the former in both. Its map scales R within each image.
 
 The small profile is ours: tokens are the cells of a frozen backbone (``encoder=backbone``), since a masked auto-encoder
-learns next to nothing in minutes on a CPU, and stage 1 trains the decoder's half on a quarter of them; 128 x 4 decoder,
-patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped, ``score=probability``. ``encoder=own`` is a 192 x 6 transformer then.
-Transformers are matrix products: in FP16 and INT8 only convolutions change their type.
+learns next to nothing in minutes on a CPU, and stage 1 trains half of the decoder on a quarter of them; 128 x 4 decoder,
+patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped, ``score=probability``. ``encoder=own`` is a 192 x 6
+transformer then. Transformers are matrix products: in FP16 and INT8 only convolutions change their type.
 """
 
 from __future__ import annotations
