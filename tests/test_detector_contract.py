@@ -38,8 +38,6 @@ BACKENDS = ("onnxruntime", "openvino")
 # Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them. A network that
 # was trained for seconds leaves a short way from good parts to the threshold, so rounding takes a larger share of it.
 MAX_DROP, LEARNED_MAX_DROP = 0.6, 2.0
-# Squared errors have no upper end: defects lie many times farther from the threshold than any good part.
-UNBOUNDED, UNBOUNDED_MAX_DROP = ("efficientad",), 6.0
 # Good images to learn from; of a learned detector a fifth of them sets the threshold.
 GOOD, LEARNED_GOOD = 10, 40
 SMALL: dict[str, dict[str, Any]] = {
@@ -180,7 +178,7 @@ def given(name: str, folders: tuple[Path, ...]) -> list[Path]:
 
 
 def max_drop(name: str) -> float:
-    return UNBOUNDED_MAX_DROP if name in UNBOUNDED else LEARNED_MAX_DROP if learns(name) else MAX_DROP
+    return LEARNED_MAX_DROP if learns(name) else MAX_DROP
 
 
 @pytest.fixture(scope="module", params=REGISTRY)

@@ -111,7 +111,9 @@ class EfficientAdNetwork(nn.Module):
 
     Two maps, mean squared differences over channels: teacher and student, auto-encoder and the student's second half.
     Each is scaled so that the 0.9 and 0.995 quantiles of the held-out normals' values become 0 and 0.1, then both are
-    averaged; the score is the maximum. The four cells a side that the networks do not see take their neighbours' value
+    averaged; the score is the maximum. Squares have no upper end, and a defect's may be a hundred times the threshold, of
+    which a rounding error is as much as the way to it; so what is above 0 goes through ``0.1 log(1 + x / 0.1)``, which
+    keeps every order ([R]). The four cells a side that the networks do not see take their neighbours' value
     ([R]; the code puts zeros there, which are more than most normal cells have).
 
     Args:
@@ -144,7 +146,8 @@ class EfficientAdNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         local, overall = self.maps(self.normalise(pixels))
         local, overall = (local - self.low[0]) * self.gain[0], (overall - self.low[1]) * self.gain[1]
-        combined = F.pad((0.5 * (local + overall))[:, None], (CROP, CROP, CROP, CROP), mode="replicate")[:, 0]
+        combined = compress(0.5 * (local + overall))
+        combined = F.pad(combined[:, None], (CROP, CROP, CROP, CROP), mode="replicate")[:, 0]
         smoothed: Tensor = self.smoothing(combined)
         return smoothed.amax(dim=(1, 2)), smoothed
 
@@ -162,3 +165,9 @@ class EfficientAdNetwork(nn.Module):
         """Take the two quantiles of each map, ``(2,)`` each."""
         self.low.copy_(low)
         self.gain.copy_(_UNIT / torch.clamp(high - low, min=1e-9))
+
+
+def compress(values: Tensor) -> Tensor:
+    """Return values below 0 as they are, those above on a logarithmic scale, of slope 1 at 0 and in the same order."""
+    above = F.relu(values)
+    return values - above + _UNIT * torch.log(above * (1.0 / _UNIT) + 1.0)

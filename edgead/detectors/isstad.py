@@ -23,10 +23,11 @@ Quirks dropped: the code shuffles patch tokens before the encoder and never puts
 makes results random; ours keep their order. It normalises with ImageNet statistics in stage 1 and with 0.5 in stage 2;
 ours uses the former in both. Its map scales R within each image.
 
-The small profile is ours: tokens are the cells of a frozen backbone (``encoder=backbone``), since a masked auto-encoder
-learns next to nothing in minutes on a CPU, and stage 1 trains half of the decoder on a quarter of them; 128 x 4 decoder,
-patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped, ``score=probability``. ``encoder=own`` is a 192 x 6
-transformer then. Transformers are matrix products: in FP16 and INT8 only convolutions change their type.
+The small profile is ours: tokens are the cells of a frozen backbone (``encoder=backbone``), since a masked
+auto-encoder learns next to nothing in minutes on a CPU, and stage 1 trains half of the decoder on a quarter of them;
+128 x 4 decoder, patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped, ``score=probability``.
+``encoder=own`` is a 192 x 6 transformer then. Transformers are matrix products: in FP16 and INT8 only convolutions
+change their type.
 """
 
 from __future__ import annotations

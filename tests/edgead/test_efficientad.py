@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgead.backbones import BackboneSpec
 from edgead.detectors import create_detector
 from edgead.detectors.efficientad import Describer, follow_quantiles, hard_mean, standardise_teacher
-from edgead.detectors.efficientad_network import AutoEncoder, PatchDescriber
+from edgead.detectors.efficientad_network import AutoEncoder, PatchDescriber, compress
 from edgead.detectors.encoders import TapEncoder
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import open_textures
@@ -223,10 +223,21 @@ def test_held_out_quantiles_put_both_maps_on_one_scale() -> None:
     for one in (local, overall):
         low, high = np.quantile(one, [0.9, 0.995])
         scaled.append(0.1 * (one - low) / (high - low))
-    expected = np.pad((scaled[0] + scaled[1]) / 2, ((0, 0), (4, 4), (4, 4)), mode="edge")
+    mean = (scaled[0] + scaled[1]) / 2
+    mean = np.where(mean > 0, 0.1 * np.log1p(np.maximum(mean, 0) / 0.1), mean)
+    expected = np.pad(mean, ((0, 0), (4, 4), (4, 4)), mode="edge")
     assert grid.shape == (4, 16, 24)
     np.testing.assert_allclose(grid.numpy(), expected, atol=1e-3)
     np.testing.assert_allclose(score.numpy(), expected.max((1, 2)), atol=1e-3)
+
+
+def test_large_values_are_compressed_and_keep_their_order() -> None:
+    values = torch.linspace(-2, 50, 1001)
+    found = compress(values)
+    assert (found.diff() > 0).all()
+    assert torch.equal(found[values <= 0], values[values <= 0])
+    assert found.max() < 1
+    assert float(compress(torch.tensor(1e-3))) == pytest.approx(1e-3, rel=0.01)
 
 
 def test_the_scale_follows_the_maps_while_they_are_learned() -> None:
