@@ -111,9 +111,9 @@ class EfficientAdNetwork(nn.Module):
 
     Two maps, mean squared differences over channels: teacher and student, auto-encoder and the student's second half.
     Each is scaled so that the 0.9 and 0.995 quantiles of the held-out normals' values become 0 and 0.1, then both are
-    averaged; the score is the maximum. Squares have no upper end, and a defect's may be a hundred times the threshold, of
-    which a rounding error is as much as the way to it; so what is above 0 goes through ``0.1 log(1 + x / 0.1)``, which
-    keeps every order ([R]). The four cells a side that the networks do not see take their neighbours' value
+    averaged; the score is the maximum. Squares have no upper end, and a defect's may be a hundred times the threshold,
+    of which a rounding error is as much as the way to it; so what is above 0 goes through ``0.1 log(1 + x / 0.1)``,
+    which keeps every order ([R]). The four cells a side that the networks do not see take their neighbours' value
     ([R]; the code puts zeros there, which are more than most normal cells have).
 
     Args:
