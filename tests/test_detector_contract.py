@@ -50,15 +50,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
     "isstad": {"steps": 24, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
     "cutpaste": {"steps": 40, "batch": 2, "width": 16, "evaluations": 1, "learning_rate": 5e-3},
-    "efficientad": {"steps": 24, "distillation_steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
+    "efficientad": {"steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
 }
 
 
 # Convolutions of the default backbone up to its last tap; a learned detector adds its own.
 BACKBONE_LAYERS = 33
-# Of those that add none, or do without it.
 EDGY = ("isstad", "cutpaste", "efficientad")
-OWN_LAYERS = {"isstad": BACKBONE_LAYERS, "efficientad": 22}
+OWN_LAYERS = {"isstad": BACKBONE_LAYERS}
 
 
 def settings(name: str) -> dict[str, Any]:
