@@ -56,7 +56,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 # Convolutions of the default backbone up to its last tap; a learned detector adds its own.
 BACKBONE_LAYERS = 33
-EDGY = ("isstad", "cutpaste", "efficientad")
+# These may keep a quarter of their layers in FP32; and one needs that, its distances being made of small variances.
+EDGY, CLOSE = ("isstad", "cutpaste", "efficientad"), ("cutpaste",)
 OWN_LAYERS = {"isstad": BACKBONE_LAYERS}
 
 
@@ -177,7 +178,7 @@ def given(name: str, folders: tuple[Path, ...]) -> list[Path]:
 
 
 def max_drop(name: str) -> float:
-    return LEARNED_MAX_DROP if learns(name) else MAX_DROP
+    return LEARNED_MAX_DROP if learns(name) and name not in CLOSE else MAX_DROP
 
 
 @pytest.fixture(scope="module", params=REGISTRY)

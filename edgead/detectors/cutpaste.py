@@ -204,7 +204,8 @@ class _OnBackbone(nn.Module):
     def __init__(self, encoder: TapEncoder, width: int) -> None:
         super().__init__()
         self.backbone = encoder
-        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width))
+        # No activation at the end: values around zero have small rounding errors, which a whitening makes larger.
+        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width, activation="none"))
         self.channels = width
 
     def forward(self, pixels: Tensor) -> Tensor:

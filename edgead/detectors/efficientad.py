@@ -54,7 +54,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "width": 0.25,
         "channels": 64,
         "distillation_steps": 120,
-        "steps": 160,
+        "steps": 300,
         "batch": 4,
         "learning_rate": 2e-3,
         "evaluations": 6,
