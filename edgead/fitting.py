@@ -103,6 +103,8 @@ def fit(
     opened = [open_category(path, train_only=True) for path in categories]
     _check_names(opened)
     spec = BackboneSpec.parse(backbone, taps)
+    if trained:
+        spec = method.backbone(spec)
     images = _Normals([sample for category in opened for sample in category.train], height, width)
     fingerprint = {category.name: category.fingerprint("train") for category in opened}
     counts = {category.name: len(category.train) for category in opened}
@@ -112,7 +114,6 @@ def fit(
     routing = training = budget = None
     module: ScoringModule | RoutedModule | LearnedModule
     if trained:
-        spec = method.backbone(spec)
         info = describe_backbone(spec, build_backbone(spec, (height, width))) if spec.strides else NO_BACKBONE_INFO
         learned = fit_learned(
             method,

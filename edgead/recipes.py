@@ -77,7 +77,7 @@ class Stage:
         name: for progress and the loss curve.
         recipe: see `Recipe`.
         trained: modules that learn; all others stay as they are, in eval mode.
-        batch: makes the arrays of a step from nothing but the generator; runs in a thread of its own.
+        batch: makes the arrays of a step from nothing but the generator; runs in threads of its own.
         losses: the weighted terms, scalars, whose sum is minimised.
         helper: a module that only training needs and that is no part of the network.
         start: called before the first step, and not again where a run goes on.

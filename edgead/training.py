@@ -30,6 +30,8 @@ Device = Literal["auto", "cpu", "cuda"]
 
 _POINTS = 100  # of the loss curve a stage
 _CHECKPOINT_SECONDS = 30.0
+# Threads that make batches; a GPU is done with one before a single thread has made the next.
+_CPU_WORKERS, _GPU_WORKERS = 1, 6
 
 
 def train(
@@ -124,7 +126,8 @@ class _Run:
         sums: dict[str, float] = {}
         start, since = position.step, 0
         self._set_modes()
-        with closing(prefetch(self._draw, range(start, recipe.steps), workers=1)) as batches:
+        workers = _CPU_WORKERS if self._device.type == "cpu" else _GPU_WORKERS
+        with closing(prefetch(self._draw, range(start, recipe.steps), workers=workers)) as batches:
             for step, arrays in enumerate(batches, start):
                 losses = self._step(step, arrays)
                 since += 1

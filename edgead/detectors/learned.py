@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import DEFAULT_BACKBONE, NO_BACKBONE, BackboneSpec
+from edgead.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, NO_BACKBONE, BackboneSpec
 from edgead.coreset import Progress
 from edgead.detectors import base
 from edgead.detectors.blocks import fold_batch_norm
@@ -118,6 +118,13 @@ class LearnedBase:
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         return self.no_backbone(spec)
 
+    def with_taps(self, spec: BackboneSpec, strides: Sequence[int]) -> BackboneSpec:
+        """Return the backbone with the taps that the network needs; raises `ConfigError` for others."""
+        if spec.strides not in (DEFAULT_TAPS, tuple(strides)):
+            asked = ",".join(map(str, spec.strides))
+            raise ConfigError(f"detector '{self.name}' takes taps of its own choice; leave --taps {asked} away")
+        return BackboneSpec(spec.name, spec.weights, tuple(strides))
+
     def no_backbone(self, spec: BackboneSpec) -> BackboneSpec:
         """Return `NO_BACKBONE`; raises `ConfigError` where one was asked for."""
         if spec.name not in (DEFAULT_BACKBONE, NO_BACKBONE.name):
@@ -125,6 +132,7 @@ class LearnedBase:
                 f"detector '{self.name}' with profile={self.settings.profile} trains its own network and takes no "
                 f"backbone; leave --backbone {spec.name} away"
             )
+        self.with_taps(spec, ())
         return NO_BACKBONE
 
     def complete(self, network: Any, pixels: Pixels, held_out: Pixels) -> None:

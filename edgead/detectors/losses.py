@@ -29,6 +29,11 @@ def anomaly_probability(logits: Tensor) -> Tensor:
 
 def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     """Return the mean SSIM of images ``(N, C, h, w)`` in [0, 1] (Wang et al. 2004: Gaussian 11 x 11, sigma 1.5)."""
+    with torch.autocast(first.device.type, enabled=False):  # variances as differences of squares need the digits
+        return _similarity(first.float(), second.float())
+
+
+def _similarity(first: Tensor, second: Tensor) -> Tensor:
     channels = first.shape[1]
     offsets = torch.arange(_WINDOW, dtype=torch.float32, device=first.device) - _WINDOW // 2
     line = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)

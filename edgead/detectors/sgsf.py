@@ -96,7 +96,7 @@ class Sgsf(LearnedBase):
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.encoder == "own":
             return self.no_backbone(spec)
-        return BackboneSpec(spec.name, spec.weights, _STRIDES)
+        return self.with_taps(spec, _STRIDES)
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         encoder = None if self.settings.encoder == "own" else TapEncoder(spec, size, load_weights=load_weights)

@@ -101,13 +101,13 @@ class Slsg(LearnedBase):
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if spec.name == _RESNET:
-            return BackboneSpec(spec.name, spec.weights, _RESNET_STRIDES)
+            return self.with_taps(spec, _RESNET_STRIDES)
         if self.settings.profile == "full":
             raise ConfigError(
                 f"profile=full of detector 'slsg' is a ResNet18, not {spec.name}; add --backbone {_RESNET}@FILE "
                 f"(or @hub, or @random to learn it from nothing)"
             )
-        return BackboneSpec(spec.name, spec.weights, _STRIDES)
+        return self.with_taps(spec, _STRIDES)
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         encoder = TapEncoder(spec, size, load_weights=load_weights, pool=spec.name != _RESNET)

@@ -46,7 +46,7 @@ def test_every_command_has_json_verbose_and_an_example(edgead, verb):
 
 
 def test_commands_of_later_versions_are_unknown(edgead):
-    for verb in ("synth", "tune", "import-anomalib"):
+    for verb in ("tune", "import-anomalib"):
         outcome = edgead(verb)
         assert outcome.code == 2
         assert f"No such command '{verb}'" in outcome.error

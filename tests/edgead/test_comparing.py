@@ -83,6 +83,14 @@ def test_a_key_is_of_all_that_decides_the_outcome(plate, tmp_path):
     assert len({first, fewer, key(moved)}) == 3
 
 
+def test_without_a_size_every_detector_gets_its_own(plate):
+    variants = parse_variants("padim,sgsf,slsg")
+    jobs = make_jobs(open_subjects([plate]), variants, (0,), size=None, backbone="efficientnet_lite0")
+    assert [job.size for job in jobs] == [(256, 256), (128, 128), (128, 128)]
+    assert len({key for job in jobs for key in job.keys}) == 3
+    assert jobs[1].variant.settings["steps"] > 0  # what the profile fills in is part of the key
+
+
 def test_the_backbone_is_named_without_its_folder(plate, tmp_path):
     (job,) = plan([plate], "padim", backbone="efficientnet_lite0@random")
     assert job.backbone_name == "efficientnet_lite0@random, taps 8 16"

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from edgead.backbones import BackboneSpec
 from edgead.data import open_category
 from edgead.detectors import REGISTRY, create_detector, default_size, learns
-from edgead.detectors.learned import ProbeJudge, hold_out
+from edgead.detectors.learned import LearnedModule, ProbeJudge, hold_out
 from edgead.fitting import fit
 from edgead.heldout import HELD_OUT, find_normals, read_training_record
 from edgead.model import TrainedModel, load_model
@@ -98,6 +99,21 @@ def test_probes_go_onto_the_images_that_were_held_out(parts: Path, tmp_path: Pat
     assert found.scores == tuple(model.card.normal_scores)
 
 
+@pytest.mark.parametrize("name", LEARNED)
+def test_images_need_not_be_square(name: str) -> None:
+    detector = create_detector(name, TINY.get(name))
+    spec = detector.backbone(BackboneSpec("efficientnet_lite0", "random"))
+    network = detector.network(spec, (64, 96)).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), dtype=np.uint8)
+    with torch.no_grad():
+        for stage in detector.stages(network, pixels, 0):
+            batch = {key: torch.from_numpy(values) for key, values in stage.batch(np.random.default_rng(0)).items()}
+            assert all(torch.isfinite(loss) for loss in stage.losses(batch).values())
+        score, grid = LearnedModule(network, (64, 96))(torch.from_numpy(pixels))
+    assert score.shape == (4,)
+    assert grid.shape[2] * 64 == grid.shape[1] * 96
+
+
 def test_a_fifth_is_held_out_and_two_at_least() -> None:
     for count, held in ((4, 2), (10, 2), (40, 8), (101, 20)):
         kept, out = hold_out(count, 3)
@@ -145,6 +161,8 @@ def test_what_is_for_closed_forms_is_refused(name: str, parts: Path) -> None:
         create_detector("dfc", {"head": name})
     with pytest.raises(ConfigError, match="setting 'profile'"):
         create_detector(name, {"profile": "medium"})
+    with pytest.raises(ConfigError, match=f"'{name}' takes taps of its own choice; leave --taps 8,16,32 away"):
+        fit([parts], detector=name, taps=(8, 16, 32))
     assert default_size(name) == (128, 128)
     side = {"isstad": 224}.get(name, 256)
     assert default_size(name, {"profile": "full"}) == (side, side)
