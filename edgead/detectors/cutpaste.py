@@ -88,9 +88,9 @@ class CutPaste(LearnedBase):
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.profile == "small":
-            return BackboneSpec(spec.name, spec.weights, _STRIDES)
+            return self.with_taps(spec, _STRIDES)
         if spec.name == _RESNET:
-            return BackboneSpec(spec.name, spec.weights, (32,))
+            return self.with_taps(spec, (32,))
         return self.no_backbone(spec)
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:

@@ -108,7 +108,7 @@ class EfficientAd(LearnedBase):
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         # It is no part of the network, but the teacher is made of it.
-        return BackboneSpec(spec.name, spec.weights, _STRIDES)
+        return self.with_taps(spec, _STRIDES)
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         if min(size) < _SMALLEST:

@@ -147,7 +147,7 @@ class Isstad(LearnedBase):
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.encoder == "own":
             return self.no_backbone(spec)
-        return BackboneSpec(spec.name, spec.weights, (self.settings.patch, 2 * self.settings.patch))
+        return self.with_taps(spec, (self.settings.patch, 2 * self.settings.patch))
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         settings = self.settings
