@@ -49,16 +49,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "slsg": {"steps": 80, "batch": 4, "width": 0.15, "pretraining_steps": 2, "evaluations": 1, "learning_rate": 3e-3},
     "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
     "isstad": {"steps": 24, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
-    "cutpaste": {"steps": 16, "batch": 2, "width": 16, "evaluations": 1},
-    "efficientad": {"steps": 24, "distillation_steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
+    "cutpaste": {"steps": 40, "batch": 2, "width": 16, "evaluations": 1, "learning_rate": 5e-3},
+    "efficientad": {"steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
 }
 
 
 # Convolutions of the default backbone up to its last tap; a learned detector adds its own.
 BACKBONE_LAYERS = 33
-# Of those that add none, or do without it.
-EDGY = ("isstad", "cutpaste", "efficientad")
-OWN_LAYERS = {"isstad": BACKBONE_LAYERS, "efficientad": 22}
+# These may keep a quarter of their layers in FP32; and one needs that, its distances being made of small variances.
+EDGY, CLOSE = ("isstad", "cutpaste", "efficientad"), ("cutpaste",)
+OWN_LAYERS = {"isstad": BACKBONE_LAYERS}
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def given(name: str, folders: tuple[Path, ...]) -> list[Path]:
 
 
 def max_drop(name: str) -> float:
-    return LEARNED_MAX_DROP if learns(name) else MAX_DROP
+    return LEARNED_MAX_DROP if learns(name) and name not in CLOSE else MAX_DROP
 
 
 @pytest.fixture(scope="module", params=REGISTRY)

@@ -88,9 +88,9 @@ class CutPaste(LearnedBase):
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.profile == "small":
-            return BackboneSpec(spec.name, spec.weights, _STRIDES)
+            return self.with_taps(spec, _STRIDES)
         if spec.name == _RESNET:
-            return BackboneSpec(spec.name, spec.weights, (32,))
+            return self.with_taps(spec, (32,))
         return self.no_backbone(spec)
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
@@ -204,7 +204,8 @@ class _OnBackbone(nn.Module):
     def __init__(self, encoder: TapEncoder, width: int) -> None:
         super().__init__()
         self.backbone = encoder
-        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width))
+        # No activation at the end: values around zero have small rounding errors, which a whitening makes larger.
+        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width, activation="none"))
         self.channels = width
 
     def forward(self, pixels: Tensor) -> Tensor:

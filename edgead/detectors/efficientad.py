@@ -19,7 +19,8 @@ from secondary sources [S]. What each part rests on ([R]: ours):
 - score and map: see `EfficientAdNetwork`.
 
 The small profile is ours: narrower networks, AdamW with one cosine, a larger batch and share of hard cells,
-``strange=both``.
+``strange=both``, and the frozen backbone itself for a teacher (``teacher=backbone``), since a hundred steps distil next
+to nothing and a student follows so poor a teacher everywhere.
 """
 
 from __future__ import annotations
@@ -34,10 +35,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgead.backbones import BackboneSpec
-from edgead.detectors.efficientad_network import CROP, QUANTILES, EfficientAdNetwork
+from edgead.detectors.efficientad_network import CROP, QUANTILES, Describer, EfficientAdNetwork, PatchDescriber
 from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
-from edgead.features import pool
 from edgead.recipes import Batch, Recipe, Stage
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import MixForger, is_grey, open_textures
@@ -54,12 +54,13 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "width": 0.25,
         "channels": 64,
         "distillation_steps": 120,
-        "steps": 160,
+        "steps": 300,
         "batch": 4,
         "learning_rate": 2e-3,
         "evaluations": 6,
         "hard": 0.99,
         "strange": "both",
+        "teacher": "backbone",
     },
     "full": {
         "width": 1.0,
@@ -71,6 +72,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 20,
         "hard": 0.999,
         "strange": "images",
+        "teacher": "distilled",
     },
 }
 
@@ -90,6 +92,7 @@ class EfficientAd(LearnedBase):
             distillation_steps: of the teacher.
             hard: share of the differences of a step that do not count, the smallest.
             strange: what the student must not follow the teacher on, whole ``images``, or forged defects too.
+            teacher: a small network made to follow the backbone, or the ``backbone`` itself.
         """
 
         smooth: bool = False
@@ -98,27 +101,32 @@ class EfficientAd(LearnedBase):
         distillation_steps: int | None = Field(default=None, ge=1)
         hard: float | None = Field(default=None, ge=0.0, lt=1.0)
         strange: Literal["images", "both"] | None = None
+        teacher: Literal["distilled", "backbone"] | None = None
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = fill(settings or self.Settings(), _PROFILES)
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         # It is no part of the network, but the teacher is made of it.
-        return BackboneSpec(spec.name, spec.weights, _STRIDES)
+        return self.with_taps(spec, _STRIDES)
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         if min(size) < _SMALLEST:
             raise ConfigError(f"efficientad needs at least {_SMALLEST} pixels a side, got {size[1]}x{size[0]}")
         wide = [max(8, round(channels * self.settings.width)) for channels in (128, 256, 256, 32)]
-        network = EfficientAdNetwork(
-            (wide[0], wide[1], wide[2]), self.settings.channels, wide[3], size, smooth=self.settings.smooth
-        )
+        widths, channels = (wide[0], wide[1], wide[2]), self.settings.channels
         self._spec = spec
-        return network
+        teacher: nn.Module = PatchDescriber(widths, channels)
+        if self.settings.teacher == "backbone":
+            teacher = Describer(TapEncoder(spec, size, load_weights=load_weights), channels)
+        return EfficientAdNetwork(teacher, widths, channels, wide[3], size, smooth=self.settings.smooth)
 
     def stages(self, network: EfficientAdNetwork, pixels: Pixels, seed: int) -> Sequence[Stage]:
         textures = open_textures(self.settings.textures, *pixels.shape[1:3], grey=is_grey(pixels))
-        return [self._distillation(network, pixels, textures, seed), self._training(network, pixels, textures)]
+        training = self._training(network, pixels, textures)
+        if self.settings.teacher == "backbone":
+            return [training]
+        return [self._distillation(network, pixels, textures, seed), training]
 
     def _recipe(self, steps: int, batch: int, evaluations: int) -> Recipe:
         if self.settings.profile == "full":
@@ -146,7 +154,7 @@ class EfficientAd(LearnedBase):
     def _distillation(self, network: EfficientAdNetwork, pixels: Pixels, textures: Any, seed: int) -> Stage:
         batch = 16 if self.settings.profile == "full" else 2 * self.settings.batch
         recipe = self._recipe(self.settings.distillation_steps, batch, 0)
-        teaching = Describer(TapEncoder(self._spec, (pixels.shape[1], pixels.shape[2])), network.channels, seed)
+        teaching = Describer(TapEncoder(self._spec, (pixels.shape[1], pixels.shape[2])), network.channels)
         forger = MixForger(pixels, textures, mode="texture")
 
         rng = np.random.default_rng((seed, _SAMPLE))
@@ -165,7 +173,7 @@ class EfficientAd(LearnedBase):
 
         def losses(arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             images = as_pixels(arrays["image"])
-            return {"teacher": F.mse_loss(network.teacher(network.normalise(images)).float(), teaching(images))}
+            return {"teacher": F.mse_loss(network.taught(images).float(), teaching(images))}
 
         return Stage(
             "distillation",
@@ -195,12 +203,11 @@ class EfficientAd(LearnedBase):
             return {"image": pixels[indices], "shifted": shifted, "strange": strange, "mask": masks}
 
         def losses(arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            clean, shifted, strange = (
-                network.normalise(as_pixels(arrays[name])) for name in ("image", "shifted", "strange")
-            )
+            images = [as_pixels(arrays[name]) for name in ("image", "shifted", "strange")]
+            clean, shifted, strange = (network.normalise(one) for one in images)
             half = network.channels
             with torch.no_grad():
-                wanted, wanted_shifted = network.teacher(clean).float(), network.teacher(shifted).float()
+                wanted, wanted_shifted = (network.taught(one).float() for one in images[:2])
             difference = (wanted - network.student(clean)[:, :half].float()).square()
             rebuilt = network.autoencoder(shifted).float()
             overall = (rebuilt - network.student(shifted)[:, half:].float()).square()
@@ -219,72 +226,12 @@ class EfficientAd(LearnedBase):
             [network.student, network.autoencoder],
             draw,
             losses,
-            start=lambda: standardise_teacher(network, pixels),
+            start=lambda: network.standardise_teacher(pixels),
         )
 
     def complete(self, network: EfficientAdNetwork, pixels: Pixels, held_out: Pixels) -> None:
-        maps = [
-            network.maps(network.normalise(as_pixels(torch.from_numpy(held_out[i : i + 1]))))
-            for i in range(len(held_out))
-        ]
+        maps = [network.maps(as_pixels(torch.from_numpy(held_out[i : i + 1]))) for i in range(len(held_out))]
         network.set_quantiles(*_quantiles([torch.cat([pair[which].flatten() for pair in maps]) for which in (0, 1)]))
-
-
-class Describer(nn.Module):
-    """What the teacher is taught, ``(N, channels, h / 4 - 8, w / 4 - 8)``, of pixels ``(N, 3, h, w)`` from 0 to 255.
-
-    Args:
-        encoder: pre-trained, its finest tap at stride 4.
-        channels: of the target; a seeded random matrix turns the encoder's, each of variance 1, into as many.
-    """
-
-    matrix: Tensor
-    level: Tensor
-    spread: Tensor
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, encoder: TapEncoder, channels: int, seed: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        given = sum(encoder.channels)
-        matrix = np.random.default_rng((seed, given, channels)).normal(0.0, given**-0.5, (channels, given))
-        self.register_buffer("matrix", torch.from_numpy(matrix.astype(np.float32))[:, :, None, None])
-        for name, count in (("level", given), ("spread", given), ("mean", channels), ("std", channels)):
-            self.register_buffer(name, torch.full((count, 1, 1), float(name in ("spread", "std"))))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        turned = self._turn(self._describe(pixels))
-        return (turned - self.mean) / self.std
-
-    @torch.no_grad()
-    def measure(self, images: Pixels) -> None:
-        """Set the statistics from images ``(n, h, w, 3)`` uint8."""
-        device = self.matrix.device
-        described = [self._describe(as_pixels(torch.from_numpy(image[None]).to(device))) for image in images]
-        self.level, self.spread = _moments(described)
-        self.mean, self.std = _moments([self._turn(one) for one in described])
-
-    def _describe(self, pixels: Tensor) -> Tensor:
-        taps = self.encoder(pixels)
-        finest = pool(taps[0])
-        maps = [finest] + [
-            F.interpolate(pool(tap), size=finest.shape[2:], mode="bilinear", align_corners=False) for tap in taps[1:]
-        ]
-        return torch.cat(maps, 1)[:, :, CROP:-CROP, CROP:-CROP].float()
-
-    def _turn(self, described: Tensor) -> Tensor:
-        return F.conv2d((described - self.level) / self.spread, self.matrix)
-
-
-@torch.no_grad()
-def standardise_teacher(network: EfficientAdNetwork, pixels: Pixels) -> None:
-    """Give the teacher's outputs on images ``(n, h, w, 3)`` uint8 mean 0 and variance 1 in each channel."""
-    network.eval()
-    device = network.mean.device
-    answers = [network.teacher(network.normalise(as_pixels(torch.from_numpy(one[None]).to(device)))) for one in pixels]
-    mean, std = _moments(answers)
-    network.teacher.scale_outputs(mean.flatten(), std.flatten())
 
 
 def hard_mean(differences: Tensor, share: float) -> Tensor:
@@ -314,12 +261,3 @@ def _quantiles(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     rows = [np.quantile(one.detach().double().cpu().numpy(), QUANTILES) for one in values]
     table = torch.tensor(np.array(rows), dtype=torch.float32, device=values[0].device)
     return table[:, 0], table[:, 1]
-
-
-def _moments(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each channel ``(C, 1, 1)`` over maps ``(1, C, h, w)``, the latter above 0."""
-    count = len(maps)
-    mean = sum((one.double().mean((0, 2, 3)) for one in maps[1:]), maps[0].double().mean((0, 2, 3))) / count
-    squares = [(one.double() - mean[:, None, None]).square().mean((0, 2, 3)) for one in maps]
-    std = torch.sqrt(torch.stack(squares).mean(0))
-    return mean.float()[:, None, None], torch.clamp(std, min=1e-6).float()[:, None, None]

@@ -23,10 +23,11 @@ Quirks dropped: the code shuffles patch tokens before the encoder and never puts
 makes results random; ours keep their order. It normalises with ImageNet statistics in stage 1 and with 0.5 in stage 2;
 ours uses the former in both. Its map scales R within each image.
 
-The small profile is ours: tokens are the cells of a frozen backbone (``encoder=backbone``), since a masked auto-encoder
-learns next to nothing in minutes on a CPU, and stage 1 trains the decoder's half on a quarter of them; 128 x 4 decoder,
-patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped. ``encoder=own`` is a 192 x 6 transformer then.
-Transformers are matrix products: in FP16 and INT8 only convolutions change their type.
+The small profile is ours: tokens are the cells of a frozen backbone (``encoder=backbone``), since a masked
+auto-encoder learns next to nothing in minutes on a CPU, and stage 1 trains half of the decoder on a quarter of them;
+128 x 4 decoder, patches of 8 at 128 pixels, AdamW with one cosine, gradients clipped, ``score=probability``.
+``encoder=own`` is a 192 x 6 transformer then. Transformers are matrix products: in FP16 and INT8 only convolutions
+change their type.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch": 8,
         "learning_rate": 1e-3,
         "evaluations": 6,
+        "score": "probability",
         "map_stride": 2,
     },
     "full": {
@@ -84,6 +86,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch": 16,
         "learning_rate": 1e-3,
         "evaluations": 20,
+        "score": "product",
         "map_stride": 1,
     },
 }
@@ -118,7 +121,7 @@ class Isstad(LearnedBase):
         pretraining_steps: int | None = Field(default=None, ge=0)
         mae_weights: str | None = None
         recon_target: Literal["clean", "input"] = "clean"
-        score: Score = "product"
+        score: Score | None = None
         map_stride: int | None = Field(default=None, ge=1, le=8)
 
         def stated(self) -> LearnedSettings:
@@ -144,7 +147,7 @@ class Isstad(LearnedBase):
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.encoder == "own":
             return self.no_backbone(spec)
-        return BackboneSpec(spec.name, spec.weights, (self.settings.patch, 2 * self.settings.patch))
+        return self.with_taps(spec, (self.settings.patch, 2 * self.settings.patch))
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         settings = self.settings

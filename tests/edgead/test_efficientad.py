@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgead.backbones import BackboneSpec
 from edgead.detectors import create_detector
-from edgead.detectors.efficientad import Describer, follow_quantiles, hard_mean, standardise_teacher
-from edgead.detectors.efficientad_network import AutoEncoder, PatchDescriber
+from edgead.detectors.efficientad import follow_quantiles, hard_mean
+from edgead.detectors.efficientad_network import AutoEncoder, Describer, PatchDescriber, compress
 from edgead.detectors.encoders import TapEncoder
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import open_textures
@@ -99,45 +99,53 @@ def test_images_that_leave_no_grid_are_refused() -> None:
 
 def test_the_teacher_is_taught_channels_of_mean_0_and_variance_1() -> None:
     torch.manual_seed(0)
-    describer = Describer(TapEncoder(BackboneSpec("efficientnet_lite0", "random", (4, 8, 16)), SIZE), 12, seed=3)
+    describer = Describer(TapEncoder(BackboneSpec("efficientnet_lite0", "random", (4, 8, 16)), SIZE), 12)
+    matrix = describer.turn.weight[:, :, 0, 0].detach().double().clone()
     describer.eval().measure(pixels(5))
     with torch.no_grad():
         target = describer(planes(pixels(5)))
     assert target.shape == (5, 12, 8, 16)
     assert target.mean((0, 2, 3)).abs().max() < 1e-3
     torch.testing.assert_close(target.std((0, 2, 3), correction=0), torch.ones(12), atol=1e-3, rtol=0)
-    # One location by hand: average, resize, standardise, turn.
+    # By hand: average, resize, standardise, turn, standardise.
     with torch.no_grad():
-        taps = [F.avg_pool2d(tap, 3, 1, 1) for tap in describer.encoder(planes(pixels(1)))]
-        whole = torch.cat([F.interpolate(tap, (16, 24), mode="bilinear") for tap in taps], 1)
-    row = ((whole[0, :, 4 + 2, 4 + 7] - describer.level[:, 0, 0]) / describer.spread[:, 0, 0]).double()
-    turned = describer.matrix[:, :, 0, 0].double() @ row
-    expected = (turned - describer.mean[:, 0, 0]) / describer.std[:, 0, 0]
-    torch.testing.assert_close(target[0, :, 2, 7].double(), expected, atol=1e-3, rtol=1e-3)
-
-
-def test_other_seeds_turn_the_channels_otherwise() -> None:
-    encoder = TapEncoder(BackboneSpec("efficientnet_lite0", "random", (4, 8, 16)), SIZE)
-    first, again, other = (Describer(encoder, 12, seed).matrix for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+        taps = [F.avg_pool2d(tap, 3, 1, 1) for tap in describer.encoder(planes(pixels(5)))]
+        whole = torch.cat([F.interpolate(tap, (16, 24), mode="bilinear") for tap in taps], 1)[:, :, 4:-4, 4:-4].double()
+    whole = (whole - whole.mean((0, 2, 3), keepdim=True)) / whole.std((0, 2, 3), correction=0, keepdim=True)
+    turned = torch.einsum("nchw,dc->ndhw", whole, matrix)
+    expected = (turned - turned.mean((0, 2, 3), keepdim=True)) / turned.std((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(target.double(), expected, atol=1e-2, rtol=1e-2)
 
 
 def test_the_teachers_answers_are_standardised_before_it_is_followed() -> None:
-    _, network = make()
+    _, network = make(teacher="distilled")
     images = pixels(4)
     with torch.no_grad():
-        before = network.teacher(network.normalise(planes(images)))
-        standardise_teacher(network, images)
-        after = network.teacher(network.normalise(planes(images)))
+        before = network.taught(planes(images))
+        network.standardise_teacher(images)
+        after = network.taught(planes(images))
     mean, std = before.mean((0, 2, 3), keepdim=True), before.std((0, 2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(after, (before - mean) / std, atol=1e-3, rtol=1e-3)
 
 
+def test_the_backbone_itself_may_teach() -> None:
+    detector, network = make(teacher="backbone")
+    stages = detector.stages(network, pixels(), 0)
+    assert [stage.name for stage in stages] == ["training"]
+    stages[0].start()
+    with torch.no_grad():
+        answers = network.taught(planes(pixels()))
+    assert answers.mean((0, 2, 3)).abs().max() < 1e-3
+    torch.testing.assert_close(answers.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-3, rtol=0)
+    assert not any(module is network.teacher for module in stages[0].trained)
+
+
 def test_distillation_shows_parts_textures_and_both() -> None:
-    detector, network = make(batch=3)
+    detector, network = make(batch=3, teacher="distilled")
     images = np.full((4, *SIZE, 3), 90, np.uint8)
-    drawn = detector.stages(network, images, 0)[0].batch(np.random.default_rng(0))["image"]
+    stages = detector.stages(network, images, 0)
+    assert [stage.name for stage in stages] == ["distillation", "training"]
+    drawn = stages[0].batch(np.random.default_rng(0))["image"]
     assert len(drawn) == 6
     untouched = [float((image == 90).mean()) for image in drawn]
     assert untouched[0] == untouched[3] == 1.0
@@ -159,7 +167,7 @@ def test_the_hardest_differences_count() -> None:
 @pytest.mark.parametrize("strange_images", ["images", "both"])
 def test_the_losses_are_their_formulas(strange_images: str) -> None:
     detector, network = make(hard=0.9, strange=strange_images)
-    stage = detector.stages(network, pixels(), 0)[1]
+    stage = detector.stages(network, pixels(), 0)[-1]
     tensors = {name: torch.from_numpy(value) for name, value in stage.batch(np.random.default_rng(0)).items()}
     assert set(tensors) == {"image", "shifted", "strange", "mask"}
     assert tensors["mask"].all(dim=1).all(dim=1).tolist() == [True, strange_images == "images", True]
@@ -167,7 +175,8 @@ def test_the_losses_are_their_formulas(strange_images: str) -> None:
     with torch.no_grad():
         terms = {name: float(value) for name, value in stage.losses(tensors).items()}
         clean, shifted, strange = (network.normalise(planes(tensors[n])) for n in ("image", "shifted", "strange"))
-        first = ((network.teacher(clean) - network.student(clean)[:, :8]) ** 2).numpy()
+        taught = [network.taught(planes(tensors[name])) for name in ("image", "shifted")]
+        first = ((taught[0] - network.student(clean)[:, :8]) ** 2).numpy()
         rebuilt = network.autoencoder(shifted)
         energy = total = 0.0
         answers = network.student(strange)[:, :8]
@@ -180,7 +189,7 @@ def test_the_losses_are_their_formulas(strange_images: str) -> None:
         expected = {
             "student": np.sort(first.ravel())[-round(0.1 * first.size) :].mean(),
             "strange": energy / total,
-            "auto-encoder": float(((network.teacher(shifted) - rebuilt) ** 2).mean()),
+            "auto-encoder": float(((taught[1] - rebuilt) ** 2).mean()),
             "second student": float(((rebuilt - network.student(shifted)[:, 8:]) ** 2).mean()),
         }
     assert terms == pytest.approx(expected, rel=1e-4)
@@ -191,7 +200,7 @@ def test_strange_images_come_from_the_folder_that_was_given(tmp_path: Path) -> N
     Image.new("RGB", (80, 70), (255, 0, 0)).save(tmp_path / "red.png")
     detector, network = make(textures=str(tmp_path), strange="images")
     photos = open_textures(str(tmp_path), *SIZE, grey=False)
-    drawn = detector.stages(network, pixels(), 0)[1].batch(np.random.default_rng(4))["strange"]
+    drawn = detector.stages(network, pixels(), 0)[-1].batch(np.random.default_rng(4))["strange"]
     # One colour stays one colour, whatever is done to it; procedural textures have many.
     assert all(np.ptp(image.reshape(-1, 3), axis=0).max() == 0 for image in (*drawn, photos(np.random.default_rng(0))))
     assert detector.settings.stated().textures == tmp_path.name
@@ -205,16 +214,27 @@ def test_held_out_quantiles_put_both_maps_on_one_scale() -> None:
     images = pixels(6)
     with torch.inference_mode():
         detector.complete(network, images[:2], images[2:])
-        local, overall = (one.double().numpy() for one in network.maps(network.normalise(planes(images[2:]))))
+        local, overall = (one.double().numpy() for one in network.maps(planes(images[2:])))
         score, grid = network(planes(images[2:]))
     scaled = []
     for one in (local, overall):
         low, high = np.quantile(one, [0.9, 0.995])
         scaled.append(0.1 * (one - low) / (high - low))
-    expected = np.pad((scaled[0] + scaled[1]) / 2, ((0, 0), (4, 4), (4, 4)), mode="edge")
+    mean = (scaled[0] + scaled[1]) / 2
+    mean = np.where(mean > 0, 0.1 * np.log1p(np.maximum(mean, 0) / 0.1), mean)
+    expected = np.pad(mean, ((0, 0), (4, 4), (4, 4)), mode="edge")
     assert grid.shape == (4, 16, 24)
     np.testing.assert_allclose(grid.numpy(), expected, atol=1e-3)
     np.testing.assert_allclose(score.numpy(), expected.max((1, 2)), atol=1e-3)
+
+
+def test_large_values_are_compressed_and_keep_their_order() -> None:
+    values = torch.linspace(-2, 50, 1001)
+    found = compress(values)
+    assert (found.diff() > 0).all()
+    assert torch.equal(found[values <= 0], values[values <= 0])
+    assert found.max() < 1
+    assert float(compress(torch.tensor(1e-3))) == pytest.approx(1e-3, rel=0.01)
 
 
 def test_the_scale_follows_the_maps_while_they_are_learned() -> None:

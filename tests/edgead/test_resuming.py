@@ -17,7 +17,15 @@ SIZE = (64, 64)
 TINY: dict[str, Any] = {
     "isstad": {"steps": 4, "pretraining_steps": 3, "batch": 2, "decoder_width": 16, "evaluations": 2},
     "cutpaste": {"steps": 4, "batch": 2, "width": 8, "evaluations": 2},
-    "efficientad": {"steps": 4, "distillation_steps": 3, "batch": 2, "width": 0.1, "channels": 8, "evaluations": 2},
+    "efficientad": {
+        "teacher": "distilled",
+        "steps": 4,
+        "distillation_steps": 3,
+        "batch": 2,
+        "width": 0.1,
+        "channels": 8,
+        "evaluations": 2,
+    },
 }
 
 
