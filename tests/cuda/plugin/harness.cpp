@@ -376,10 +376,16 @@ void execute_knn(IPluginCreatorV3One* creator, bool simulator) {
     DataType queries, keys;
   } cases[] = {{1, 1, 1, 1, 1, DataType::kFLOAT, DataType::kFLOAT},  {2, 35, 17, 70, 3, DataType::kFLOAT, DataType::kHALF},
                {1, 130, 33, 65, 16, DataType::kHALF, DataType::kHALF}, {3, 5, 40, 33, 2, DataType::kHALF, DataType::kFLOAT},
-               {0, 5, 40, 33, 2, DataType::kFLOAT, DataType::kFLOAT}};
+               // Few queries are split most often, and take the most scratch memory for their number.
+               {1, 5, 8, 1000, 1, DataType::kFLOAT, DataType::kFLOAT}, {0, 5, 40, 33, 2, DataType::kFLOAT, DataType::kFLOAT}};
+  bool tight = false;
   for (const auto& one : cases) {
+    // In turn: a call of the largest shape that the engine was built for, and one of a smaller shape.
+    tight = !tight;
     const Owned built = with_k(creator, one.k);
-    const std::vector<PluginTensorDesc> largest = {tensor({3, 130, one.channels}), tensor({one.channels + 1, one.rows})};
+    const std::vector<PluginTensorDesc> largest = {
+        tight ? tensor({one.images, one.patches, one.channels}) : tensor({3, 130, one.channels}),
+        tensor({one.channels + 1, one.rows})};
     const size_t scratch = build(built)->getWorkspaceSize(widest(largest).data(), 2, nullptr, 2);
     const Owned plugin = reload(creator, built);
     const size_t count = one.images * one.patches;
