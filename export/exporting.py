@@ -20,6 +20,7 @@ from edgead.export.graph import OUTPUTS, export_onnx
 from edgead.export.int8 import CPU, TRT
 from edgead.export.lint import require_clean
 from edgead.export.measuring import complaint, fails, measure, note
+from edgead.export.model_repository import triton_files
 from edgead.export.ops.nodes import inline_nodes, scoring_nodes
 from edgead.export.precisions import (
     FP32,
@@ -31,7 +32,6 @@ from edgead.export.precisions import (
 )
 from edgead.export.rounding import Rounded
 from edgead.export.search import split_at_search
-from edgead.export.triton import triton_files
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
@@ -176,7 +176,7 @@ def export_graphs(
 ) -> ExportReport:
     """Write plain graph files, with large weights in ``weights/`` beside them, for those who build their own engines.
 
-    With ``triton`` it is a model repository for the Triton Inference Server, see `edgead.export.triton`.
+    With ``triton`` it is a model repository for the Triton Inference Server, see `edgead.export.model_repository`.
 
     Arguments, proof and errors are those of `export_bundle`; ``folder`` must not exist or be empty. The files carry no
     threshold; the report does.
