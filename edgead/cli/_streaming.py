@@ -53,6 +53,7 @@ def run_stream(
     watch: bool,
     batch: int = 1,
     batch_deadline_ms: float = 5.0,
+    hang_s: float = 10.0,
 ) -> StreamSummary:
     """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
 
@@ -73,6 +74,8 @@ def run_stream(
                     max_frames=max_frames,
                     batch=batch,
                     batch_deadline_s=batch_deadline_ms / 1e3,
+                    hang_s=hang_s,
+                    give_up_s=6 * hang_s,
                     survival=Survival(wait=wait),
                 )
                 stream = _open(out, open_stream, sources, wait)

@@ -61,6 +61,9 @@ def run(
     batch_deadline: Annotated[
         float, typer.Option("--batch-deadline-ms", min=0, metavar="D", help="How long a frame waits for others.")
     ] = 5.0,
+    hang: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds after which a frame is given up; at 6 times, the run.")
+    ] = 10.0,
     show_pipeline: Annotated[
         bool, typer.Option("--show-pipeline", help="Print the GStreamer pipelines of csi:// sources, and end.")
     ] = False,
@@ -95,6 +98,7 @@ def run(
         watch=not taken,
         batch=batch,
         batch_deadline_ms=batch_deadline,
+        hang_s=hang,
     )
     for report in summary.sinks:
         if report.failed or report.missed:
