@@ -160,11 +160,17 @@ class Grabber:
         if self._keeper.ident is None:
             return True
         self._keeper.join(max(0.0, deadline - time.monotonic()))
-        if self._keeper.is_alive():
-            return False
-        thread = self._session.thread
-        if thread is not None and not self._session.abandoned:
-            thread.join()  # it has said that it is over
+        with self._changed:
+            session = self._session
+            if not session.over and not session.abandoned:
+                session.abandoned = True
+                self._stuck.append(session)
+                self._changed.notify_all()
+                return False
+        # The last threads have said that they are over.
+        self._keeper.join()
+        if session.thread is not None and not session.abandoned:
+            session.thread.join()
         return True
 
     def _keep(self) -> None:
@@ -219,7 +225,7 @@ class Grabber:
         )
         session.thread.start()  # joined only after the thread that runs this has ended
         with self._changed:
-            while not session.over:
+            while not (session.over or session.abandoned):
                 limit = self._silence if session.open else self._survival.opening_s
                 # A source that was given open cannot be opened again where its first frame is late, unless told so.
                 watched = limit is not None and self._reopen is not None and not self._stopping
@@ -229,7 +235,7 @@ class Grabber:
                     self._stuck.append(session)
                     break
                 self._changed.wait(left)
-            if not session.abandoned:
+            if not session.abandoned or self._stopping:
                 return session.error
         what = f"delivered nothing for {limit:g} s" if session.open else f"did not open within {limit:g} s"
         if session.source is not None:

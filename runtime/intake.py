@@ -191,11 +191,19 @@ class Intake:
         for grabber in self._grabbers:
             grabber.close_source()
 
-    def join(self, deadline: float) -> None:
-        """Wait for the grabbers; one whose driver does not return by ``deadline`` is named in its feed's error."""
+    def join(self, deadline: float, *, asked: bool) -> None:
+        """Wait for the grabbers; one whose driver does not return by ``deadline`` is named in its feed's error.
+
+        Where the end was ``asked`` for it is only logged: a silent camera is no reason to call that a failure.
+        """
         for grabber, feed in zip(self._grabbers, self.feeds, strict=True):
-            if not grabber.join(deadline) and feed.error is None:
-                feed.error = SourceError(f"{feed.name} does not return from its driver; unplug it or restart")
+            if grabber.join(deadline) or feed.error is not None:
+                continue
+            error = SourceError(f"{feed.name} does not return from its driver; unplug it or restart")
+            if asked:
+                _log.warning("%s", error)
+            else:
+                feed.error = error
 
     def _drop(self, feed: Feed, reason: str) -> None:
         for _ in range(len(feed)):

@@ -79,7 +79,6 @@ class FrameJudge:
         hang_at = time.monotonic() + self._hang
         if self._worker.wait(lambda: min(hang_at, deadline())):
             return self._worker.result()
-        self._worker.give_up()
         if time.monotonic() >= hang_at:
             self.hangs += 1
             self.hung = f"{HUNG}: no answer for {self._hang:g} s"
@@ -138,8 +137,8 @@ class FrameJudge:
 class Worker(Generic[T]):
     """Runs one call at a time in a thread of its own.
 
-    A call that does not return cannot be ended: Python ends no thread. It is given up, the worker stays busy, and what
-    the call returns in the end is thrown away.
+    A call that does not return cannot be ended: Python ends no thread. The worker stays busy, and what a call returns
+    that nobody waits for any more is thrown away by the next `submit`.
     """
 
     def __init__(self, name: str) -> None:
@@ -149,7 +148,6 @@ class Worker(Generic[T]):
         self._value: T | None = None
         self._error: BaseException | None = None
         self._done = False
-        self._wanted = False
         self._closing = False
         self._since = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -168,7 +166,7 @@ class Worker(Generic[T]):
                 raise RuntimeError("the worker is busy")
             self._call, self._since = call, time.monotonic()
             self._value = self._error = None
-            self._done, self._wanted = False, True
+            self._done = False
             self._changed.notify_all()
 
     def wait(self, deadline: Callable[[], float]) -> bool:
@@ -195,11 +193,6 @@ class Worker(Generic[T]):
                 raise error
             return value  # type: ignore[return-value]
 
-    def give_up(self) -> None:
-        """Throw away what the running call will return."""
-        with self._changed:
-            self._wanted = False
-
     def close(self, deadline: float) -> bool:
         """End the thread; False where its call has not returned by ``deadline`` (`time.monotonic`)."""
         with self._changed:
@@ -225,7 +218,6 @@ class Worker(Generic[T]):
             del call
             with self._changed:
                 self._call = None
-                if self._wanted:
-                    self._value, self._error, self._done = value, error, True
+                self._value, self._error, self._done = value, error, True
                 self._changed.notify_all()
             del value, error

@@ -136,6 +136,7 @@ class Stream:
         self._begun: float | None = None
         self._seconds: float | None = None
         self._stop_at: float | None = None
+        self._asked = False
         self._error: EdgeadError | None = None
         # Reentrant, for a signal handler that closes what its own thread is closing.
         self._closing = threading.RLock()
@@ -173,12 +174,10 @@ class Stream:
         Args:
             within_s: the longest that the end may take; None: ``drain_s``.
         """
+        self._asked = True
         if within_s is not None:
             self._drain = min(self._drain, within_s)
-        if self._stop_at is None:
-            self._stop_at = time.monotonic()
-        self._intake.stop()
-        self._judge.wake()
+        self._begin_end()
 
     def pause(self) -> None:
         """Judge nothing that is captured from now on, until `resume`; any thread may call it.
@@ -206,7 +205,7 @@ class Stream:
             deadline = max(self._deadline(), now + _GRACE_S) if self._stop_at is not None else now + self._drain
             if not self._judge.close(deadline):
                 _log.warning("the backend does not return; it is left to the end of the process")
-            self._intake.join(deadline)
+            self._intake.join(deadline, asked=self._asked)
             if self._begun is None:
                 for sink in self._sinks:
                     sink.close()
@@ -294,6 +293,12 @@ class Stream:
         finally:
             self.close()
 
+    def _begin_end(self) -> None:
+        if self._stop_at is None:
+            self._stop_at = time.monotonic()
+        self._intake.stop()
+        self._judge.wake()
+
     def _deadline(self) -> float:
         """Return when the end must be reached, in `time.monotonic`; infinite before `stop`."""
         return math.inf if self._stop_at is None else self._stop_at + self._drain
@@ -321,14 +326,14 @@ class Stream:
             if taken is not None:
                 return taken
             # The end, the duration is over, or `stop` was called: whatever it was, only captured frames are left.
-            self.stop()
+            self._begin_end()
         return self._intake.take(self._deadline())
 
     def _next_while_hung(self) -> list[Taken] | None:
         """Return the next frame of a live source, which nobody can judge; an empty list where nothing happened."""
         over = self._duration is not None and time.monotonic() >= (self._begun or 0.0) + self._duration
         if over and self._stop_at is None:
-            self.stop()
+            self._begin_end()
         if not self._judge.busy_s:
             self._judge.recover()
             return []

@@ -57,6 +57,7 @@ def run_stream(
     watch: bool,
     batch: int = 1,
     batch_deadline_ms: float = 5.0,
+    hang_s: float = 10.0,
     self_test_hours: float | None = None,
     page: Callable[[Inspector], LivePage] | None = None,
 ) -> StreamSummary:
@@ -90,6 +91,8 @@ def run_stream(
                     max_frames=max_frames,
                     batch=batch,
                     batch_deadline_s=batch_deadline_ms / 1e3,
+                    hang_s=hang_s,
+                    give_up_s=6 * hang_s,
                     survival=Survival(wait=wait),
                 )
                 stream = _open(out, open_stream, sources, wait)

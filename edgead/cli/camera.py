@@ -73,6 +73,9 @@ def run(
         float | None,
         typer.Option(min=0.001, metavar="H", help="Hours between replays of the references.", show_default="never"),
     ] = None,
+    hang: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds after which a frame is given up; at 6 times, the run.")
+    ] = 10.0,
     show_pipeline: Annotated[
         bool, typer.Option("--show-pipeline", help="Print the GStreamer pipelines of csi:// sources, and end.")
     ] = False,
@@ -135,6 +138,7 @@ def run(
         batch_deadline_ms=batch_deadline,
         self_test_hours=self_test_every,
         page=page,
+        hang_s=hang,
     )
     for report in summary.sinks:
         if report.failed or report.missed:

@@ -137,7 +137,8 @@ class Runner:
         self.stream = stream
         self.results = []
         self.error = None
-        self.thread = threading.Thread(target=self._run, name="runner")
+        # A daemon: a test that fails leaves it behind, and the process must end all the same.
+        self.thread = threading.Thread(target=self._run, name="runner", daemon=True)
         self.thread.start()
 
     def _run(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -172,16 +173,23 @@ def test_so_many_threads_are_left_behind_and_no_more():
     check_ledger(runner.stream, runner.end())
 
 
-def test_stop_ends_a_stream_whose_driver_hangs():
+def test_stop_ends_a_stream_whose_driver_hangs(caplog):
     device = Device(silence_s=None)
     runner = run(device, drain_s=0.2)
     device.push()
     wait_until(judged(runner, 1))
     device.command("hang")
     threading.Event().wait(0.05)
-    runner.end()
-    assert "does not return from its driver" in runner.stream.summary.errors[0]
+    started = time.monotonic()
+    results = runner.end()
+    assert time.monotonic() - started < 3.0
+    # The end was asked for, so that this is said, and is no failure.
+    assert runner.stream.summary.errors == []
+    assert any("does not return from its driver" in record.getMessage() for record in caplog.records)
+    assert health(runner).stuck == 1
+    check_ledger(runner.stream, results)
     device.release.set()
+    wait_until(lambda: health(runner).stuck == 0)
 
 
 def test_nothing_that_waited_before_a_loss_is_judged_after_it():
