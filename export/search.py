@@ -55,10 +55,11 @@ def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.Model
                 continue
             if keys.dims[1] < FEWEST_ROWS or keys.dims[0] > MOST_CHANNELS + 1 or not _holds_norms(keys):
                 continue
+            # `edgead::KnnScore` gives the distances to k rows, of which there is one.
+            chain = only_user(chain, "Squeeze") or chain
             outputs = [value.name for value in graph.output]
             before = _part(model, ["images"], [pad.input[0]], (pad.input[0], QUERIES))
             after = _part(model, [chain.output[0]], outputs, (chain.output[0], DISTANCES))
-            _take_rows(after)
             described = {"keys": f"{WEIGHTS}{_digest(keys)}.bin", "shape": list(keys.dims)}
             return before, after, json.dumps(described).encode()
     return None
@@ -82,23 +83,6 @@ def _part(
     part.ir_version = model.ir_version
     onnx.checker.check_model(part)
     return part
-
-
-def _take_rows(part: onnx.ModelProto) -> None:
-    """Let the second part take distances ``(N, P)``, also where the whole graph has them as ``(N, P, 1)``."""
-    graph = part.graph
-    shape = graph.input[0].type.tensor_type.shape
-    if len(shape.dim) != 3:
-        return
-    del shape.dim[2]
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == DISTANCES:
-                node.input[index] = f"{DISTANCES}_column"
-    graph.initializer.append(numpy_helper.from_array(np.array([2]), f"{DISTANCES}_axis"))
-    column = onnx.helper.make_node("Unsqueeze", [DISTANCES, f"{DISTANCES}_axis"], [f"{DISTANCES}_column"])
-    graph.node.insert(0, column)
-    onnx.checker.check_model(part, full_check=True)
 
 
 def _holds_norms(keys: onnx.TensorProto) -> bool:
