@@ -43,7 +43,9 @@ class Peer:
         self._routes: dict[str, tuple[Callable[[NDArray[np.uint8]], float], Callable[[], float] | None]] = {}
         self._inspectors: dict[str, Inspector] = {}
 
-    def fit(self, data: str, folder: str, detector: str, settings: dict[str, Any], size: int, threads: int) -> Any:
+    def fit(
+        self, data: str, folder: str, detector: str, settings: dict[str, Any], size: int, threads: int, int8: bool
+    ) -> Any:
         """Fit with thresholds from held-out normals, as `edgead fit` does, and export with proof of parity."""
         torch.set_num_threads(threads)
         started = time.perf_counter()
@@ -54,7 +56,7 @@ class Peer:
         exportable, bundle = model.exportable("peer"), out / "peer.edgead"
         refused = None
         try:
-            report = export_bundle(exportable, bundle, precisions=("fp32", "int8-cpu"))
+            report = export_bundle(exportable, bundle, precisions=("fp32", "int8-cpu") if int8 else ("fp32",))
         except ParityError as error:
             refused = str(error)
             report = export_bundle(exportable, bundle)

@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.peer_report import print_report, summary
 from benchmarks.worker import Worker, as_frame
-from edgead.data import open_category
+from edgead.data import Sample, open_category
 from edgead.metrics import image_auroc
 from edgead.runtime.bench import describe_machine
 from edgead.runtime.errors import DataError
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--detectors", default="patchcore,padim")
     parser.add_argument("--ratios", default="0.01,0.1", help="shares of the patches that PatchCore's bank keeps")
     parser.add_argument("--images", type=int, default=209, help="training images at most")
+    parser.add_argument("--test-images", type=int, default=10_000, help="test images scored at most, evenly taken")
     parser.add_argument("--frames", type=int, default=100, help="counted frames a route")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "edgead" / "peers")
@@ -143,13 +144,18 @@ def prepare(category: Path, folder: Path, images: int) -> Path:
         good = target / "train" / "good"
         good.mkdir(parents=True)
         samples = open_category(category, train_only=True).train
-        chosen = np.unique(np.linspace(0, len(samples) - 1, min(images, len(samples))).round().astype(int))
-        for index in chosen:
-            (good / samples[index].path.name).symlink_to(samples[index].path.resolve())
+        for sample in evenly(samples, images):
+            (good / sample.path.name).symlink_to(sample.path.resolve())
         for name in ("test", "ground_truth"):
             if (category / name).is_dir():
                 (target / name).symlink_to(category / name)
     return target
+
+
+def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """Return at most so many samples, evenly taken, in order."""
+    chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
+    return [samples[index] for index in np.unique(chosen)]
 
 
 def write_weights(path: Path) -> None:
@@ -190,7 +196,8 @@ def compare(part: Part, theirs: Worker, ours: Worker, work: Path, arguments: arg
     patches = len(category.train) * (SIZE // 8) ** 2
     rows = int(patches * part.ratio)
     frames = folder / "frames.npy"
-    paths = [str(sample.path) for sample in category.test]
+    samples = evenly(category.test, arguments.test_images)
+    paths = [str(sample.path) for sample in samples]
     step = max(1, len(paths) // SEED_FRAMES)
     np.save(frames, np.stack([as_frame(path, list(FRAME)) for path in paths[::step][:SEED_FRAMES]]))
 
@@ -204,12 +211,13 @@ def compare(part: Part, theirs: Worker, ours: Worker, work: Path, arguments: arg
         settings=settings,
         size=SIZE,
         threads=threads,
+        int8=part.ratio <= 0.01,  # of the large bank what matters is the search, which is the same
     )
     opening: dict[str, Any] = {"folder": str(folder), "frames": str(frames), "threads": threads}
     routes = {("anomalib", name): theirs for name in theirs.ask("open", size=SIZE, **opening)}
     routes |= {("edgead", name): ours for name in ours.ask("open", plain=True, **opening)}
     measured = take_turns(routes, arguments.frames)
-    labels = [sample.anomalous for sample in category.test]
+    labels = [sample.anomalous for sample in samples]
     scored: dict[str, dict[str, Any]] = {}
     for (side, route), worker in routes.items():
         scores = worker.ask("scores", route=route, paths=paths, frame=list(FRAME))
