@@ -54,6 +54,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "width": 0.25,
         "channels": 64,
         "distillation_steps": 120,
+        "distillation_batch": 8,
         "steps": 300,
         "batch": 4,
         "learning_rate": 2e-3,
@@ -66,6 +67,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "width": 1.0,
         "channels": 384,
         "distillation_steps": 60_000,
+        "distillation_batch": 16,
         "steps": 70_000,
         "batch": 1,
         "learning_rate": 1e-4,
@@ -89,7 +91,7 @@ class EfficientAd(LearnedBase):
             textures: photos that the student must not follow the teacher on; None: procedural textures.
             width: factor of the hidden channels.
             channels: of the teacher's output.
-            distillation_steps: of the teacher.
+            distillation_steps: of the teacher. distillation_batch: images in each.
             hard: share of the differences of a step that do not count, the smallest.
             strange: what the student must not follow the teacher on, whole ``images``, or forged defects too.
             teacher: a small network made to follow the backbone, or the ``backbone`` itself.
@@ -99,6 +101,7 @@ class EfficientAd(LearnedBase):
         width: float | None = Field(default=None, gt=0.0, le=4.0)
         channels: int | None = Field(default=None, ge=8, le=1024)
         distillation_steps: int | None = Field(default=None, ge=1)
+        distillation_batch: int | None = Field(default=None, ge=1, le=1024)
         hard: float | None = Field(default=None, ge=0.0, lt=1.0)
         strange: Literal["images", "both"] | None = None
         teacher: Literal["distilled", "backbone"] | None = None
@@ -152,7 +155,7 @@ class EfficientAd(LearnedBase):
         )
 
     def _distillation(self, network: EfficientAdNetwork, pixels: Pixels, textures: Any, seed: int) -> Stage:
-        batch = 16 if self.settings.profile == "full" else 2 * self.settings.batch
+        batch = self.settings.distillation_batch
         recipe = self._recipe(self.settings.distillation_steps, batch, 0)
         teaching = Describer(TapEncoder(self._spec, (pixels.shape[1], pixels.shape[2])), network.channels)
         forger = MixForger(pixels, textures, mode="texture")

@@ -67,6 +67,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "decoder_depth": 4,
         "decoder_heads": 4,
         "pretraining_steps": 40,
+        "pretraining_batch": 8,
         "steps": 200,
         "batch": 8,
         "learning_rate": 1e-3,
@@ -82,6 +83,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "decoder_depth": 12,
         "decoder_heads": 16,
         "pretraining_steps": 3000,
+        "pretraining_batch": 20,
         "steps": 2000,
         "batch": 16,
         "learning_rate": 1e-3,
@@ -105,7 +107,7 @@ class Isstad(LearnedBase):
             vit: size of an own encoder, see `edgead.detectors.vit.SIZES`.
             patch: pixels a side of a patch.
             decoder_width, decoder_depth, decoder_heads: channels, blocks and heads of the decoder.
-            pretraining_steps: of the masked auto-encoder; 0 leaves the stage out.
+            pretraining_steps: of the masked auto-encoder; 0 leaves the stage out. pretraining_batch: images in each.
             mae_weights: file of a released masked auto-encoder that the encoder starts from; None: from nothing.
             recon_target: what the last block learns to give, the ``clean`` image or its corrupted ``input``.
             score: see `IsstadNetwork`.
@@ -119,6 +121,7 @@ class Isstad(LearnedBase):
         decoder_depth: int | None = Field(default=None, ge=2, le=24)
         decoder_heads: int | None = Field(default=None, ge=1, le=16)
         pretraining_steps: int | None = Field(default=None, ge=0)
+        pretraining_batch: int | None = Field(default=None, ge=1, le=1024)
         mae_weights: str | None = None
         recon_target: Literal["clean", "input"] = "clean"
         score: Score | None = None
@@ -183,7 +186,7 @@ class Isstad(LearnedBase):
         settings = self.settings
         full = settings.profile == "full"
         steps = settings.pretraining_steps
-        batch = 20 if full else settings.batch
+        batch = settings.pretraining_batch
         recipe = Recipe(
             steps=steps,
             batch=batch,

@@ -320,7 +320,10 @@ def step_and_export() -> Callable[[Any, Any], None]:
         from edgead.export.lint import require_clean
         from edgead.training import train
 
-        one = {"steps": 1, "batch": 2, "pretraining_steps": 1, "distillation_steps": 1, "evaluations": 1}
+        one = {"steps": 1, "batch": 2, "evaluations": 1}
+        one |= {
+            f"{stage}_{what}": one[what] for stage in ("pretraining", "distillation") for what in ("steps", "batch")
+        }
         known = detector.settings.model_dump()
         brief = create_detector(detector.name, {**known, **{k: v for k, v in one.items() if k in known}})
         pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)

@@ -141,7 +141,7 @@ def test_the_backbone_itself_may_teach() -> None:
 
 
 def test_distillation_shows_parts_textures_and_both() -> None:
-    detector, network = make(batch=3, teacher="distilled")
+    detector, network = make(distillation_batch=6, teacher="distilled")
     images = np.full((4, *SIZE, 3), 90, np.uint8)
     stages = detector.stages(network, images, 0)
     assert [stage.name for stage in stages] == ["distillation", "training"]
