@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgead.export.ops.nodes import inline_nodes
 
 from edgead.backbones import BackboneSpec, build_backbone
 from edgead.detectors.heads import NearestNeighbourHead
 from edgead.export.graph import export_onnx
+from edgead.export.ops.nodes import inline_nodes
 from edgead.export.search import split_at_search
 from edgead.export.weights import split_weights
 from edgead.features import build_extractor
