@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgead.backbones import (
     DEFAULT_BACKBONE,
@@ -25,7 +22,7 @@ from edgead.backbones import (
 )
 from edgead.budget import check_budget, choose
 from edgead.coreset import Progress, silent
-from edgead.data import Category, Sample, load_images, open_category
+from edgead.data import Category, open_category
 from edgead.detectors import create_detector, default_size, learns, pools_categories
 from edgead.detectors.base import Fit, fit_closed_form
 from edgead.detectors.dfc import PooledFit
@@ -33,22 +30,18 @@ from edgead.detectors.learned import LearnedFit, LearnedModule, fit_learned
 from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
 from edgead.model import CategoryCard, RoutingCard, TrainedModel, TrainingCard, check_size, make_card
-from edgead.probes import STRUCTURAL, plant_in_region
+from edgead.photos import GoodPhotos, calibration_images, make_references
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.manifest import NormalsSection, ThresholdSection, check_member_name, fold_name
-from edgead.runtime.normals import Normals, picture_signals
-from edgead.runtime.region import Box, Region, decode_mask, make_region, prepare
+from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
+from edgead.runtime.region import Box, Region, decode_mask, make_region
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.runtime.tiling import DEFAULT_OVERLAP, Tiles
 from edgead.runtime.version import __version__
 from edgead.scoring import ScoringModule
 from edgead.training import run_key
 
-REFERENCE_IMAGES = 4
 _LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
-CALIBRATION_IMAGES = 16
-_PLANTING = 16  # seeds that are tried for a probe that does not lie in what is ignored
 
 
 def fit(
@@ -132,7 +125,7 @@ def fit(
     references = tuple(one for group in named for one in group)
     budget = cut = None
     if trained:
-        images = _Normals(samples, height, width, region)
+        images = GoodPhotos(samples, height, width, region)
         info = describe_backbone(spec, build_backbone(spec, (height, width))) if spec.strides else NO_BACKBONE_INFO
         key = _run_key(method, info, (height, width), seed, fingerprint)
         learned = fit_learned(
@@ -144,7 +137,7 @@ def fit(
         info = describe_backbone(spec, network)
         extractor = build_extractor(network, (height, width))
         cut = None if tiles is None else Tiles(*tiles, tile_overlap, extractor.grid)
-        images = _Normals(samples, height, width, region, cut)
+        images = GoodPhotos(samples, height, width, region, cut)
         if budget_mb is not None or budget_ms is not None:
             budget = choose(
                 method,
@@ -310,112 +303,6 @@ def _check_names(categories: Sequence[Category]) -> None:
         seen[folded] = name
 
 
-class _Normals:
-    """The good images of a category at network size, read anew in each pass; how they look is measured in the first."""
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        height: int,
-        width: int,
-        region: Region | None = None,
-        tiles: Tiles | None = None,
-        signals: dict[Path, dict[str, float]] | None = None,
-    ) -> None:
-        self._samples = samples
-        self._height = height
-        self._width = width
-        self._region = region
-        self._tiles = tiles
-        self._signals = {} if signals is None else signals
-
-    def __len__(self) -> int:
-        return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
-
-    def select(self, indices: Sequence[int]) -> _Normals:
-        if self._tiles is not None:
-            raise ConfigError("tiles of one picture are not told apart")
-        chosen = [self._samples[index] for index in indices]
-        return _Normals(chosen, self._height, self._width, self._region, signals=self._signals)
-
-    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
-        held: list[NDArray[np.uint8]] = []
-        shape = -1, self._height, self._width, 3
-        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
-        with closing(loaded) as images:
-            for sample, image in zip(self._samples, images, strict=True):
-                if sample.path not in self._signals:
-                    self._signals[sample.path] = picture_signals(image)
-                for one in image.reshape(shape):
-                    held.append(one)
-                    if len(held) == size:
-                        yield np.stack(held)
-                        held = []
-        if held:
-            yield np.stack(held)
-
-    def normals(
-        self, indices: Sequence[int], scores: NDArray[np.float64], levels: NDArray[np.float64]
-    ) -> NormalsSection:
-        """Return what the drift watch compares with, of images that were read before, with a score and level each."""
-        pictures = [self._signals[self._samples[index].path] for index in indices]
-        values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
-        return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
-
-
-def make_references(
-    category: Category, seed: int, count: int = REFERENCE_IMAGES, prefix: str = "", region: Region | None = None
-) -> tuple[tuple[str, bytes], ...]:
-    """Return PNGs of ``count`` good images at native size, and of the same images with planted defects."""
-    chosen = np.random.default_rng(seed).permutation(len(category.train))[:count]
-    references = []
-    for number, index in enumerate(sorted(chosen)):
-        image = read_image(category.train[index].path)
-        kind = STRUCTURAL[number % len(STRUCTURAL)]
-        references.append((f"good-{prefix}{number}.png", _png(image)))
-        references.append((f"probe-{prefix}{number}-{kind}.png", _png(_plant(image, region, kind, seed + number))))
-    return tuple(references)
-
-
-def calibration_images(
-    category: Category,
-    size: tuple[int, int],
-    seed: int,
-    count: int = CALIBRATION_IMAGES,
-    prefix: str = "",
-    region: Region | None = None,
-    tiles: Tiles | None = None,
-) -> tuple[tuple[str, bytes], ...]:
-    """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
-
-    They are others than the references' where there are enough.
-    """
-    order = np.random.default_rng(seed).permutation(len(category.train))
-    chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
-    kept = []
-    for number, index in enumerate(sorted(chosen)):
-        image = read_image(category.train[index].path)
-        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region, tiles=tiles))))
-        if number % 2:
-            kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
-            probe = _plant(image, region, kind, seed + number)
-            kept.append(
-                (f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region, tiles=tiles)))
-            )
-    return tuple(kept)
-
-
-def _plant(image: NDArray[np.uint8], region: Region | None, kind: str, seed: int) -> NDArray[np.uint8]:
-    """Return an image with a defect in the region; another seed is tried where it lies in what is ignored."""
-    for attempt in range(_PLANTING - 1):
-        try:
-            return plant_in_region(image, region, kind, seed + attempt * 1000)[0]
-        except DataError:
-            if region is None or region.ignore is None:
-                raise
-    return plant_in_region(image, region, kind, seed + _PLANTING * 1000)[0]
-
-
 def _region(category: Category, roi: Box | None, mask: Path | None) -> Region | None:
     if roi is None and mask is None:
         return None
@@ -426,9 +313,3 @@ def _region(category: Category, roi: Box | None, mask: Path | None) -> Region | 
     except OSError as error:
         raise DataError(f"cannot read the mask {mask}: {error.strerror or error}") from error
     return make_region(size, roi, drawn)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

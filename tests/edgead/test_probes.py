@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.data import open_category
-from edgead.fitting import REFERENCE_IMAGES, make_references
+from edgead.photos import REFERENCE_IMAGES, make_references
 from edgead.probes import KINDS, LOGICAL, STRUCTURAL, plant, read_scene
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
