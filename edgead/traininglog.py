@@ -62,7 +62,7 @@ def draw_log(log: TrainingLog) -> bytes:
             for one in judged:
                 if one.chosen:
                     twin.plot(one.step, one.value, "o", ms=10, mfc="none", mec="tab:red")
-        axes.legend(loc="upper right", fontsize=8, frameon=False)
+        axes.legend(loc="lower left", fontsize=8, frameon=False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
