@@ -118,11 +118,10 @@ class EfficientAd(LearnedBase):
             raise ConfigError(f"efficientad needs at least {_SMALLEST} pixels a side, got {size[1]}x{size[0]}")
         wide = [max(8, round(channels * self.settings.width)) for channels in (128, 256, 256, 32)]
         widths, channels = (wide[0], wide[1], wide[2]), self.settings.channels
-        self._spec = spec
         teacher: nn.Module = PatchDescriber(widths, channels)
         if self.settings.teacher == "backbone":
             teacher = Describer(TapEncoder(spec, size, load_weights=load_weights), channels)
-        return EfficientAdNetwork(teacher, widths, channels, wide[3], size, smooth=self.settings.smooth)
+        return EfficientAdNetwork(teacher, spec, widths, channels, wide[3], size, smooth=self.settings.smooth)
 
     def stages(self, network: EfficientAdNetwork, pixels: Pixels, seed: int) -> Sequence[Stage]:
         textures = open_textures(self.settings.textures, *pixels.shape[1:3], grey=is_grey(pixels))
@@ -157,7 +156,7 @@ class EfficientAd(LearnedBase):
     def _distillation(self, network: EfficientAdNetwork, pixels: Pixels, textures: Any, seed: int) -> Stage:
         batch = self.settings.distillation_batch
         recipe = self._recipe(self.settings.distillation_steps, batch, 0)
-        teaching = Describer(TapEncoder(self._spec, (pixels.shape[1], pixels.shape[2])), network.channels)
+        teaching = Describer(TapEncoder(network.spec, (pixels.shape[1], pixels.shape[2])), network.channels)
         forger = MixForger(pixels, textures, mode="texture")
 
         rng = np.random.default_rng((seed, _SAMPLE))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgead.backbones import BackboneSpec
 from edgead.detectors.blocks import upsample
 from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.features import pool
@@ -160,6 +161,7 @@ class EfficientAdNetwork(nn.Module):
 
     Args:
         teacher: `PatchDescriber` of normalised images, or `Describer` of pixels.
+        spec: of the backbone that teaches, or teaches the teacher.
         widths: hidden channels of the student.
         channels: of the teacher's output.
         width: of the auto-encoder.
@@ -175,6 +177,7 @@ class EfficientAdNetwork(nn.Module):
     def __init__(
         self,
         teacher: nn.Module,
+        spec: BackboneSpec,
         widths: tuple[int, int, int],
         channels: int,
         width: int,
@@ -183,7 +186,7 @@ class EfficientAdNetwork(nn.Module):
         smooth: bool,
     ) -> None:
         super().__init__()
-        self.channels = channels
+        self.spec, self.channels = spec, channels
         self.teacher = teacher
         self.student = PatchDescriber(widths, 2 * channels)
         self.autoencoder = AutoEncoder(width, channels, size)
