@@ -35,9 +35,18 @@ class Judges:
     scale: float
 
     def few(self) -> Judges:
-        """Return every n-th of them, enough to rank layers by."""
+        """Return every n-th of them by score, from the highest down, enough to rank layers by.
+
+        Ranges come from good images, so it is the most anomalous one that shows which layer clips.
+        """
         step = -(-len(self.images) // _RANKING)
-        return Judges(self.images[::step], self.scores[::step], self.categories[::step], self.scale)
+        chosen = np.argsort(self.scores, kind="stable")[::-1][::step]
+        return Judges(
+            self.images[chosen],
+            [self.scores[index] for index in chosen],
+            [self.categories[index] for index in chosen],
+            self.scale,
+        )
 
     def drop(self, backend: Backend) -> float:
         """Return the 99th percentile of the score error over the scale; infinite where no score or another category."""

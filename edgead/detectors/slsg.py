@@ -22,7 +22,7 @@ code, [R]: our reconstruction):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ class Slsg(LearnedBase):
 
         smooth: bool = False
         width: float | None = Field(default=None, gt=0.0, le=4.0)
-        output_stride: Literal[1, 2] | None = None
+        output_stride: int | None = Field(default=None, ge=1, le=2)
         pretraining_steps: int | None = Field(default=None, ge=0)
         favour_distant: bool = True
         hypersphere: float = Field(default=0.0, ge=0.0)
