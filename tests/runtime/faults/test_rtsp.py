@@ -204,7 +204,7 @@ def soak(rtsp, seconds, survey_s):
 
 
 def test_two_cameras_at_30_fps_keep_memory_threads_and_files_flat(rtsp):
-    summary = soak(rtsp, 15.0, 0.25)
+    summary = soak(rtsp, 60.0, 1.0)
     print(summary.latency, summary.frames)
     # Two frame intervals; the machine may be busy with something else, which the median does not mind.
     assert summary.latency.p50 < 2 * 1e3 / 30
