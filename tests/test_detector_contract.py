@@ -48,7 +48,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "dfc": {"head.bank_size": 128},
     "slsg": {"steps": 80, "batch": 4, "width": 0.15, "pretraining_steps": 2, "evaluations": 1, "learning_rate": 3e-3},
     "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
-    "isstad": {"steps": 24, "pretraining_steps": 4, "batch": 4, "evaluations": 1, "decoder_depth": 2},
+    "isstad": {
+        "steps": 24,
+        "pretraining_steps": 4,
+        "batch": 4,
+        "evaluations": 1,
+        "decoder_depth": 2,
+        "score": "product",
+    },
     "cutpaste": {"steps": 40, "batch": 2, "width": 16, "evaluations": 1, "learning_rate": 5e-3},
     "efficientad": {"steps": 24, "batch": 2, "channels": 16, "evaluations": 1},
 }
