@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from edgead.runtime.preprocess import RESIZE_RULE, resize_reference
 from edgead.runtime.threshold import Threshold
 
 HEIGHT, WIDTH = 8, 10
+
+# FFmpeg reads it once a process, and tests that use OpenCV themselves may be the first to load it.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class TinyModel:

@@ -105,7 +105,11 @@ def test_a_library_is_compiled_once_and_again_when_it_was_altered(tmp_path: Path
     assert find_library(cache) is None
     stored, _ = build_search(cache)
     assert build_search(cache) == (stored, True)
-    stored.path.write_bytes(stored.path.read_bytes()[:-1] + b"x")
+    # Another file under the same name: this process has the first one mapped, and would crash with it at the latest.
+    altered = tmp_path / "altered"
+    altered.write_bytes(stored.path.read_bytes()[:-1] + b"x")
+    altered.chmod(0o600)
+    altered.replace(stored.path)
     with pytest.raises(BackendError, match="not what was built"):
         find_library(cache)
     assert build_search(cache)[1] is False

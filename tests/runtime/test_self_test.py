@@ -96,7 +96,7 @@ def test_frames_are_judged_between_the_references(make_bundle):
 
         def slow(found):
             turns.append(threading.current_thread().name)
-            gate.wait(0.02)
+            gate.wait(0.05)
             return found
 
         fall_ill(inspect, slow)
