@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from edgead.runtime.sinks.record import finite
 from edgead.runtime.uri import redact
 
 _WIDTH = 120  # where nobody says how wide the paper is: a file, a pipe
@@ -143,17 +144,6 @@ def number(value: float | None, digits: int = 4) -> str:
 def milliseconds(value: float | None) -> str:
     """Return a time in ms with two decimals, ``-`` where there is none."""
     return "-" if value is None else f"{value:.2f}"
-
-
-def finite(value: Any) -> Any:
-    """Return ``value`` with numbers that are not finite as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def _console(stream: TextIO) -> Console:

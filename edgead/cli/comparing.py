@@ -139,12 +139,12 @@ def _make_folder(path: Path) -> None:
 
 def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
     """Write tables and page beside the rows, and return the JSON form."""
-    from edgead.cli._output import finite
     from edgead.comparing.summary import group_rows, summarise
     from edgead.comparing.tables import markdown, to_csv
     from edgead.pages.compare_page import compare_page
     from edgead.runtime.errors import DataError
     from edgead.runtime.files import atomic_write
+    from edgead.runtime.sinks.record import finite
 
     payload: dict[str, Any] = finite(summarise(rows, labels))
     files = {
@@ -245,9 +245,9 @@ def report(
     require("train", "scipy", "matplotlib")
     if model.is_dir():
         require("train", "torch", "torchvision", "timm", "safetensors")
-    from edgead.cli._output import finite
     from edgead.pages.report_page import report_page
     from edgead.reporting import make_report
+    from edgead.runtime.sinks.record import finite
 
     with out.progress() as step:
         made = make_report(
