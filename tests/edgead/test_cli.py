@@ -8,10 +8,11 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_for
 
 HEAVY = ["torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"]
 VERBS = [
@@ -221,13 +222,6 @@ def test_json_is_for_programs_also_on_an_ascii_console(plate, plate_bundle):
         result = subprocess.run(arguments, capture_output=True, env=environment, check=False)
         assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.decode("ascii"))["frames"]["inspected"] == 4
-
-
-def wait_for(condition, seconds: float = 20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_the_working_directory_is_not_written_to(process, plate_bundle, tmp_path, monkeypatch):

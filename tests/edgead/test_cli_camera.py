@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,9 @@ from PIL import Image
 
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import read_image
+from tests.waiting import lines, wait_for
 
 posix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_run_judges_a_folder_as_eval_does(edgead, process, plate, plate_bundle, tmp_path):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError,
 from edgead.runtime.manifest import Manifest
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.threshold import Threshold
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32
@@ -195,13 +195,6 @@ def test_a_worker_ends_with_its_parent(
         parent.wait(30)
     worker = Path("/proc", pid_file.read_text())
     wait_for(lambda: not worker.exists() or "State:\tZ" in (worker / "status").read_text())
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

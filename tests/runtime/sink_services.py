@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.browser import wait_for
+from tests.waiting import wait_for
 
 
 def free_port() -> int:

@@ -19,7 +19,8 @@ from edgead.runtime.limits import Limits
 from edgead.runtime.sources import open_source
 from edgead.runtime.sources.push import PushSource
 from edgead.runtime.stream import Stream
-from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector, wait_until
+from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
+from tests.waiting import wait_for
 
 FAST = "synthetic://?fps=400&width=64&height=64"
 
@@ -36,15 +37,15 @@ def test_a_paused_stream_judges_nothing_and_counts_what_passes(policy):
     device = Device(policy=policy)
     runner = Runner(Stream(inspector(), device.open(), survival=QUICK))
     device.push()
-    wait_until(lambda: frames(runner).inspected == 1)
+    wait_for(lambda: frames(runner).inspected == 1)
     runner.stream.pause()
     assert runner.stream.state == "paused"
     for _ in range(3):
         device.push()
-    wait_until(lambda: frames(runner).captured == 4 and frames(runner).in_flight == 0)
+    wait_for(lambda: frames(runner).captured == 4 and frames(runner).in_flight == 0)
     runner.stream.resume()
     device.push()
-    wait_until(lambda: frames(runner).inspected == 2)
+    wait_for(lambda: frames(runner).inspected == 2)
     results = runner.end()
     if policy == "newest":
         assert dict(frames(runner).dropped) == {"paused": 3}
@@ -89,7 +90,7 @@ def test_a_threshold_changes_between_two_frames_and_loses_none():
         device.push(level=50)
         if number % 30 == 0:
             judge.set_threshold(40.0 if number % 60 else 100.0)
-    wait_until(lambda: frames(runner).captured == 300 and not frames(runner).in_flight)
+    wait_for(lambda: frames(runner).captured == 300 and not frames(runner).in_flight)
     results = runner.end()
     assert frames(runner).inspected == 300
     assert {result.threshold for result in results} <= {40.0, 100.0}
@@ -137,11 +138,11 @@ def test_another_bundle_goes_on_under_load_and_no_frame_is_lost(make_bundle):
     with Inspector.open(first, backend="onnxruntime", threads=1) as judge:
         source = open_source(FAST + "&policy=every&frames=1200")
         runner = Runner(Stream(judge, source, queue_size=2000))
-        wait_until(lambda: frames(runner).inspected > 20)
+        wait_for(lambda: frames(runner).inspected > 20)
         for path in (other, first, other):
             judge.swap(path)
             count = frames(runner).inspected
-            wait_until(lambda count=count: frames(runner).inspected > count + 20)
+            wait_for(lambda count=count: frames(runner).inspected > count + 20)
         results = runner.join(30)
     assert frames(runner).inspected == frames(runner).captured == 1200
     assert [result.frame_index for result in results] == list(range(1200))
@@ -218,7 +219,7 @@ def test_frames_of_several_cameras_are_judged_together():
     for level in (50, 60):
         for number, device in enumerate(devices):
             device.push(level=level + number)
-        wait_until(lambda level=level: frames(runner).inspected == (4 if level == 50 else 8))
+        wait_for(lambda level=level: frames(runner).inspected == (4 if level == 50 else 8))
     results = runner.end()
     assert sizes == [4, 4]
     assert {(r.source_id, r.frame_index): r.score for r in results} == {
@@ -232,7 +233,7 @@ def test_a_batch_waits_no_longer_than_its_deadline():
     runner = Runner(Stream(inspector(), device.open(), batch=8, batch_deadline_s=0.05, survival=QUICK))
     started = time.monotonic()
     device.push()
-    wait_until(lambda: frames(runner).inspected == 1)
+    wait_for(lambda: frames(runner).inspected == 1)
     assert time.monotonic() - started < 0.5
     runner.end()
 
@@ -242,7 +243,7 @@ def test_a_frame_that_spoils_a_batch_spoils_itself_only():
     runner = Runner(Stream(inspector(), device.open(), batch=4, batch_deadline_s=0.5, survival=QUICK))
     for level in (50, 14, 15, 200):
         device.push(level=level)
-    wait_until(lambda: frames(runner).captured == 4 and not frames(runner).in_flight)
+    wait_for(lambda: frames(runner).captured == 4 and not frames(runner).in_flight)
     results = runner.end()
     assert [result.decision.value for result in results] == ["OK", "NOT_INSPECTED", "NOT_INSPECTED", "ANOMALY"]
     check_ledger(runner.stream, results)
@@ -322,7 +323,7 @@ def test_leaving_or_cancelling_async_for_releases_everything():
         stream = asyncio.run(main())
         assert stream.state == "ended"
         assert stream.summary.frames.in_flight == 0
-        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgead")])
+        wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgead")])
 
 
 # Pushed frames
@@ -352,7 +353,7 @@ def test_pushing_never_waits_for_the_judge():
     for _ in range(200):
         source.push(np.full((8, 8, 3), 50, np.uint8))
     assert time.monotonic() - started < 0.5
-    wait_until(lambda: frames(runner).captured == 201)
+    wait_for(lambda: frames(runner).captured == 201)
     backend.go.set()
     source.end()
     assert [result.frame_index for result in runner.join()] == [0, 200]

@@ -20,7 +20,7 @@ from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import open_source, parse_address
 from edgead.runtime.sources.csi import pipeline_text
-from tests.runtime.faults.doubles import wait_until
+from tests.waiting import wait_for
 
 MS = 1_000_000
 
@@ -71,9 +71,9 @@ def test_new_images_are_read_once_each_and_what_was_there_is_not(tmp_path):
     with Watching(tmp_path) as watching:
         for name in ("a.png", "sub/b.png", "notes.txt", ".hidden.png"):
             (tmp_path / name).write_bytes(picture())
-        wait_until(lambda: len(watching.got) == 2)
+        wait_for(lambda: len(watching.got) == 2)
         (tmp_path / "c.png").write_bytes(picture())
-        wait_until(lambda: len(watching.got) == 3)
+        wait_for(lambda: len(watching.got) == 3)
         time.sleep(0.2)
     assert sorted(watching.names()[:2]) == ["a.png", "sub/b.png"]
     assert watching.names()[2:] == ["c.png"]
@@ -90,7 +90,7 @@ def test_a_file_that_is_being_written_is_not_read_before_it_is_whole(tmp_path):
             time.sleep(0.03)
             assert watching.got == []
         file.flush()
-        wait_until(lambda: len(watching.got) == 1)
+        wait_for(lambda: len(watching.got) == 1)
     assert isinstance(watching.got[0], Frame)
     assert watching.got[0].image.shape == (64, 64, 3)
 
@@ -101,11 +101,11 @@ def test_a_file_that_is_renamed_into_the_folder_and_one_written_again_are_new(tm
         for round_number in range(3):
             (tmp_path / "part.tmp").write_bytes(picture(round_number))
             os.replace(tmp_path / "part.tmp", tmp_path / "in" / "part.png")  # noqa: PTH105
-            wait_until(lambda count=round_number: len(watching.got) == count + 1)
+            wait_for(lambda count=round_number: len(watching.got) == count + 1)
         (tmp_path / "in" / "part.png").unlink()
         time.sleep(0.05)
         (tmp_path / "in" / "part.png").write_bytes(picture(9))
-        wait_until(lambda: len(watching.got) == 4)
+        wait_for(lambda: len(watching.got) == 4)
     assert [int(frame.image[0, 0, 0]) for frame in watching.got] == [0, 1, 2, 9]
 
 
@@ -115,12 +115,12 @@ def test_what_stays_broken_is_a_bad_frame_and_a_folder_that_goes_is_named(tmp_pa
     with Watching(folder, "?settle=50ms&poll=10ms&existing=yes&policy=every") as watching:
         (folder / "broken.png").write_bytes(picture()[:300])
         (folder / "empty.png").touch()
-        wait_until(lambda: len(watching.got) == 1)
+        wait_for(lambda: len(watching.got) == 1)
         assert isinstance(watching.got[0], BadFrame)
         (folder / "broken.png").unlink()
         (folder / "empty.png").unlink()
         folder.rmdir()
-        wait_until(lambda: watching.error is not None)
+        wait_for(lambda: watching.error is not None)
     assert "is gone" in str(watching.error)
 
 
@@ -129,7 +129,7 @@ def test_existing_images_come_where_they_are_asked_for(tmp_path):
         (tmp_path / name).write_bytes(picture())
         os.utime(tmp_path / name, ns=(10**18, 10**18))
     with Watching(tmp_path, "?existing=yes&settle=20ms&poll=10ms") as watching:
-        wait_until(lambda: len(watching.got) == 2)
+        wait_for(lambda: len(watching.got) == 2)
     assert watching.names() == ["a.png", "b.png"]
 
 

@@ -25,8 +25,8 @@ from edgead.runtime.sinks.reject import PassSignal
 from edgead.runtime.sinks.worker import SinkWorker
 from edgead.runtime.stream import Stream
 from edgead.runtime.uri import Parameters
-from tests.runtime.browser import wait_for
 from tests.runtime.sink_services import Web, certificate, free_port, modbus, mosquitto
+from tests.waiting import wait_for
 
 CAMERA = "synthetic://?fps=100&frames={}&width=64&height=64&policy=every"
 

@@ -15,7 +15,8 @@ from edgead.runtime.ledger import Counts
 from edgead.runtime.limits import Limits
 from edgead.runtime.page.sink import LivePage
 from edgead.runtime.summary import SourceSummary, StreamSummary
-from tests.runtime.browser import Browser, wait_for
+from tests.runtime.browser import Browser
+from tests.waiting import wait_for
 
 TAB, ENTER, SPACE = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " ")
 

@@ -22,6 +22,7 @@ from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.sources.folder import list_images
 from edgead.runtime.stream import Stream
+from tests.waiting import wait_for
 
 SHAPE = (8, 8, 3)
 
@@ -122,18 +123,11 @@ class Runner:
         return self.results
 
 
-def wait_until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.002)
-
-
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")], 2.0)
+    wait_for(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")], 2.0)
 
 
 @pytest.fixture
@@ -170,7 +164,7 @@ def test_newest_judges_the_newest_frame_next_and_never_holds_the_camera_up():
     started = time.monotonic()
     for _ in range(100):
         camera.push()
-    wait_until(lambda: runner.stream.summary.frames.captured == 101)
+    wait_for(lambda: runner.stream.summary.frames.captured == 101)
     assert time.monotonic() - started < 0.5
     gate.set()
     camera.end()
@@ -193,7 +187,7 @@ def test_every_from_a_camera_gives_one_result_a_frame_in_order():
     assert backend.entered.wait(5)
     for _ in range(20):
         camera.push()
-    wait_until(lambda: runner.stream.summary.frames.captured == 21)
+    wait_for(lambda: runner.stream.summary.frames.captured == 21)
     gate.set()
     camera.end()
     results = runner.join()
@@ -210,9 +204,9 @@ def test_frames_over_their_age_are_never_judged(policy):
     camera = Camera(policy, max_age_s=0.5)
     runner = Runner(Stream(inspector(), camera))
     camera.push(age_s=2.0)
-    wait_until(lambda: runner.stream.summary.frames.captured == 1 and not runner.stream.summary.frames.in_flight)
+    wait_for(lambda: runner.stream.summary.frames.captured == 1 and not runner.stream.summary.frames.in_flight)
     camera.push()
-    wait_until(lambda: runner.stream.summary.frames.inspected == 1)
+    wait_for(lambda: runner.stream.summary.frames.inspected == 1)
     camera.end()
     results = runner.join()
     frames = runner.stream.summary.frames
@@ -242,7 +236,7 @@ def test_sources_take_turns():
             camera.push()
         camera.end()
     runner = Runner(Stream(inspector(gate=gate), cameras))
-    wait_until(lambda: runner.stream.summary.frames.captured >= 6)
+    wait_for(lambda: runner.stream.summary.frames.captured >= 6)
     gate.set()
     names = [result.source_id for result in runner.join()]
     assert sorted(names) == ["left"] * 5 + ["right"] * 5
@@ -390,7 +384,7 @@ def test_stop_judges_what_was_captured():
     runner = Runner(Stream(inspector(gate=gate), camera, queue_size=8))
     for _ in range(6):
         camera.push()
-    wait_until(lambda: runner.stream.summary.frames.captured == 6)
+    wait_for(lambda: runner.stream.summary.frames.captured == 6)
     runner.stream.stop()
     camera.push()
     gate.set()
@@ -403,7 +397,7 @@ def test_stop_judges_what_was_read_from_a_folder(folder):
     gate = threading.Event()
     runner = Runner(Stream(inspector(gate=gate), folder(20)))
     # One with the inspector, two read ahead, one in the hand of the grabber; no more is read.
-    wait_until(lambda: runner.stream.summary.frames.captured == 4)
+    wait_for(lambda: runner.stream.summary.frames.captured == 4)
     time.sleep(0.05)
     assert runner.stream.summary.frames.captured == 4
     runner.stream.stop()
@@ -417,7 +411,7 @@ def test_what_the_drain_has_no_time_for_is_not_inspected():
     runner = Runner(stream)
     for _ in range(15):
         camera.push()
-    wait_until(lambda: stream.summary.frames.captured == 15)
+    wait_for(lambda: stream.summary.frames.captured == 15)
     started = time.monotonic()
     stream.stop()
     results = runner.join()
@@ -446,14 +440,14 @@ def test_stop_is_safe_in_a_signal_handler():
 def test_stop_wakes_a_stream_whose_camera_is_silent():
     camera = Camera()
     runner = Runner(Stream(inspector(), camera))
-    wait_until(lambda: runner.stream.summary.seconds > 0)
+    wait_for(lambda: runner.stream.summary.seconds > 0)
     runner.stream.stop()
     assert runner.join() == []
 
 
 def test_close_from_another_thread_ends_the_loop():
     runner = Runner(Stream(inspector(), "synthetic://?fps=500&width=64&height=64"))
-    wait_until(lambda: runner.stream.summary.frames.inspected > 3)
+    wait_for(lambda: runner.stream.summary.frames.inspected > 3)
     runner.stream.close()
     runner.join()
     assert runner.stream.summary.frames.in_flight == 0

@@ -158,13 +158,6 @@ class Runner:
         return self.join()
 
 
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.002)
-
-
 def check_ledger(stream, results):
     """The books of a stream that has ended, against the Results it gave."""
     summary = stream.summary

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from edgead.runtime.stream import Stream
-from tests.runtime.faults.doubles import Brightness, Runner, inspector, wait_until
+from tests.runtime.faults.doubles import Brightness, Runner, inspector
+from tests.waiting import wait_for
 
 
 def survey() -> tuple[int, int, float]:
@@ -29,7 +30,7 @@ def main() -> None:
     judge.set_threshold(1e9)
     stream = Stream(judge, urls, duration_s=seconds)
     runner = Runner(stream)
-    wait_until(lambda: stream.summary.frames.inspected > 60, 20)
+    wait_for(lambda: stream.summary.frames.inspected > 60, 20)
     samples = []
     until = time.monotonic() + seconds - 4
     while time.monotonic() < until:

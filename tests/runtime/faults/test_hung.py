@@ -13,14 +13,15 @@ from PIL import Image
 from edgead.runtime.errors import BackendError
 from edgead.runtime.frame import Decision
 from edgead.runtime.stream import Stream
-from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector, wait_until
+from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
+from tests.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
+    wait_for(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
 
 
 def frames(runner):
@@ -32,19 +33,19 @@ def test_while_the_backend_hangs_nothing_is_ok_and_the_loop_goes_on_when_it_is_b
     device, backend = Device(policy=policy), Brightness()
     runner = Runner(Stream(inspector(backend), device.open(), hang_s=0.5, survival=QUICK))
     device.push()
-    wait_until(lambda: frames(runner).inspected == 1)
+    wait_for(lambda: frames(runner).inspected == 1)
     device.push(level=16)
-    wait_until(lambda: runner.stream.state == "hung")
+    wait_for(lambda: runner.stream.state == "hung")
     for _ in range(3):
         device.push()
         taken = frames(runner).captured
-        wait_until(lambda taken=taken: frames(runner).captured > taken or frames(runner).in_flight == 0)
-    wait_until(lambda: frames(runner).captured == 5 and frames(runner).in_flight == 0)
+        wait_for(lambda taken=taken: frames(runner).captured > taken or frames(runner).in_flight == 0)
+    wait_for(lambda: frames(runner).captured == 5 and frames(runner).in_flight == 0)
     assert runner.stream.summary.hangs == 1
     backend.go.set()
-    wait_until(lambda: runner.stream.state == "running")
+    wait_for(lambda: runner.stream.state == "running")
     device.push()
-    wait_until(lambda: frames(runner).inspected == 2)
+    wait_for(lambda: frames(runner).inspected == 2)
     results = runner.end()
     failed, dropped = dict(frames(runner).failed), dict(frames(runner).dropped)
     if policy == "every":
@@ -76,7 +77,7 @@ def test_files_wait_for_a_backend_that_hangs(tmp_path):
         Image.fromarray(np.full((8, 8, 3), 16 if number == 1 else 50, np.uint8)).save(tmp_path / f"{number}.png")
     backend = Brightness()
     runner = Runner(Stream(inspector(backend), tmp_path, hang_s=0.1))
-    wait_until(lambda: runner.stream.state == "hung")
+    wait_for(lambda: runner.stream.state == "hung")
     time.sleep(0.2)
     assert len(runner.results) == 2
     backend.go.set()
@@ -91,7 +92,7 @@ def test_stop_ends_a_stream_whose_backend_hangs():
     device.push(level=16)
     assert backend.entered.wait(5)
     device.push()
-    wait_until(lambda: frames(runner).captured == 2)
+    wait_for(lambda: frames(runner).captured == 2)
     started = time.monotonic()
     results = runner.end()
     assert time.monotonic() - started < 1.0
@@ -119,16 +120,16 @@ def test_a_clock_that_jumps_lets_nothing_old_pass_and_nothing_stick():
     stream = Stream(inspector(), device.open(), clock=lambda: time.monotonic_ns() + offset[0], survival=QUICK)
     runner = Runner(stream)
     device.push()
-    wait_until(lambda: frames(runner).inspected == 1)
+    wait_for(lambda: frames(runner).inspected == 1)
     offset[0] = 3600 * 10**9  # forward: what the camera stamps is an hour old
     device.push()
-    wait_until(lambda: frames(runner).dropped.get("stale") == 1)
+    wait_for(lambda: frames(runner).dropped.get("stale") == 1)
     offset[0] = -3600 * 10**9  # back: what it stamps lies in the future
     device.push()
-    wait_until(lambda: frames(runner).failed.get("unreadable frame") == 1)
+    wait_for(lambda: frames(runner).failed.get("unreadable frame") == 1)
     offset[0] = 0
     device.push()
-    wait_until(lambda: frames(runner).inspected == 2)
+    wait_for(lambda: frames(runner).inspected == 2)
     results = runner.end()
     assert [result.decision.value for result in results] == ["OK", "NOT_INSPECTED", "OK"]
     check_ledger(stream, results)
@@ -143,7 +144,7 @@ def test_200_random_faults_in_a_row(seed, policy):
     stream = Stream(inspector(backend), device.open(), hang_s=0.05, give_up_s=60.0, queue_size=4, survival=QUICK)
     runner = Runner(stream)
     device.push()
-    wait_until(lambda: frames(runner).inspected == 1)
+    wait_for(lambda: frames(runner).inspected == 1)
     faults = {
         "lose": lambda: device.command("lose"),
         "break": lambda: device.command("break"),

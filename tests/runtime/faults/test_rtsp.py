@@ -17,7 +17,8 @@ import pytest
 from edgead.runtime.frame import Decision
 from edgead.runtime.grabber import Survival
 from edgead.runtime.stream import Stream
-from tests.runtime.faults.doubles import Brightness, Runner, check_ledger, inspector, wait_until
+from tests.runtime.faults.doubles import Brightness, Runner, check_ledger, inspector
+from tests.waiting import wait_for
 
 BITS = 16
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,7 +50,7 @@ SURVIVAL = Survival(first_s=0.3, longest_s=1.0)
 def start(camera, judge=None, query="?silence=1.5&max_age=1", **options):
     judge = judge or NumberReader()
     runner = Runner(Stream(judge, camera.url + query, survival=SURVIVAL, **options))
-    wait_until(lambda: runner.stream.summary.frames.inspected >= 10, 15)
+    wait_for(lambda: runner.stream.summary.frames.inspected >= 10, 15)
     return runner, judge
 
 
@@ -73,7 +74,7 @@ def test_a_frozen_camera_comes_back_and_nothing_from_before_is_new(rtsp, seconds
     last = judge.seen[-1][0]
     assert judge.seen[-1][1] < stopped + 0.3, "nothing is judged while nothing comes"
     camera.resume()
-    wait_until(lambda: judge.seen[-1][0] > last + 20, 20)
+    wait_for(lambda: judge.seen[-1][0] > last + 20, 20)
     results = runner.end()
     if seconds > 1.5:
         assert health(runner).reconnects >= 1
@@ -88,12 +89,12 @@ def test_a_killed_camera_comes_back_with_another_size_and_frames_are_numbered_on
     camera = rtsp()
     runner, judge = start(camera)
     camera.kill()
-    wait_until(lambda: health(runner).state == "reconnecting", 10)
+    wait_for(lambda: health(runner).state == "reconnecting", 10)
     count = len(judge.seen)
     time.sleep(0.3)
     assert len(judge.seen) == count
     camera.start("256x192")
-    wait_until(lambda: len(judge.seen) > count + 20, 20)
+    wait_for(lambda: len(judge.seen) > count + 20, 20)
     results = runner.end()
     assert health(runner).reconnects == 1
     assert health(runner).resized == 1
@@ -161,7 +162,7 @@ def test_garbled_packets_never_end_the_stream(rtsp):
         garbler.share = 0.0
         assert garbler.garbled > 5
         count = len(judge.seen)
-        wait_until(lambda: len(judge.seen) > count + 20, 20)
+        wait_for(lambda: len(judge.seen) > count + 20, 20)
         results = runner.end()
     finally:
         garbler.close()

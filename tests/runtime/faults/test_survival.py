@@ -11,14 +11,15 @@ from edgead.runtime.errors import SourceError, SourceLost
 from edgead.runtime.frame import Decision
 from edgead.runtime.grabber import Survival
 from edgead.runtime.stream import Stream
-from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector, wait_until
+from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
+from tests.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
+    wait_for(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
 
 
 def run(device, backend=None, survival=QUICK, **options):
@@ -43,7 +44,7 @@ def test_a_lost_camera_is_opened_again_and_frames_are_numbered_on():
             device.push()
         device.command("lose" if round_number % 2 else "break")
     device.push()
-    wait_until(judged(runner, 21))
+    wait_for(judged(runner, 21))
     results = runner.end()
     assert [result.frame_index for result in results] == list(range(21))
     assert [result.name for result in results] == [str(number) for number in range(21)]
@@ -58,15 +59,15 @@ def test_a_camera_that_stays_away_is_tried_without_end_and_its_state_is_seen(cap
     device = Device()
     runner = run(device)
     device.push()
-    wait_until(judged(runner, 1))
+    wait_for(judged(runner, 1))
     device.there = False
     device.command("lose")
-    wait_until(lambda: health(runner).attempts > 8)
+    wait_for(lambda: health(runner).attempts > 8)
     assert health(runner).state == "reconnecting"
     assert health(runner).last_loss == "cannot open camera; it is away"
     device.there = True
     device.push()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     assert (health(runner).state, health(runner).reconnects) == ("running", 1)
     check_ledger(runner.stream, runner.end())
     said = [record.getMessage() for record in caplog.records]
@@ -93,10 +94,10 @@ def test_a_camera_that_never_delivered_ends_the_stream_unless_told_to_wait():
     for _ in range(3):
         device.command("lose")
     runner = run(device, survival=Survival(first_s=0.01, longest_s=0.02, wait=True))
-    wait_until(lambda: health(runner).attempts == 3)
+    wait_for(lambda: health(runner).attempts == 3)
     assert health(runner).state == "waiting"
     device.push()
-    wait_until(judged(runner, 1))
+    wait_for(judged(runner, 1))
     check_ledger(runner.stream, runner.end())
 
 
@@ -113,10 +114,10 @@ def test_a_silent_camera_is_opened_again():
     device = Device(silence_s=0.1)
     runner = run(device)
     device.push()
-    wait_until(lambda: device.opened >= 3)
+    wait_for(lambda: device.opened >= 3)
     assert "delivered nothing for 0.1 s" in health(runner).last_loss
     device.push()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     results = runner.end()
     assert [result.frame_index for result in results] == [0, 1]
     assert health(runner).stuck == 0, "its driver came back when it was closed"
@@ -127,10 +128,10 @@ def test_a_triggered_camera_may_be_silent():
     device = Device(policy="every", silence_s=None)
     runner = run(device)
     device.push()
-    wait_until(judged(runner, 1))
+    wait_for(judged(runner, 1))
     threading.Event().wait(0.4)
     device.push()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     runner.end()
     assert device.opened == 1
 
@@ -140,15 +141,15 @@ def test_a_driver_that_never_returns_is_left_behind_and_what_it_still_says_is_re
     backend = Brightness()
     runner = run(device, backend)
     device.push()
-    wait_until(judged(runner, 1))
+    wait_for(judged(runner, 1))
     device.command("hang")
     device.push()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     assert (health(runner).stuck, health(runner).reconnects) == (1, 1)
     device.release.set()
-    wait_until(lambda: health(runner).stuck == 0)
+    wait_for(lambda: health(runner).stuck == 0)
     device.push()
-    wait_until(judged(runner, 3))
+    wait_for(judged(runner, 3))
     results = runner.end()
     assert [result.name for result in results] == ["0", "1", "2"]
     assert 200.0 not in backend.seen, "the frame of the driver that hung is never judged"
@@ -159,17 +160,17 @@ def test_so_many_threads_are_left_behind_and_no_more():
     device = Device(silence_s=0.05)
     runner = run(device)
     device.push()
-    wait_until(judged(runner, 1))
+    wait_for(judged(runner, 1))
     for _ in range(QUICK.stuck):
         device.command("hang")
-    wait_until(lambda: health(runner).stuck == QUICK.stuck)
+    wait_for(lambda: health(runner).stuck == QUICK.stuck)
     threading.Event().wait(0.5)
     assert health(runner).stuck == QUICK.stuck
     assert device.opened == QUICK.stuck
     device.release.set()
-    wait_until(lambda: health(runner).stuck == 0)
+    wait_for(lambda: health(runner).stuck == 0)
     device.push()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     check_ledger(runner.stream, runner.end())
 
 
@@ -177,7 +178,7 @@ def test_stop_ends_a_stream_whose_driver_hangs(caplog):
     device = Device(silence_s=None)
     runner = run(device, drain_s=0.2)
     device.push()
-    wait_until(judged(runner, 1))
+    wait_for(judged(runner, 1))
     device.command("hang")
     threading.Event().wait(0.05)
     started = time.monotonic()
@@ -189,7 +190,7 @@ def test_stop_ends_a_stream_whose_driver_hangs(caplog):
     assert health(runner).stuck == 1
     check_ledger(runner.stream, results)
     device.release.set()
-    wait_until(lambda: health(runner).stuck == 0)
+    wait_for(lambda: health(runner).stuck == 0)
 
 
 def test_nothing_that_waited_before_a_loss_is_judged_after_it():
@@ -199,13 +200,13 @@ def test_nothing_that_waited_before_a_loss_is_judged_after_it():
     device.push(level=16)
     assert backend.entered.wait(5)
     device.push(level=60)  # waits while the backend is busy
-    wait_until(lambda: runner.stream.summary.frames.captured == 2)
+    wait_for(lambda: runner.stream.summary.frames.captured == 2)
     device.command("lose")
-    wait_until(lambda: runner.stream.summary.frames.dropped.get("source lost") == 1)
+    wait_for(lambda: runner.stream.summary.frames.dropped.get("source lost") == 1)
     device.push(level=70)
-    wait_until(lambda: runner.stream.summary.frames.captured == 3)
+    wait_for(lambda: runner.stream.summary.frames.captured == 3)
     backend.go.set()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     results = runner.end()
     assert [result.frame_index for result in results] == [0, 2]
     assert 60.0 not in backend.seen
@@ -221,9 +222,9 @@ def test_parts_that_were_seen_before_a_loss_are_judged_where_each_counts():
     device.push(level=60)
     device.command("lose")
     device.push(level=70)
-    wait_until(lambda: runner.stream.summary.frames.captured == 3)
+    wait_for(lambda: runner.stream.summary.frames.captured == 3)
     backend.go.set()
-    wait_until(judged(runner, 3))
+    wait_for(judged(runner, 3))
     assert [result.frame_index for result in runner.end()] == [0, 1, 2]
 
 
@@ -232,7 +233,7 @@ def test_another_size_in_mid_stream_is_counted_and_judged():
     runner = run(device)
     for shape in ((8, 8, 3), (8, 8, 3), (16, 24, 3), (16, 24, 3), (8, 8)):
         device.push(shape=shape)
-    wait_until(lambda: runner.stream.summary.frames.captured == 5)
+    wait_for(lambda: runner.stream.summary.frames.captured == 5)
     results = runner.end()
     assert health(runner).resized == 2
     # The last one is grey and says that it is RGB: that is a failure of its own.
@@ -245,12 +246,12 @@ def test_one_camera_that_is_away_does_not_disturb_the_other():
     runner = Runner(Stream(inspector(), [left.open(), right.open()], survival=QUICK))
     left.push()
     right.push()
-    wait_until(judged(runner, 2))
+    wait_for(judged(runner, 2))
     left.there = False
     left.command("lose")
     for number in range(20):
         right.push()
-        wait_until(judged(runner, 3 + number))
+        wait_for(judged(runner, 3 + number))
     states = {name: source.health.state for name, source in runner.stream.summary.sources.items()}
     assert states == {"left": "reconnecting", "right": "running"}
     check_ledger(runner.stream, runner.end())
