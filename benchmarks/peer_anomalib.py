@@ -204,6 +204,7 @@ class Peer:
     def _load(self, folder: Path) -> Any:
         import torch
 
+        # A pickle, as anomalib exports it; this benchmark wrote it itself, in the environment that reads it.
         return torch.load(folder / "weights" / "torch" / "model.pt", weights_only=False)["model"]
 
     def _open_torch(self, path: Path) -> Any:

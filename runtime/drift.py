@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from edgead.runtime.normals import SIGNALS, Normals, is_finite, map_level, pictu
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.sinks import Sink
 from edgead.runtime.tiling import Tiles
-
-if TYPE_CHECKING:
-    from edgead.runtime.summary import StreamSummary
 
 WINDOW = 200
 LEAST_PARTS = 50  # below, a median moves with chance
@@ -202,9 +199,3 @@ class DriftSink(Sink):
         values = {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
         for state in self.watch.observe(result.source_id, result.category, values):
             _log.log(logging.WARNING if state.drifting else logging.INFO, "%s", state.explain())
-
-    def attach(self, summary: Callable[[], StreamSummary]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
