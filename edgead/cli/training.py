@@ -59,7 +59,8 @@ def fit(
         str,
         typer.Option(
             metavar="NAME",
-            help="patchcore, padim, npad, fre, protoad; slsg, sgsf train a network; dfc takes several categories.",
+            help="patchcore, padim, npad, fre, protoad; slsg, sgsf, isstad, cutpaste, "
+            "efficientad train a network; dfc takes several categories.",
         ),
     ] = "patchcore",
     backbone: Annotated[
