@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ QUERIES, DISTANCES = "queries", "distances"
 def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, bytes] | None:
     """Return ``images -> queries (N, P, C)``, ``distances (N, P) -> score, map``, and which weights are the bank.
 
-    That is None for a graph without a bank.
+    That is None for a graph without a bank, and for one whose result needs more of the image than the distances.
 
     Recognised is what `edgead.detectors.heads.NearestNeighbourHead` exports without re-weighting:
     ``sqrt(clip(|q|^2 + min([q 1] keys)))``, where all of these nodes serve nothing else.
@@ -58,11 +58,27 @@ def split_at_search(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.Model
             # `edgead::KnnScore` gives the distances to k rows, of which there is one.
             chain = only_user(chain, "Squeeze") or chain
             outputs = [value.name for value in graph.output]
+            if _needs_image(producer, outputs, chain):
+                continue
             before = _part(model, ["images"], [pad.input[0]], (pad.input[0], QUERIES))
             after = _part(model, [chain.output[0]], outputs, (chain.output[0], DISTANCES))
             described = {"keys": f"{WEIGHTS}{_digest(keys)}.bin", "shape": list(keys.dims)}
             return before, after, json.dumps(described).encode()
     return None
+
+
+def _needs_image(producer: Mapping[str, onnx.NodeProto], outputs: Sequence[str], distances: onnx.NodeProto) -> bool:
+    """Whether the outputs are made from more than the distances, as where another score is joined to them."""
+    waiting, seen = list(outputs), set(distances.output)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name == "images":
+            return True
+        waiting += producer[name].input if name in producer else ()
+    return False
 
 
 def _part(

@@ -34,8 +34,9 @@ from edgead.scoring import GaussianSmoothing
 class Scorer(nn.Module):
     """What PatchCore exports, with one convolution for a backbone."""
 
-    def __init__(self, rows: int, *, neighbours: int | None = None) -> None:
+    def __init__(self, rows: int, *, neighbours: int | None = None, joined: bool = False) -> None:
         super().__init__()
+        self.joined = joined
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 12, 8, stride=8)
         indices = None if neighbours is None else torch.randint(rows, (rows, neighbours))
@@ -43,7 +44,10 @@ class Scorer(nn.Module):
         self.smoothing = GaussianSmoothing(0.5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        raw, weight = self.head(self.conv(images.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1.0))
+        features = self.conv(images.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1.0)
+        raw, weight = self.head(features)
+        if self.joined:  # as N-pad joins a second score to the distances
+            raw = raw + features.square().mean(1)
         grid = self.smoothing(raw)
         score = grid.amax((1, 2))
         return (score if weight is None else score * weight), grid
@@ -67,6 +71,10 @@ def banked(exportable: Exportable) -> Exportable:
 @pytest.mark.parametrize(("rows", "neighbours"), [(500, None), (1500, 3)], ids=["small bank", "re-weighted"])
 def test_a_graph_that_is_not_worth_it_or_needs_more_than_distances_stays_whole(rows: int, neighbours: int) -> None:
     assert split_at_search(inline_nodes(export_onnx(Scorer(rows, neighbours=neighbours).eval(), 64, 64))) is None
+
+
+def test_a_graph_that_joins_another_score_to_the_distances_stays_whole() -> None:
+    assert split_at_search(inline_nodes(export_onnx(Scorer(1500, joined=True).eval(), 64, 64))) is None
 
 
 def test_other_products_with_a_constant_are_no_search(exportable: Exportable) -> None:
