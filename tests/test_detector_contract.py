@@ -40,11 +40,12 @@ BACKENDS = ("onnxruntime", "openvino")
 MAX_DROP, LEARNED_MAX_DROP = 0.6, 2.0
 # Good images to learn from; of a learned detector a fifth of them sets the threshold.
 GOOD, LEARNED_GOOD = 10, 40
+# Banks of more than 1024 rows are exported in parts as well, for the native search.
 SMALL: dict[str, dict[str, Any]] = {
-    "patchcore": {"bank_size": 256},
+    "patchcore": {"bank_size": 1100},
     "padim": {"dimensions": 24},
     "protoad": {"prototypes": 50},
-    "npad": {"dimensions": 16, "centroids": 50},
+    "npad": {"dimensions": 16, "centroids": 1100},
     "dfc": {"head.bank_size": 128},
     "slsg": {"steps": 80, "batch": 4, "width": 0.15, "pretraining_steps": 2, "evaluations": 1, "learning_rate": 3e-3},
     "sgsf": {"steps": 40, "batch": 4, "width": 6, "evaluations": 1, "learning_rate": 5e-3},
