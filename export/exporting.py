@@ -19,15 +19,15 @@ from edgead.export.exportable import Exportable
 from edgead.export.graph import OUTPUTS, export_onnx
 from edgead.export.int8 import CPU, TRT
 from edgead.export.lint import require_clean
-from edgead.export.measuring import complaint, fails, measure, note
+from edgead.export.measuring import Measurement, complaint, fails, measure, note
 from edgead.export.model_repository import triton_files
 from edgead.export.ops.nodes import inline_nodes, scoring_nodes
 from edgead.export.precisions import (
     FP32,
     GraphFiles,
+    PrecisionMaker,
     Samples,
     check_precisions,
-    make_precision,
     round_network,
 )
 from edgead.export.rounding import Rounded
@@ -63,6 +63,7 @@ FP32_FILE = "model.fp32.onnx"
 ROUTER_FILE = "router.fp32.onnx"
 SHARED_BYTES = 16 << 10  # weights above are stored once where several graphs have them
 DEFAULT_MAX_DROP = 0.05
+_STRICTER = 4  # times that the score error INT8 aims at is halved where the images at hand need it
 _MOST_CALIBRATION = 64  # images; more say little about ranges and cost seconds each
 Progress = Callable[[str, int, int], None]
 Trace = Callable[[nn.Module, int, int, Sequence[str]], onnx.ModelProto]
@@ -236,24 +237,32 @@ def _export(
     samples = _samples(model, settings) if len(settings.precisions) > 1 else None
     made = [_fp32(model, settings.fused, tell)]
     manifest = _manifest(model, made[0].section)
-    rounded: Mapping[str, Rounded] = {}
-    if samples is not None and {TRT, CPU} & set(settings.precisions):
-        tell("int8: weights", 0, 1)
-        rounded = round_network(made[0], samples)
-        tell("int8: weights", 1, 1)
-    for precision in settings.precisions[1:]:
-        assert samples is not None
+    maker = None
+    if samples is not None:
+        rounded: Mapping[str, Rounded] = {}
+        if {TRT, CPU} & set(settings.precisions):
+            tell("int8: weights", 0, 1)
+            rounded = round_network(made[0], samples)
+            tell("int8: weights", 1, 1)
         drop, cache, plain = settings.max_drop, settings.cache, settings.plain
-        made.append(make_precision(precision, model, manifest, made[0], samples, drop, cache, plain, rounded, tell))
+        maker = PrecisionMaker(model, manifest, made[0], samples, drop, cache, plain, rounded, tell)
+        made += [maker.make(precision) for precision in settings.precisions[1:]]
+    measured, unavailable = _measure(model, manifest, made, named, tell)
+    for attempt in range(_STRICTER if maker is not None else 0):
+        # Images at hand can tell more than those that layers were chosen by; then more layers stay in FP32.
+        short = {one.precision for one in measured if fails(one, settings.max_drop)}
+        again = {
+            one.precision: one.choice
+            for one in made
+            if one.precision in short and one.choice is not None and one.choice.may_go_on(attempt)
+        }
+        if not again:
+            break
+        assert maker is not None
+        made = [maker.make(one.precision, again[one.precision]) if one.precision in again else one for one in made]
+        renewed, _ = _measure(model, manifest, made, named, tell, tuple(again))
+        measured = [one for one in measured if one.precision not in again] + renewed
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
-    with TemporaryDirectory(prefix="edgead-export-") as folder:
-        whole, inlined = Path(folder, "whole"), Path(folder, "inlined")
-        _write(_split(made), whole)
-        if any(scoring_nodes(graph) for one in made for graph in one.models.values()):
-            _write(_split([replace(one, models=_inline(one.models)) for one in made]), inlined)
-        else:
-            inlined = whole
-        measured, unavailable = measure(model, manifest, whole, inlined, named, tell)
 
     failed = [one for one in measured if fails(one, settings.max_drop)]
     parity: dict[str, dict[str, ParityRecord]] = {}
@@ -268,6 +277,26 @@ def _export(
     if failed and not settings.allow_drift:
         raise ParityError(complaint(failed[0], settings.max_drop, made), report.to_dict())
     return made, manifest.model_copy(update={"parity": parity}), report
+
+
+def _measure(
+    model: Exportable,
+    manifest: Manifest,
+    made: Sequence[GraphFiles],
+    named: Sequence[tuple[str, NDArray[np.uint8]]],
+    tell: Progress,
+    only: Sequence[str] = (),
+) -> tuple[list[Measurement], dict[str, str]]:
+    """Run the files as a bundle has them, see `measure`."""
+    manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
+    with TemporaryDirectory(prefix="edgead-export-") as folder:
+        whole, inlined = Path(folder, "whole"), Path(folder, "inlined")
+        _write(_split(made), whole)
+        if any(scoring_nodes(graph) for one in made for graph in one.models.values()):
+            _write(_split([replace(one, models=_inline(one.models)) for one in made]), inlined)
+        else:
+            inlined = whole
+        return measure(model, manifest, whole, inlined, named, tell, only)
 
 
 def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:

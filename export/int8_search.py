@@ -68,6 +68,7 @@ class Int8Choice:
         sensitivity: layer -> score error with that layer alone in INT8, largest first; empty where not needed.
         kept: layers that stay in FP32; layers: how many convolutions there are.
         drop: score error of the choice; reached: whether it is within what was allowed, with something left in INT8.
+        aim: score error that the search was to reach on its own images.
     """
 
     dialect: str
@@ -78,6 +79,11 @@ class Int8Choice:
     layers: int
     drop: float
     reached: bool
+    aim: float
+
+    def may_go_on(self, attempt: int) -> bool:
+        """Whether a lower aim can keep more layers: after a first choice, and as long as aims are reached."""
+        return self.reached and (attempt == 0 or self.drop <= self.aim)
 
 
 def choose_int8(
@@ -89,6 +95,7 @@ def choose_int8(
     max_drop: float,
     progress: Progress,
     rounded: Mapping[str, Rounded] | None = None,
+    before: Int8Choice | None = None,
 ) -> tuple[Int8Choice, dict[str, onnx.ModelProto]]:
     """Choose the ranges with the least score error, and keep layers in FP32 until it fits.
 
@@ -103,6 +110,8 @@ def choose_int8(
         max_drop: score error allowed, see `Judges.drop`.
         progress: called with ``(stage, done, total)``.
         rounded: weights of the convolutions in INT8, see `edgead.export.rounding`.
+        before: an earlier choice of the same that was not strict enough for other images: half of its aim is sought,
+            with what it found out about ranges and layers.
 
     Returns:
         The choice and its graph files. Where no choice is good enough, the best one.
@@ -120,24 +129,28 @@ def choose_int8(
         finally:
             backend.close()
 
-    drops = {}
-    for done, method in enumerate(METHODS):
+    def ranked(method: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        size = math.ceil(len(layers) / _MOST_GROUPS)
+        groups = [layers[start : start + size] for start in range(0, len(layers), size)]
+        few = judges.few()
+        for done, group in enumerate(groups):
+            progress(f"{dialect}: sensitivity", done, len(groups))
+            found |= dict.fromkeys(group, error(method, [name for name in layers if name not in group], few))
+        progress(f"{dialect}: sensitivity", len(groups), len(groups))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    drops = {} if before is None else dict(before.drops)
+    for done, method in enumerate(() if drops else METHODS):
         progress(f"{dialect}: ranges", done, len(METHODS))
         drops[method] = error(method, ())
     progress(f"{dialect}: ranges", len(METHODS), len(METHODS))
     method = min(METHODS, key=lambda name: drops[name])
-    aim = _AIM * max_drop
+    aim = _AIM * max_drop if before is None else before.aim / 2.0
     tried[()] = drops[method], method
     sensitivity: dict[str, float] = {}
     if drops[method] > aim and len(layers) > 1:
-        size = math.ceil(len(layers) / _MOST_GROUPS)
-        groups = [layers[start : start + size] for start in range(0, len(layers), size)]
-        for done, group in enumerate(groups):
-            progress(f"{dialect}: sensitivity", done, len(groups))
-            alone = error(method, [name for name in layers if name not in group], judges.few())
-            sensitivity |= dict.fromkeys(group, alone)
-        progress(f"{dialect}: sensitivity", len(groups), len(groups))
-        sensitivity = dict(sorted(sensitivity.items(), key=lambda item: -item[1]))
+        sensitivity = dict(before.sensitivity) if before is not None and before.sensitivity else ranked(method)
 
         def judged(kept: tuple[str, ...]) -> float:
             if kept not in tried:
@@ -149,12 +162,13 @@ def choose_int8(
         saved = savings(next(iter(models.values())))
         order = sorted(sensitivity, key=lambda name: -sensitivity[name] / max(saved[name], 1.0))
         _keep_until(order, judged, aim)
+    allowed = max_drop if before is None else aim
     fitting = [kept for kept, (value, _) in tried.items() if value <= aim] or [
-        kept for kept, (value, _) in tried.items() if value <= max_drop
+        kept for kept, (value, _) in tried.items() if value <= allowed
     ]
     kept = min(fitting, key=len) if fitting else min(tried, key=lambda one: tried[one])
     drop, method = tried[kept]
-    choice = Int8Choice(dialect, method, drops, sensitivity, tuple(kept), len(layers), drop, drop <= max_drop)
+    choice = Int8Choice(dialect, method, drops, sensitivity, tuple(kept), len(layers), drop, drop <= max_drop, aim)
     return choice, build(method, kept)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +49,18 @@ def measure(
     inlined: Path,
     named: Sequence[tuple[str, NDArray[np.uint8]]],
     tell: Progress,
+    only: Collection[str] = (),
 ) -> tuple[list[Measurement], dict[str, str]]:
     """Compare every precision on every installed runtime with torch, one image after the other through all of them.
 
-    The graph files lie in ``whole``, and in ``inlined`` those without functions for runtimes that take none.
+    The graph files lie in ``whole``, and in ``inlined`` those without functions for runtimes that take none. With
+    ``only``, these precisions alone.
     """
     refused = unavailable()
     with ExitStack() as stack:
         opened: dict[tuple[str, str], Backend] = {}
         for precision, section in manifest.precisions.items():
-            for name in _runtimes(precision):
+            for name in _runtimes(precision) if not only or precision in only else ():
                 folder = inlined if name.startswith(_TAKES_NO_FUNCTIONS) else whole
                 try:
                     backend = open_graphs(name, manifest, folder / section.file, precision)

@@ -136,60 +136,78 @@ def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in PRECISIONS if name == FP32 or name in precisions)
 
 
-def make_precision(
-    precision: str,
-    model: Exportable,
-    manifest: Manifest,
-    full: GraphFiles,
-    samples: Samples,
-    max_drop: float,
-    cache: Path | None,
-    plain: bool,
-    rounded: Mapping[str, Rounded],
-    progress: Progress,
-) -> GraphFiles:
-    """Make the graph files of a reduced precision from those of FP32, linted, with their thresholds.
+@dataclass(frozen=True, slots=True)
+class PrecisionMaker:
+    """Makes the graph files of reduced precisions from those of FP32, linted, with their thresholds.
 
-    What is made for TensorRT keeps its scoring nodes, unless ``plain``; what OpenVINO reads has none.
+    Attributes:
+        full: graph files in FP32.
+        max_drop: see `edgead.export.int8_search.choose_int8`; so are ``rounded`` and ``progress``.
+        cache: folder that keeps calibrated ranges; None keeps none.
+        plain: leave no scoring nodes in what is made for TensorRT; what OpenVINO reads has none.
     """
-    choice = None
-    source = full.models if plain or precision == CPU else full.traced
-    if precision == FP16:
-        progress("fp16", 0, 1)
-        models = {_named(file, FP16): convert_fp16(one) for file, one in source.items()}
-    else:
+
+    model: Exportable
+    manifest: Manifest
+    full: GraphFiles
+    samples: Samples
+    max_drop: float
+    cache: Path | None
+    plain: bool
+    rounded: Mapping[str, Rounded]
+    progress: Progress
+
+    def make(self, precision: str, before: Int8Choice | None = None) -> GraphFiles:
+        """Make one of `PRECISIONS` but fp32; ``before`` is an INT8 choice that moved the scores of other images."""
+        source = self.full.models if self.plain or precision == CPU else self.full.traced
+        choice = None
+        if precision == FP16:
+            self.progress("fp16", 0, 1)
+            models = {_named(file, FP16): convert_fp16(one) for file, one in source.items()}
+        else:
+            choice, made = self._choose(precision, source, before)
+            models = {_named(file, precision): one for file, one in made.items()}
+        outputs = {_named(file, precision): names for file, names in self.full.outputs.items()}
+        for file, one in models.items():
+            require_clean(one, outputs[file], precision)
+        allowed = None if precision == FP16 else self.max_drop
+        section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision], max_drop=allowed)
+        section = _with_thresholds(section, self.model, self._pairs(precision, models))
+        return GraphFiles(precision, models, outputs, section, choice)
+
+    def _choose(
+        self, precision: str, source: Mapping[str, onnx.ModelProto], before: Int8Choice | None
+    ) -> tuple[Int8Choice, dict[str, onnx.ModelProto]]:
+        samples = self.samples
         ranges = {
-            file: activation_ranges(one, watched_tensors(one), _images_for(file, samples), cache=cache)
-            for file, one in full.models.items()
+            file: activation_ranges(one, watched_tensors(one), _images_for(file, samples), cache=self.cache)
+            for file, one in self.full.models.items()
         }
         judging = samples.judging
         judges = Judges(
             samples.images[judging],
             [samples.verdicts[index].score for index in judging],
             [samples.verdicts[index].category for index in judging],
-            model.scale,
+            self.model.scale,
         )
         with TemporaryDirectory(prefix="edgead-int8-") as folder:
-            opener = partial(_open_candidate, Path(folder), precision, manifest)
-            choice, made = choose_int8(source, ranges, precision, judges, opener, max_drop, progress, rounded)
-        models = {_named(file, precision): one for file, one in made.items()}
-    outputs = {_named(file, precision): names for file, names in full.outputs.items()}
-    for file, one in models.items():
-        require_clean(one, outputs[file], precision)
-    allowed = None if precision == FP16 else max_drop
-    section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision], max_drop=allowed)
-    with TemporaryDirectory(prefix="edgead-threshold-") as folder:
-        main = save(models, Path(folder))
-        name = SIMULATED if precision == FP16 else "onnxruntime"
-        backend = open_graphs(name, manifest, main, precision)
-        try:
-            pairs = [
-                (samples.verdicts[index], float(backend.run(samples.images[index][None]).score[0]))
-                for index in samples.unseen
-            ]
-        finally:
-            backend.close()
-    return GraphFiles(precision, models, outputs, _with_thresholds(section, model, pairs), choice)
+            opener = partial(_open_candidate, Path(folder), precision, self.manifest)
+            rest = (self.max_drop, self.progress, self.rounded, before)
+            return choose_int8(source, ranges, precision, judges, opener, *rest)
+
+    def _pairs(self, precision: str, models: Mapping[str, onnx.ModelProto]) -> list[tuple[Verdict, float]]:
+        """Return the model's verdicts and the reduced graph's scores of images like unseen parts."""
+        samples = self.samples
+        with TemporaryDirectory(prefix="edgead-threshold-") as folder:
+            name = SIMULATED if precision == FP16 else "onnxruntime"
+            backend = open_graphs(name, self.manifest, save(models, Path(folder)), precision)
+            try:
+                return [
+                    (samples.verdicts[index], float(backend.run(samples.images[index][None]).score[0]))
+                    for index in samples.unseen
+                ]
+            finally:
+                backend.close()
 
 
 def open_graphs(name: str, manifest: Manifest, main: Path, precision: str) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 
 from edgead.export import precisions as precisions_module
@@ -522,6 +524,30 @@ def test_what_no_layer_can_mend_is_refused_with_its_table(small, tmp_path):
     report = export_bundle(small, tmp_path / "b.edgead", precisions=[CPU], max_drop=1e-7, allow_drift=True)
     assert not report.passed
     assert report.parity[f"model.{CPU}.onnx"]["onnxruntime"].drift_allowed
+
+
+def test_layers_stay_in_float_until_the_images_at_hand_agree(small, tmp_path, monkeypatch):
+    # Ranges and layers are chosen by dim images; bright ones, which clip, are what they are judged by.
+    folder = tmp_path / "bright"
+    folder.mkdir()
+    for name, data in small.references:
+        (folder / name).write_bytes(data)
+    dim = [(name, dimmed(data, name)) for name, data in small.references]
+    arguments = {"precisions": [CPU], "images": [folder], "max_drop": 0.02}
+    model = replace(small, references=dim, calibration=dim)
+    report = export_bundle(model, tmp_path / "a.edgead", **arguments)
+    assert report.passed
+    assert all(record.drop <= 0.02 for record in report.parity[f"model.{CPU}.onnx"].values())
+    monkeypatch.setattr("edgead.export.exporting._STRICTER", 0)
+    once = refused(model, tmp_path, **arguments)
+    assert once.report is not None
+    assert len(report.precisions[CPU]["int8"]["kept"]) > len(once.report["precisions"][CPU]["int8"]["kept"])
+
+
+def dimmed(data: bytes, name: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray((decode_image(data, name) * 0.4).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_wrong_arguments(small, tmp_path):
