@@ -29,7 +29,8 @@ from edgead.detectors.dfc import PooledFit
 from edgead.detectors.learned import LearnedFit, LearnedModule, fit_learned
 from edgead.detectors.routing import RoutedModule
 from edgead.features import build_extractor
-from edgead.model import CategoryCard, RoutingCard, TrainedModel, TrainingCard, check_size, make_card
+from edgead.model import TrainedModel
+from edgead.model_card import CategoryCard, RoutingCard, TrainingCard, check_size, make_card
 from edgead.photos import GoodPhotos, calibration_images, make_references
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError

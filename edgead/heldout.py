@@ -58,7 +58,7 @@ def read_training_record(path: str | Path) -> TrainingRecord:
     """
     path = Path(path)
     if path.is_dir():
-        from edgead.model import read_card
+        from edgead.model_card import read_card
 
         card = read_card(path)
         # The scores of several categories lie in one list, of which nothing says whose they are.

@@ -246,7 +246,7 @@ def _latency(model: Path, frames: int, progress: Progress) -> tuple[BenchReport 
 
 def _about(model: Path, category: str) -> About:
     if model.is_dir():
-        from edgead.model import read_card
+        from edgead.model_card import read_card
 
         card = read_card(model)
         routed = card.routing.categories.get(category) if card.routing else None

@@ -24,7 +24,7 @@ from edgead.detectors.base import TrainingImages
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import write_draft
 from edgead.features import FeatureExtractor
-from edgead.model import BudgetCard, RungCard
+from edgead.model_card import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
 from edgead.runtime.bench import DEFAULT_FRAME_SIZE, describe_machine, take_turns
 from edgead.runtime.decode import decode_image

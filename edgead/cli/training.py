@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.evaluation import CategoryReport, EvalReport
     from edgead.metrics import Metric
-    from edgead.model import BudgetCard, TrainedModel
+    from edgead.model import TrainedModel
+    from edgead.model_card import BudgetCard
     from edgead.runtime.threshold import Threshold
 
 PANEL = "Train, measure, export"

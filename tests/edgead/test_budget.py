@@ -25,7 +25,8 @@ from edgead.export.exporting import export_bundle
 from edgead.features import FeatureExtractor, build_extractor
 from edgead.fitting import fit
 from edgead.metrics import image_auroc
-from edgead.model import RungCard, load_model
+from edgead.model import load_model
+from edgead.model_card import RungCard
 from edgead.runtime.bundle import Bundle
 
 CLOSED_FORM = [name for name in REGISTRY if not learns(name)]  # what a budget chooses for

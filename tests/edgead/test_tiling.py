@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from edgead.cli import run
-from edgead.model import load_model, read_card
+from edgead.model import load_model
+from edgead.model_card import read_card
 from edgead.opening import open_inspector
 from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.bundle import Bundle
