@@ -32,6 +32,7 @@ from edgead.runtime.version import __version__
 
 PROBE = "probe-"  # references that `edgead fit` planted a defect on
 PROVENANCE_KEY = "calibrations"
+_MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
 
 Progress = Callable[[int, int], None]
 
@@ -68,7 +69,7 @@ def calibrate_bundle(
     Raises:
         ConfigError, SourceError, BackendUnavailable: wrong arguments, no source, no backend.
         BundleError: the bundle is damaged or changed meanwhile, or the disk is full; ``out`` stays as it was.
-        DataError: fewer than 2 images, or an image file that cannot be read.
+        DataError: fewer than 2 images, an image file that cannot be read, or a camera that shows no known category.
         BackendError: an image was not inspected, so that its score is missing.
     """
     if n is not None and n < 2:
@@ -168,6 +169,7 @@ def _collect(
 ) -> _Taken:
     taken = _Taken({}, {})
     due_ns: float = -math.inf
+    strangers = 0
     for frame in source.frames():
         if isinstance(frame, BadFrame):
             if not source.live:
@@ -181,7 +183,14 @@ def _collect(
         found = {key: inspector(frame) for key, inspector in inspectors.items()}
         if any(_is_unknown(result) for result in found.values()):
             taken.unknown += 1
+            strangers += 1
+            if source.live and strangers == _MOST_STRANGERS:
+                raise DataError(
+                    f"{strangers} pictures of {source.source_id} in a row show no category that the model knows; "
+                    "point the camera at its parts, or fit a model of these"
+                )
             continue
+        strangers = 0
         for key, result in found.items():
             name = key if result.category is None else f"{key}/{result.category}"
             taken.scores.setdefault(name, []).append(_score(result, frame))

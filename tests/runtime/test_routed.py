@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import threading
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgead.runtime.inspector import Inspector
 from edgead.runtime.limits import Limits
 from edgead.runtime.manifest import Manifest, parse_manifest
 from edgead.runtime.routed import UNKNOWN_CATEGORY, FusedBackend, RoutedBackend, head_file
+from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.stream import Stream
 from edgead.runtime.threshold import Threshold, calibrate
 
@@ -502,6 +504,26 @@ def test_calibration_without_any_known_part_is_refused(make_routed: MakeRouted, 
     with pytest.raises(DataError, match=r"showed 2 images and 3 .*; a threshold needs 2 of a category"):
         calibrate_bundle(path, folder, out)
     assert not out.exists()
+
+
+class DarkCamera(Source):
+    """A camera that looks at nothing, for ever."""
+
+    def __init__(self) -> None:
+        self.source_id, self.live, self.delivery = "dark camera", True, Delivery("newest")
+
+    def frames(self) -> Iterator[Frame]:
+        for index in itertools.count():
+            yield Frame(DARK, index, index, self.source_id)
+
+    def close(self) -> None:
+        pass
+
+
+def test_calibration_ends_where_a_camera_shows_no_known_part(make_routed: MakeRouted, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="200 pictures of dark camera in a row show no category that the model knows"):
+        calibrate_bundle(make_routed(), DarkCamera(), tmp_path / "new.edgead", min_interval_s=0.0)
+    assert not (tmp_path / "new.edgead").exists()
 
 
 def test_results_carry_their_category_to_the_sinks(make_routed: MakeRouted, tmp_path: Path) -> None:
