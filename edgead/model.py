@@ -18,10 +18,14 @@ from edgead.directories import swap_directory, wait_for_disk
 from edgead.export.exportable import Exportable, Routing
 from edgead.features import build_extractor
 from edgead.model_card import CARD_FILE, ModelCard, read_card
+from edgead.runtime.calibrate import PROBE
+from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
+from edgead.runtime.frame import Decision
 from edgead.runtime.limits import Limits
 from edgead.runtime.manifest import MASK_NAME
+from edgead.runtime.preprocess import resize
 from edgead.runtime.region import Region, encode_mask
 from edgead.runtime.threshold import Threshold
 from edgead.runtime.tiling import Tiles
@@ -94,6 +98,23 @@ class TrainedModel:
         if section is None:
             return None
         return Tiles(section.rows, section.columns, section.overlap, self.card.grid)
+
+    def planted_defects(self) -> tuple[int, int]:
+        """Return how many images with a planted defect the model holds, and how many of them it would pass as OK.
+
+        Defects painted on training photos, the rest of which the model has seen: a warning where most of them pass,
+        no promise of what it does with real ones.
+        """
+        model = self.exportable("model")
+        size = (model.height, model.width)
+        images = [model.prepare(decode_image(data, name)) for name, data in self.references if name.startswith(PROBE)]
+        if model.tiles is None:  # which lie in these at network size
+            images += [
+                resize(decode_image(data, name), *size) for name, data in self.calibration if name.startswith(PROBE)
+            ]
+        backend, limits = model.torch_backend(), model.limits
+        verdicts = [limits.judge(backend.run(image[None]), 0) for image in images]
+        return len(verdicts), sum(verdict.decision is Decision.OK for verdict in verdicts)
 
     def _routing(self) -> Routing | None:
         card = self.card.routing

@@ -18,6 +18,7 @@ from torch import nn
 from edgead.export.exportable import Exportable
 from edgead.export.graph import OUTPUTS, export_onnx
 from edgead.export.int8 import CPU, TRT
+from edgead.export.int8_search import Int8Choice
 from edgead.export.lint import require_clean
 from edgead.export.measuring import Measurement, complaint, fails, measure, note
 from edgead.export.model_repository import triton_files
@@ -63,7 +64,7 @@ FP32_FILE = "model.fp32.onnx"
 ROUTER_FILE = "router.fp32.onnx"
 SHARED_BYTES = 16 << 10  # weights above are stored once where several graphs have them
 DEFAULT_MAX_DROP = 0.05
-_STRICTER = 4  # times that the score error INT8 aims at is halved where the images at hand need it
+_STRICTER = 4  # times that INT8 aims at a lower score error where the images at hand need it
 _MOST_CALIBRATION = 64  # images; more say little about ranges and cost seconds each
 Progress = Callable[[str, int, int], None]
 Trace = Callable[[nn.Module, int, int, Sequence[str]], onnx.ModelProto]
@@ -250,16 +251,18 @@ def _export(
     measured, unavailable = _measure(model, manifest, made, named, tell)
     for attempt in range(_STRICTER if maker is not None else 0):
         # Images at hand can tell more than those that layers were chosen by; then more layers stay in FP32.
-        short = {one.precision for one in measured if fails(one, settings.max_drop)}
-        again = {
-            one.precision: one.choice
-            for one in made
-            if one.precision in short and one.choice is not None and one.choice.may_go_on(attempt)
-        }
+        again: dict[str, Int8Choice] = {}
+        for files in made:
+            worst = max((m.comparison.drop for m in measured if m.precision == files.precision), default=0.0)
+            choice = files.choice
+            if choice is not None and settings.max_drop < worst < np.inf and choice.may_go_on(attempt):
+                again[files.precision] = choice.stricter(settings.max_drop / worst)
         if not again:
             break
         assert maker is not None
-        made = [maker.make(one.precision, again[one.precision]) if one.precision in again else one for one in made]
+        made = [
+            maker.make(files.precision, again[files.precision]) if files.precision in again else files for files in made
+        ]
         renewed, _ = _measure(model, manifest, made, named, tell, tuple(again))
         measured = [one for one in measured if one.precision not in again] + renewed
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from edgead.runtime.backends import Backend
 
 # The search aims lower than is asked, since it judges other and fewer images than the gate does.
 _AIM = 0.5
+_MARGIN = 0.9  # a little lower than other images' error asks for
 _RANKING = 6  # images that the layers are ranked by; the choice itself is judged by all
 _MOST_GROUPS = 40  # a sensitivity each; more layers are judged in runs of neighbours
 
@@ -85,6 +86,10 @@ class Int8Choice:
         """Whether a lower aim can keep more layers: after a first choice, and as long as aims are reached."""
         return self.reached and (attempt == 0 or self.drop <= self.aim)
 
+    def stricter(self, share: float) -> Int8Choice:
+        """Return what `choose_int8` goes on from where other images allow this share of the error that they show."""
+        return replace(self, aim=_MARGIN * share * self.drop)
+
 
 def choose_int8(
     models: Models,
@@ -110,8 +115,8 @@ def choose_int8(
         max_drop: score error allowed, see `Judges.drop`.
         progress: called with ``(stage, done, total)``.
         rounded: weights of the convolutions in INT8, see `edgead.export.rounding`.
-        before: an earlier choice of the same that was not strict enough for other images: half of its aim is sought,
-            with what it found out about ranges and layers.
+        before: an earlier choice of the same that was not strict enough for other images, see `Int8Choice.stricter`.
+            What it found out about ranges and layers is used again.
 
     Returns:
         The choice and its graph files. Where no choice is good enough, the best one.
@@ -146,7 +151,7 @@ def choose_int8(
         drops[method] = error(method, ())
     progress(f"{dialect}: ranges", len(METHODS), len(METHODS))
     method = min(METHODS, key=lambda name: drops[name])
-    aim = _AIM * max_drop if before is None else before.aim / 2.0
+    aim = _AIM * max_drop if before is None else before.aim
     tried[()] = drops[method], method
     sensitivity: dict[str, float] = {}
     if drops[method] > aim and len(layers) > 1:

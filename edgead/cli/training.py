@@ -151,6 +151,13 @@ def fit(
     checkpoint.unlink(missing_ok=True)
     payload = _fit_payload(model, output, time.perf_counter() - started)
     _warn_about_model(out, model)
+    planted = payload["planted_defects"]
+    if 2 * planted["passed"] > planted["images"]:
+        out.warn(
+            f"most planted defects, {planted['passed']} of {planted['images']}, would pass as OK at a target of "
+            f"{model.threshold.target_false_alarm_rate:.1%} false alarms; a higher --false-alarm-rate lets fewer pass, "
+            "and 'edgead eval --probe' measures it"
+        )
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
     out.finish(payload, *curve, _fit_table(payload, model.threshold))
 
@@ -171,6 +178,7 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
         "images": sum(card.categories.values()),
         "categories": card.categories,
         "thresholds": {name: {**one.to_dict(), "meaning": one.explain()} for name, one in thresholds.items()},
+        "planted_defects": dict(zip(("images", "passed"), model.planted_defects(), strict=True)),
         "seconds": round(seconds, 3),
     }
     if card.routing is not None:
@@ -220,6 +228,9 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "network size": f"{payload['size']['height']}x{payload['size']['width']} pixels (height x width)",
             "good images": ", ".join(f"{name}: {count}" for name, count in payload["categories"].items()),
             **thresholds,
+            "planted defects": "{passed} of {images}, painted on photos it was fitted on, would pass as OK".format(
+                **payload["planted_defects"]
+            ),
             "seconds": f"{payload['seconds']:.1f}",
         },
     )

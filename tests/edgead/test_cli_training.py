@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from edgead.model import load_model
+from edgead.opening import open_inspector
+from edgead.runtime.decode import read_image
+from edgead.runtime.frame import Decision
 
 
 def copy(path: Path, folder: Path) -> Path:
@@ -41,6 +44,11 @@ def test_fit_reports_what_it_made(edgead, plate, fit_arguments, tmp_path):
     assert threshold["supported"] is False
     assert f"Warning: {threshold['meaning']}" in outcome.err
     assert "16 cannot support a false-alarm rate of 1.00%" in threshold["meaning"]
+    planted = sorted((tmp_path / "m").glob("*/probe-*.png"))
+    with open_inspector(tmp_path / "m") as inspector:
+        passed = sum(inspector(read_image(path)).decision is Decision.OK for path in planted)
+    assert report["planted_defects"] == {"images": len(planted), "passed": passed}
+    assert ("most planted defects" in outcome.err) == (2 * passed > len(planted) > 0)
 
 
 def test_fit_takes_rate_seed_and_two_sides(edgead, plate, tmp_path):
@@ -52,7 +60,7 @@ def test_fit_takes_rate_seed_and_two_sides(edgead, plate, tmp_path):
     assert (report["seed"], report["size"]) == (7, {"height": 64, "width": 96})
     assert (report["settings"]["bank_size"], report["settings"]["smooth"]) == (8, False)
     assert report["thresholds"]["plate"]["supported"] is True
-    assert outcome.err == ""
+    assert "cannot support" not in outcome.err
 
 
 def test_random_weights_are_said_loudly(edgead, plate, fit_arguments, tmp_path):
