@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from edgead.export.search import split_at_search
 from torch import Tensor, nn
 
 from edgead.detectors.heads import NearestNeighbourHead
@@ -18,7 +19,6 @@ from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle, export_graphs
 from edgead.export.graph import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.search import split_at_search
 from edgead.runtime.backends import available
 from edgead.runtime.bundle import Bundle, write_bundle
 from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
