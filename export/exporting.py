@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -328,7 +328,8 @@ def _split(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes
     # Only backends for CPUs have native code, and they run no other precisions.
     for one in made if parts else ():
         for file in one.models if one.precision in (FP32, CPU) else ():
-            found = split(one.models[file]) if tuple(one.outputs[file]) == OUTPUTS else None
+            bits: Literal[16, 32] = 16 if one.precision == CPU else 32
+            found = split(one.models[file], bits) if tuple(one.outputs[file]) == OUTPUTS else None
             if found is not None:
                 queries, score, described = native_files(file)
                 graphs += [(queries, found.queries), (score, found.score)]
