@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgead.runtime.bundle import WEIGHTS
-from edgead.runtime.native import DISTANCES, QUERIES, Constant, Description
+from edgead.runtime.native import DISTANCES, QUERIES
+from edgead.runtime.native_description import Constant, Description
 from edgead.runtime.search import MOST_CHANNELS
 
 # With fewer the matrix product takes no time worth three more files.

@@ -17,50 +17,22 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from edgead.runtime.engine_cache import EngineCache
 from edgead.runtime.engine_key import EngineKey
 from edgead.runtime.errors import BackendError
 
+if TYPE_CHECKING:
+    from edgead.runtime.native_description import Description
+
 _FOLDER = Path(__file__).parent
 SOURCES = (_FOLDER / "search.c", _FOLDER / "gaussians.c")
 _HEADERS = (_FOLDER / "gaussians_lanes.h",)
 QUERIES, DISTANCES = "queries", "distances"
-
-
-class Constant(BaseModel):
-    """A file in ``weights/`` that holds an array."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str = Field(pattern=r"^weights/[0-9a-f]{64}\.bin$")
-    dtype: Literal["<f4", "<f2"]
-    shape: list[PositiveInt] = Field(min_length=1, max_length=3)
-
-
-class Description(BaseModel):
-    """What goes between the parts of a graph; `native_files` names the file that holds it, as JSON.
-
-    Attributes:
-        kind: ``search`` or ``gaussians``; constants: what these call them.
-        carried: outputs of the first part that the second takes beside the distances.
-        channels_first: queries are ``(N, C, P)`` instead of ``(N, P, C)``.
-        triangular: of Gaussians: what lies above the diagonals of the factors is zero; bits: that they are held in.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["search", "gaussians"]
-    constants: dict[str, Constant]
-    carried: list[str] = []
-    channels_first: bool = False
-    triangular: bool = False
-    bits: Literal[16, 32] = 32
 
 
 class NativeCode(Protocol):
@@ -113,7 +85,7 @@ class NativeParts:
 
 
 def native_files(graph: str) -> tuple[str, str, str]:
-    """Return names for a graph file's parts, images to queries and distances to score and map, and `Description`."""
+    """Return names for a graph file's parts, images to queries and distances to score, and for what is between them."""
     return f"native-queries.{graph}", f"native-score.{graph}", f"native.{graph.removesuffix('.onnx')}.json"
 
 
@@ -123,6 +95,9 @@ def find_parts(model: Path) -> NativeParts | None:
     Raises:
         BackendError: their description is not one, or see `find_library`.
     """
+    # Its parser comes with a package that a backend's file must load without.
+    from edgead.runtime.native_description import parse_description
+
     queries, score, described = (model.with_name(name) for name in native_files(model.name))
     if not (queries.is_file() and score.is_file() and described.is_file()):
         return None
@@ -130,15 +105,6 @@ def find_parts(model: Path) -> NativeParts | None:
     if library is None:
         return None
     return NativeParts(queries, score, parse_description(described.read_bytes(), described.name), library)
-
-
-def parse_description(data: bytes, label: str) -> Description:
-    """Parse a `Description`; raises `BackendError` for anything else, with the file's name as its label."""
-    try:
-        return Description.model_validate_json(data)
-    except ValidationError as error:
-        why = error.errors()[0]["msg"]
-        raise BackendError(f"{label} does not say what to compute natively ({why}); export the bundle again") from error
 
 
 def native_key() -> EngineKey:
@@ -213,6 +179,6 @@ def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
-    values = buffer[start : start + size].view(dtype).reshape(shape)
+    values: NDArray[Any] = buffer[start : start + size].view(dtype).reshape(shape)
     values.fill(0)
     return values

@@ -94,6 +94,6 @@ class RowSearch:
 def open_search(library: Any, constants: Mapping[str, NDArray[Any]], channels: int, threads: int) -> RowSearch:
     """Return the search among the constant ``keys``; raises `ValueError` where they do not fit so many channels."""
     keys = constants["keys"]
-    if keys.ndim != 2 or len(keys) - 1 != channels or channels > MOST_CHANNELS or not keys.shape[1]:
-        raise ValueError(f"keys {keys.shape} for {channels} channels")
+    if keys.dtype != np.float32 or keys.ndim != 2 or len(keys) - 1 != channels or channels > MOST_CHANNELS:
+        raise ValueError(f"keys {keys.shape} {keys.dtype} for {channels} channels")
     return RowSearch(library, keys, threads)

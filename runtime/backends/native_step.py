@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime import gaussians, search
-from edgead.runtime.backends.common import OUTPUTS
+from edgead.runtime.backends.common import OUTPUTS, first_line
+from edgead.runtime.errors import BackendError
 from edgead.runtime.native import DISTANCES, NativeCode, NativeParts, find_parts
 
 Feeds = Mapping[str, NDArray[np.float32]]
@@ -51,10 +52,14 @@ class NativeStep:
         self._code = _open(parts, shape, threads or os.cpu_count() or 1)
 
     def __call__(self, found: Sequence[NDArray[np.float32]]) -> Sequence[Any]:
-        """Return the graph's outputs for those of the first part."""
+        """Return the graph's outputs for those of the first part; raises `BackendError` where that fails."""
         queries, *carried = found
         distances = self._code.distances(queries.transpose(0, 2, 1) if self._channels_first else queries)
-        return self._finish({DISTANCES: distances, **dict(zip(self._carried, carried, strict=True))})
+        feeds = {DISTANCES: distances, **dict(zip(self._carried, carried, strict=True))}
+        try:
+            return self._finish(feeds)
+        except Exception as error:
+            raise BackendError(f"the graph after {self.describe()} failed: {first_line(error)}") from error
 
     def describe(self) -> str:
         """Return what is native, in a few words."""

@@ -117,8 +117,10 @@ class _OpenVinoCpu:
 
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         try:
-            # The inputs are shared for the time of this call; the outputs are copies, for the request is used again.
-            results = self._request.infer({INPUT: images}, share_inputs=True, share_outputs=False)
+            # The inputs are shared for the time of this call, and so is what native code takes at once; what leaves is
+            # a copy, for the request is used again.
+            shared = self._native is not None
+            results = self._request.infer({INPUT: images}, share_inputs=True, share_outputs=shared)
             found = [results[name] for name in self._outputs]
         except Exception as error:
             raise BackendError(f"openvino failed: {first_line(error)}") from error

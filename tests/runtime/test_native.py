@@ -11,7 +11,8 @@ import pytest
 from edgead.export.native import build_native
 from edgead.runtime.engine_cache import EngineCache
 from edgead.runtime.errors import BackendError
-from edgead.runtime.native import SOURCES, Workers, find_library, parse_description
+from edgead.runtime.native import SOURCES, Workers, find_library
+from edgead.runtime.native_description import parse_description
 
 PROBE = Path(__file__).with_name("native_probe.c")
 
