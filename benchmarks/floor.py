@@ -8,8 +8,8 @@ multiplications and additions of each kind and the bytes of weights that a frame
 larger of its arithmetic at the ceiling of its kind and its weights at the memory's rate; a graph's floor is the sum.
 Whatever a perfect program could fuse away (activations, resizes, sums, minima) counts nothing, and a node in INT8
 counts as the faster of INT8 and FP32. So no backend can go below the floor except where weights stay in the cache,
-which is why both terms are shown, and with the native search (rows ``…-search``), which needs less arithmetic than the
-graph has.
+which is why both terms are shown, and with native code (rows ``…-native``), which needs less arithmetic, or fewer
+weights, than the graph has.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from edgead.runtime.engine_cache import CACHE_VARIABLE
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.preprocess import resize
-from edgead.runtime.search import NATIVE
 
 BACKENDS = ("onnxruntime", "openvino")
 _ROUNDS = 12
@@ -220,11 +219,11 @@ def open_all(file: Path, threads: int) -> dict[str, Backend]:
         del os.environ[CACHE_VARIABLE]
         if engines is not None:
             os.environ[CACHE_VARIABLE] = engines
-        searching = open_backend(name, file, threads=threads)
-        if NATIVE in searching.describe().provider:
-            opened[f"{name}-search"] = searching
+        faster = open_backend(name, file, threads=threads)
+        if "with native" in faster.describe().provider:
+            opened[f"{name}-native"] = faster
         else:
-            searching.close()
+            faster.close()
     return opened
 
 

@@ -26,7 +26,7 @@ from edgead.backbones import BackboneSpec, build_backbone
 from edgead.detectors.heads import NearestNeighbourHead
 from edgead.export.graph import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.search import split_at_search
+from edgead.export.parts import split
 from edgead.export.weights import split_weights
 from edgead.features import build_extractor
 from edgead.runtime.backends import available, open_backend
@@ -35,8 +35,8 @@ from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.native import native_files
 from edgead.runtime.scratch import private_directory
-from edgead.runtime.search import search_files
 from edgead.scoring import ScoringModule
 
 BANKS = (512, 2048, 4096, 8192, 16384, 32768)
@@ -57,13 +57,15 @@ def write_graph(folder: Path, size: int, rows: int) -> Path:
             found.append(extractor(noise)[0].flatten(1).T)
     module = ScoringModule(extractor, NearestNeighbourHead(torch.cat(found)[:rows])).eval()
     whole = inline_nodes(export_onnx(module, size, size))
-    parts = split_at_search(whole)
+    parts = split(whole)
     files = {"model.fp32.onnx": whole}
-    if parts is not None:
-        before, after, bank = search_files("fp32")
-        files |= {before: parts[0], after: parts[1]}
-        (folder / bank).write_bytes(parts[2])
     (folder / "weights").mkdir()
+    if parts is not None:
+        before, after, described = native_files("model.fp32.onnx")
+        files |= {before: parts.queries, after: parts.score}
+        (folder / described).write_text(parts.description.model_dump_json())
+        for member, content in parts.weights.items():
+            (folder / member).write_bytes(content)
     for name, graph in files.items():
         data, weights = split_weights(graph, 16 << 10)
         for member, content in {name: data, **weights}.items():

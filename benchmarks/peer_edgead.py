@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.folding import PlainModel, open_graph, plain_onnx
 from benchmarks.worker import as_frame, serve
 from edgead.export.exporting import export_bundle
-from edgead.export.native import build_search
+from edgead.export.native import build_native
 from edgead.fitting import fit
 from edgead.model import load_model
 from edgead.runtime.backends import available
@@ -66,7 +66,7 @@ class Peer:
     def open(self, folder: str, frames: str, threads: int, plain: bool) -> list[str]:
         """Open a fitted model with every CPU backend, each precision that the bundle has, and the plain export.
 
-        Routes of backends that search a memory bank natively (`edgead build --target cpu`) end in ``-search``.
+        Routes of backends that use native code (`edgead build --target cpu`) end in ``-native``.
         """
         self.close()
         torch.set_num_threads(threads)
@@ -77,13 +77,13 @@ class Peer:
         empty = tempfile.mkdtemp(prefix="edgead-peers-")
         built = Path(folder, "engines")
         with suppress(BackendUnavailable):
-            build_search(EngineCache(built))
+            build_native(EngineCache(built))
         for precision in precisions:
             for backend in (name for name in BACKENDS if name in available()):
-                for suffix, engines in (("", empty), ("-search", str(built))):
+                for suffix, engines in (("", empty), ("-native", str(built))):
                     os.environ[CACHE_VARIABLE] = engines
                     inspector = Inspector.open(bundle, backend=backend, precision=precision, threads=threads)
-                    if suffix and "native search" not in inspector.describe().provider:
+                    if suffix and "with native" not in inspector.describe().provider:
                         inspector.close()
                         continue
                     name = f"{backend}{suffix}" + ("" if precision == "fp32" else f"-{precision}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # Full precision first; what the ratios are taken of is the fastest of these.
-FULL_PRECISION = ("onnxruntime", "onnxruntime-search", "openvino", "openvino-search")
+FULL_PRECISION = ("onnxruntime", "onnxruntime-native", "openvino", "openvino-native")
 RUNTIMES = ("onnxruntime", "openvino")
 ROUTES = ("openvino", "onnx", "torch")
 
@@ -36,7 +36,7 @@ def summary(rows: Sequence[dict[str, Any]], footprint: dict[str, Any]) -> dict[s
                 if int8:
                     note(f"{detector}_{text}_vs_anomalib_{route}{suffix}_int8", theirs[route][what] / ours[int8][what])
             for runtime in (name for name in RUNTIMES if f"plain-{name}" in ours):
-                own = fastest(ours, (runtime, f"{runtime}-search"))
+                own = fastest(ours, (runtime, f"{runtime}-native"))
                 plain = ours[f"plain-{runtime}"][what]
                 note(f"{detector}_{text}_vs_plain_{runtime}{suffix}", plain / ours[own][what])
         best = max(row["anomalib_raw_image_auroc"], *(theirs[route]["image_auroc"] for route in ROUTES))

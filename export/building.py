@@ -12,14 +12,16 @@ from typing import Any
 
 from edgead.export.isolation import ask_library
 from edgead.export.layer_precision import Layer, count
-from edgead.export.native import build_search
+from edgead.export.native import build_native
+from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.cuda_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
-from edgead.runtime.errors import BackendError, ConfigError, suggest
-from edgead.runtime.search import SOURCE, search_files
+from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, suggest
+from edgead.runtime.native import SOURCES, load_library, native_files
+from edgead.runtime.native_description import parse_description
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"
@@ -155,7 +157,7 @@ def build_engines(
     Args:
         path: a ``.edgead`` file.
         target: ``tensorrt`` builds on and for this machine's GPU; ``tensorrt-rtx`` also for others, without one;
-            ``cpu`` compiles the search in memory banks for this machine's processor, once for all bundles.
+            ``cpu`` compiles the native code for this machine's processor, once for all bundles.
         precisions: keys of the manifest's precisions; none means those that are meant for the target.
         compute_capabilities: for ``tensorrt-rtx``, such as ``8.6``, or ``portable``; none means that of this machine's
             GPU, and without a GPU all that the library builds for.
@@ -188,10 +190,7 @@ def build_engines(
         refused: list[Refused] = []
         for precision in keys:
             with bundle.model_files(precision) as model:
-                found_graphs = [
-                    file for file in model.parent.glob("*.onnx") if file.name not in search_files(precision)
-                ]
-                graphs = sorted(found_graphs, key=lambda file: (file != model, file.name))
+                graphs = [model.with_name(name) for name in bundle.graph_files(precision)]
                 total = len(graphs) * len(wanted)
                 for number, (graph, capability) in enumerate((g, c) for g in graphs for c in wanted):
                     if progress is not None:
@@ -226,9 +225,19 @@ def _build_cpu(
     path: Path, cache: EngineCache, options: BuildOptions, on_wait: Callable[[], None] | None
 ) -> BuildReport:
     with Bundle.open(path) as bundle:
-        if search_files("fp32")[0] not in bundle.manifest.members:
-            raise ConfigError(f"{path} has no memory bank to search; --target cpu has nothing to build for it")
-        stored, reused = build_search(cache, rebuild=options.rebuild, on_wait=on_wait)
+        graphs = [graph for precision in bundle.manifest.precisions for graph in bundle.graph_files(precision)]
+        described = [native_files(graph)[2] for graph in graphs]
+        present = [name for name in described if name in bundle.manifest.members]
+        kinds = {parse_description(bundle.read(name), name).kind for name in present}
+        if not kinds:
+            raise ConfigError(
+                f"{path} has no large memory bank and no large Gaussians; --target cpu has nothing to build for it"
+            )
+        stored, reused = build_native(cache, rebuild=options.rebuild, on_wait=on_wait)
+        library = load_library(stored.path)
+        missing = [reason for kind in sorted(kinds) if (reason := lacking(library, kind)) is not None]
+        if len(missing) == len(kinds):
+            raise BackendUnavailable(f"this processor lacks {missing[0]}; the bundle runs as it is")
         return BuildReport(
             bundle=path,
             model_sha256=bundle.sha256,
@@ -236,7 +245,7 @@ def _build_cpu(
             version=stored.key.version,
             device=None,
             cache=cache.folder,
-            engines=(EngineRow(SOURCE.name, stored, reused),),
+            engines=(EngineRow(", ".join(source.name for source in SOURCES), stored, reused),),
             refused=(),
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from edgead.export.lint import require_clean
 from edgead.export.measuring import Measurement, complaint, fails, measure, note
 from edgead.export.model_repository import triton_files
 from edgead.export.ops.nodes import inline_nodes, scoring_nodes
+from edgead.export.parts import split
 from edgead.export.precisions import (
     FP32,
     GraphFiles,
@@ -32,7 +33,6 @@ from edgead.export.precisions import (
     round_network,
 )
 from edgead.export.rounding import Rounded
-from edgead.export.search import split_at_search
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
@@ -54,10 +54,10 @@ from edgead.runtime.manifest import (
     ThresholdSection,
     TilesSection,
 )
+from edgead.runtime.native import native_files
 from edgead.runtime.preprocess import RESIZE_RULE, resize
 from edgead.runtime.region import encode_mask
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
-from edgead.runtime.search import search_files
 
 SCHEMA = "edgead.export/1"
 FP32_FILE = "model.fp32.onnx"
@@ -353,17 +353,19 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
 def _split(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes]:
     """Return all graph files and, once each, the weights that several of them may share.
 
-    With ``parts`` a graph that searches a memory bank is there in two parts as well (`edgead.runtime.search`).
+    With ``parts`` a graph that native code speeds up is there in two parts as well (`edgead.runtime.native`).
     """
     graphs = [pair for one in made for pair in one.models.items()]
     files: dict[str, bytes] = {}
+    # Only backends for CPUs have native code, and they run no other precisions.
     for one in made if parts else ():
-        # Only backends for CPUs search natively, and they run no other precisions.
-        found = split_at_search(one.models[one.main]) if one.precision in (FP32, "int8-cpu") else None
-        if found is not None:
-            before, after, bank = search_files(one.precision)
-            graphs += [(before, found[0]), (after, found[1])]
-            files[bank] = found[2]
+        for file in one.models if one.precision in (FP32, CPU) else ():
+            bits: Literal[16, 32] = 16 if one.precision == CPU else 32
+            found = split(one.models[file], bits) if tuple(one.outputs[file]) == OUTPUTS else None
+            if found is not None:
+                queries, score, described = native_files(file)
+                graphs += [(queries, found.queries), (score, found.score)]
+                files |= {described: found.description.model_dump_json().encode(), **found.weights}
     for name, graph in graphs:
         # Router and heads have one backbone, and precisions one bank: a low limit lets them share it.
         data, weights = split_weights(graph, LARGE_BYTES if len(graphs) == 1 else SHARED_BYTES)

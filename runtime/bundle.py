@@ -30,10 +30,10 @@ from edgead.runtime.manifest import (
     fold_name,
     parse_manifest,
 )
+from edgead.runtime.native import native_files
 from edgead.runtime.region import Region
 from edgead.runtime.routed import head_file
 from edgead.runtime.scratch import private_directory
-from edgead.runtime.search import search_files
 
 SUFFIX = ".edgead"
 WEIGHTS = "weights/"
@@ -150,13 +150,18 @@ class Bundle:
                 raise BundleError(f"cannot extract {self.path} to {directory}: {reason(error)}") from error
             raise
 
+    def graph_files(self, precision: str) -> list[str]:
+        """Return the names of a precision's graph files: the only one, or the router's and those of the heads."""
+        heads = [head_file(category, precision) for category in self.manifest.categories]
+        return [self.manifest.precisions[precision].file, *(name for name in heads if name in self.manifest.members)]
+
     @contextmanager
     def model_files(self, precision: str) -> Iterator[Path]:
         """Yield the path of a precision's graph file, its weights beside it, in a private folder.
 
         The folder is removed on exit; the bundle may be closed before. In a routed bundle the graph file is the
-        router's, and the heads of the same precision lie beside it; so do the parts of a graph with a memory bank
-        (`edgead.runtime.search`).
+        router's, and the heads of the same precision lie beside it; so do the parts of graphs that native code speeds
+        up (`edgead.runtime.native`).
 
         Raises:
             ConfigError: the bundle has no such precision.
@@ -166,13 +171,12 @@ class Bundle:
             raise ConfigError(
                 f"{self.path} has no precision '{precision}'.{suggest(precision, self.manifest.precisions)}"
             )
-        graph = self.manifest.precisions[precision].file
-        heads = {head_file(category, precision) for category in self.manifest.categories}
-        graphs = {graph, *heads, *search_files(precision)}
-        names = [n for n in self.manifest.members if n in graphs or n.startswith(WEIGHTS)]
+        graphs = self.graph_files(precision)
+        wanted = {*graphs, *(file for graph in graphs for file in native_files(graph))}
+        names = [n for n in self.manifest.members if n in wanted or n.startswith(WEIGHTS)]
         with private_directory() as directory:
             self.extract(directory, names)
-            yield directory / graph
+            yield directory / graphs[0]
 
     def close(self) -> None:
         """Close the file; calling it twice is allowed."""

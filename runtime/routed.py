@@ -7,6 +7,7 @@ or one graph that does both. Columns of the router's votes are the categories in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,10 @@ class RoutedBackend:
         return [self._router, *self._heads.values()]
 
     def describe(self) -> BackendInfo:
-        """Return what the router runs on; the heads run on the same."""
-        return self._router.describe()
+        """Return what the router runs on; the heads run on the same, and their native code is named."""
+        described = self._router.describe()
+        providers = [described.provider, *(head.describe().provider for head in self._heads.values())]
+        return replace(described, provider="; ".join(dict.fromkeys(providers)))
 
     def close(self) -> None:
         """Release router and heads; calling it twice is allowed."""

@@ -109,7 +109,7 @@ def row(category: str, detector: str, rows: int | None, ours: dict[str, float], 
 
 
 def test_ratios_are_flat_and_those_of_the_worst_category(capsys: pytest.CaptureFixture[str]) -> None:
-    ours = {"onnxruntime": 12.0, "onnxruntime-search": 10.0, "openvino-int8-cpu": 5.0, "plain-onnxruntime": 30.0}
+    ours = {"onnxruntime": 12.0, "onnxruntime-native": 10.0, "openvino-int8-cpu": 5.0, "plain-onnxruntime": 30.0}
     rows = [
         row("tile", "patchcore", 1000, ours, 40.0),
         row("screw", "patchcore", 1000, ours, 30.0),
@@ -140,7 +140,7 @@ def test_ratios_are_flat_and_those_of_the_worst_category(capsys: pytest.CaptureF
     assert ratios["installed_mb_vs_anomalib"] == pytest.approx(60.0)
     json.dumps(document)
     print_report(document)
-    assert "| tile, patchcore, bank 10000 | edgead onnxruntime-search |" in capsys.readouterr().out
+    assert "| tile, patchcore, bank 10000 | edgead onnxruntime-native |" in capsys.readouterr().out
 
 
 def test_a_worker_answers_in_turn_and_says_what_went_wrong(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends import Inference
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, missing_extra
-from edgead.runtime.search import SearchParts, find_parts
 
 INPUT = "images"
 OUTPUTS = ("score", "map")
@@ -162,38 +160,3 @@ def first_line(error: Exception) -> str:
     # OpenVINO opens with the places in its source through which the error came.
     telling = [line for line in lines if not line.startswith("Exception from ")] or lines
     return telling[0][:300] if telling else type(error).__name__
-
-
-class NativeSearch:
-    """The end of a graph that is there in two parts: from queries to outputs, with the bank searched natively.
-
-    Args:
-        parts: from `edgead.runtime.search.find_parts`.
-        channels: of the queries.
-        threads: as the backend's.
-        finish: runs the second part, ``distances (N, P)`` to its outputs.
-    """
-
-    def __init__(
-        self,
-        parts: SearchParts,
-        channels: int,
-        threads: int | None,
-        finish: Callable[[NDArray[np.float32]], Sequence[Any]],
-    ) -> None:
-        self._search = parts.open_search(channels, threads)
-        self._finish = finish
-
-    def __call__(self, queries: NDArray[np.float32]) -> Sequence[Any]:
-        """Return the graph's outputs for ``queries (N, P, C)``."""
-        rows = queries.reshape(-1, queries.shape[2])
-        return self._finish(self._search.distances(rows).reshape(queries.shape[:2]))
-
-    def close(self) -> None:
-        """End its threads."""
-        self._search.close()
-
-
-def parts_for(model: Path, outputs: Sequence[str]) -> SearchParts | None:
-    """Return the parts of a scoring graph where this device can search natively, None for any other."""
-    return find_parts(model) if set(outputs) <= set(OUTPUTS) else None

@@ -14,20 +14,19 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
-    NativeSearch,
     as_inference,
     check_graph,
     check_images,
     check_settings,
     first_line,
     load_onnxruntime,
-    parts_for,
     run_batches,
 )
+from edgead.runtime.backends.native_step import NativeStep, parts_for
 from edgead.runtime.cuda_driver import require_gpu
 from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.search import NATIVE
+from edgead.runtime.native import QUERIES
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
@@ -123,8 +122,8 @@ def _session(
 class OnnxRuntimeBackend(_OnnxRuntime):
     """Runs the graph in FP32 on ONNX Runtime's CPU provider.
 
-    Where the graph lies there in two parts too and this device has the library for it (`edgead.runtime.search`), the
-    memory bank between them is searched natively; `describe` says so.
+    Where the graph lies there in two parts too and this device has the library for it (`edgead.runtime.native`), what
+    goes between them is computed natively; `describe` says so.
 
     Args:
         model: graph file, its ``weights/`` folder beside it.
@@ -150,21 +149,19 @@ class OnnxRuntimeBackend(_OnnxRuntime):
             model if parts is None else parts.queries,
             threads=threads,
             batch=batch,
-            outputs=outputs if parts is None else ("queries",),
+            outputs=outputs if parts is None else parts.outputs,
             name="onnxruntime",
             provider=provider,
             device="cpu",
             settings=settings,
             precision="fp32",
         )
-        self._native: NativeSearch | None = None
+        self._native: NativeStep | None = None
         if parts is not None:
             finish = _session(parts.score, "onnxruntime", provider, 1, batch, settings)
-            channels = self._session.get_outputs()[0].shape[2]
-            self._native = NativeSearch(
-                parts, channels, threads, lambda distances: finish.run(list(outputs), {"distances": distances})
-            )
-            self._info = replace(self._info, provider=f"{self._info.provider} with {NATIVE}")
+            shape = next(value.shape[1:] for value in self._session.get_outputs() if value.name == QUERIES)
+            self._native = NativeStep(parts, shape, threads, lambda feeds: finish.run(list(outputs), dict(feeds)))
+            self._info = replace(self._info, provider=f"{self._info.provider} with {self._native.describe()}")
 
     def close(self) -> None:
         """Release the session; calling it twice is allowed."""
@@ -175,7 +172,7 @@ class OnnxRuntimeBackend(_OnnxRuntime):
 
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         found = super()._run(images)
-        return found if self._native is None else self._native(found[0])
+        return found if self._native is None else self._native(found)
 
 
 class OnnxRuntimeCudaBackend(_OnnxRuntime):

@@ -14,7 +14,6 @@ from edgead.runtime.backends import BackendInfo, Inference
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
-    NativeSearch,
     as_inference,
     check_graph,
     check_images,
@@ -22,11 +21,11 @@ from edgead.runtime.backends.common import (
     first_line,
     load_openvino,
     openvino_core,
-    parts_for,
     run_batches,
 )
+from edgead.runtime.backends.native_step import Feeds, NativeStep, parts_for
 from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.search import NATIVE
+from edgead.runtime.native import QUERIES
 
 _SCORING_NODE = b"plugin_namespace"  # an attribute of each, see edgead.export.ops
 _PRECISION_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -43,7 +42,7 @@ class _OpenVinoCpu:
         parts = parts_for(model, outputs) if hint == "f32" else None
         asked = tuple(outputs)
         if parts is not None:
-            model, outputs = parts.queries, ("queries",)
+            model, outputs = parts.queries, parts.outputs
         self._outputs = tuple(outputs)
         openvino = load_openvino()
         core = openvino_core()
@@ -88,12 +87,12 @@ class _OpenVinoCpu:
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
             version=str(openvino.__version__).split("-")[0],
         )
-        self._native: NativeSearch | None = None
+        self._native: NativeStep | None = None
         if parts is not None:
             finish = _open_finish(core, parts.score, self._batch, config, asked)
-            channels = int(compiled.output("queries").get_partial_shape()[2].get_length())
-            self._native = NativeSearch(parts, channels, threads, finish)
-            self._info = replace(self._info, provider=f"{self._info.provider} with {NATIVE}")
+            shape = [size.get_length() for size in list(compiled.output(QUERIES).get_partial_shape())[1:]]
+            self._native = NativeStep(parts, shape, threads, finish)
+            self._info = replace(self._info, provider=f"{self._info.provider} with {self._native.describe()}")
 
     def run(self, images: NDArray[np.uint8]) -> Inference:
         """Score ``images (N, h, w, 3)`` uint8, N >= 1; the arrays returned are the caller's to keep."""
@@ -118,12 +117,14 @@ class _OpenVinoCpu:
 
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
         try:
-            # The inputs are shared for the time of this call; the outputs are copies, for the request is used again.
-            results = self._request.infer({INPUT: images}, share_inputs=True, share_outputs=False)
+            # The inputs are shared for the time of this call, and so is what native code takes at once; what leaves is
+            # a copy, for the request is used again.
+            shared = self._native is not None
+            results = self._request.infer({INPUT: images}, share_inputs=True, share_outputs=shared)
             found = [results[name] for name in self._outputs]
         except Exception as error:
             raise BackendError(f"openvino failed: {first_line(error)}") from error
-        return found if self._native is None else self._native(found[0])
+        return found if self._native is None else self._native(found)
 
 
 class OpenVinoBackend(_OpenVinoCpu):
@@ -149,14 +150,14 @@ class OpenVinoBf16Backend(_OpenVinoCpu):
 
 def _open_finish(
     core: Any, part: Path, batch: int, config: Mapping[str, str], outputs: Sequence[str]
-) -> Callable[[NDArray[np.float32]], Sequence[Any]]:
+) -> Callable[[Feeds], Sequence[Any]]:
     graph = core.read_model(str(part))
     if batch:
-        graph.reshape([batch, *graph.inputs[0].get_partial_shape()[1:]])
+        graph.reshape({value: [batch, *value.get_partial_shape()[1:]] for value in graph.inputs})
     request = core.compile_model(graph, "CPU", dict(config)).create_infer_request()
 
-    def finish(distances: NDArray[np.float32]) -> Sequence[Any]:
-        results = request.infer({"distances": distances}, share_inputs=True, share_outputs=False)
+    def finish(feeds: Feeds) -> Sequence[Any]:
+        results = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
         return [results[name] for name in outputs]
 
     return finish

@@ -25,6 +25,25 @@ HEIGHT, WIDTH = 8, 10
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What `edgead build --target cpu` compiles, loaded; skips without a compiler."""
+    from edgead.export.native import build_native
+    from edgead.runtime.engine_cache import EngineCache
+    from edgead.runtime.errors import BackendUnavailable
+    from edgead.runtime.native import find_library, load_library
+
+    cache = EngineCache(tmp_path_factory.mktemp("engines"))
+    try:
+        stored, reused = build_native(cache)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert not reused
+    found = find_library(cache)
+    assert found is load_library(stored.path)
+    return found
+
+
 class TinyModel:
     """Convolution 3x3, stride 2, zero padding; map: largest of 4 channels; score: largest cell of the map."""
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgead.export.native import build_search
-from edgead.runtime.engine_cache import EngineCache
-from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.search import RowSearch, find_library, load_library
+from edgead.runtime.search import LACKING, RowSearch
 
 Floats = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    cache = EngineCache(tmp_path_factory.mktemp("engines"))
-    try:
-        stored, reused = build_search(cache)
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
-    assert not reused
-    found = find_library(cache)
-    assert found is load_library(stored.path)
-    return found
+def library(native_library: Any) -> Any:
+    if not RowSearch.supported(native_library):
+        pytest.skip(f"this processor lacks {LACKING}")
+    return native_library
 
 
 def keys(rows: Floats) -> Floats:
@@ -97,20 +87,3 @@ def test_threads_share_the_queries(library: Any, threads: int) -> None:
     search = RowSearch(library, keys(bank), threads)
     np.testing.assert_allclose(search.distances(queries), nearest(queries, bank), rtol=3e-6)
     search.close()
-
-
-@pytest.mark.usefixtures("library")
-def test_a_library_is_compiled_once_and_again_when_it_was_altered(tmp_path: Path) -> None:
-    cache = EngineCache(tmp_path)
-    assert find_library(cache) is None
-    stored, _ = build_search(cache)
-    assert build_search(cache) == (stored, True)
-    # Another file under the same name: this process has the first one mapped, and would crash with it at the latest.
-    altered = tmp_path / "altered"
-    altered.write_bytes(stored.path.read_bytes()[:-1] + b"x")
-    altered.chmod(0o600)
-    altered.replace(stored.path)
-    with pytest.raises(BackendError, match="not what was built"):
-        find_library(cache)
-    assert build_search(cache)[1] is False
-    assert find_library(cache) is not None

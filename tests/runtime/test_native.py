@@ -1,0 +1,84 @@
+"""How native code is compiled, found again, and shared out among threads."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgead.export.native import build_native
+from edgead.runtime.engine_cache import EngineCache
+from edgead.runtime.errors import BackendError
+from edgead.runtime.native import SOURCES, Workers, find_library
+from edgead.runtime.native_description import parse_description
+
+PROBE = Path(__file__).with_name("native_probe.c")
+
+
+@pytest.mark.usefixtures("native_library")
+def test_a_library_is_compiled_once_and_again_when_it_was_altered(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    assert find_library(cache) is None
+    stored, _ = build_native(cache)
+    assert build_native(cache) == (stored, True)
+    # Another file under the same name: this process has the first one mapped, and would crash with it at the latest.
+    altered = tmp_path / "altered"
+    altered.write_bytes(stored.path.read_bytes()[:-1] + b"x")
+    altered.chmod(0o600)
+    altered.replace(stored.path)
+    with pytest.raises(BackendError, match="not what was built"):
+        find_library(cache)
+    assert build_native(cache)[1] is False
+    assert find_library(cache) is not None
+
+
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no gcc: apt-get install gcc")
+    watched = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    strict = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I", str(SOURCES[0].parent))
+    subprocess.run([compiler, *strict, *watched, str(PROBE), "-o", str(tmp_path / "probe"), "-lm"], check=True)
+    done = subprocess.run([tmp_path / "probe"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_every_item_is_worked_on_once(threads: int, count: int) -> None:
+    worked: list[int] = []
+    workers = Workers(threads, "test")
+    workers.share(count, lambda start, end: worked.extend(range(start, end)))
+    workers.close()
+    assert sorted(worked) == list(range(count))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_thread_raises_reaches_the_caller(threads: int) -> None:
+    def fail(start: int, end: int) -> None:
+        if end == 4:
+            raise BackendError(f"{start} to {end}")
+
+    workers = Workers(threads, "test")
+    with pytest.raises(BackendError, match="to 4"):
+        workers.share(4, fail)
+    workers.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"kind": "sorting", "constants": {}}',
+        '{"kind": "search", "constants": {}, "other": 1}',
+        '{"kind": "search", "constants": {"keys": {"file": "../keys.bin", "dtype": "<f4", "shape": [2, 3]}}}',
+        '{"kind": "search", "constants": {"keys": {"file": "weights/%s.bin", "dtype": "<f4", "shape": [-2, 3]}}}'
+        % ("0" * 64),
+    ],
+)
+def test_what_is_no_description_is_refused(text: str) -> None:
+    with pytest.raises(BackendError, match="export the bundle again"):
+        parse_description(text.encode(), "native.model.fp32.json")
