@@ -21,8 +21,9 @@ import torch
 from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, learns, pools_categories
 from edgead.evaluation import evaluate
-from edgead.export.exporting import ExportReport, export_bundle
+from edgead.export.exporting import export_bundle
 from edgead.export.precisions import PRECISIONS
+from edgead.export.proving import ExportReport
 from edgead.export.simulate_fp16 import SIMULATED
 from edgead.fitting import fit
 from edgead.model import TrainedModel, load_model

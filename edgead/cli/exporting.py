@@ -16,7 +16,7 @@ from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.export.exporting import ExportReport
+    from edgead.export.proving import ExportReport
 
 
 @command("export", panel=PANEL, example="edgead export plate.model -o plate.edgead --fp16 --images parts/plate/test")

@@ -102,7 +102,7 @@ _graphs: dict[float, bytes] = {}
 @pytest.fixture(autouse=True)
 def _trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tracing of torch takes seconds, and the same module always gives the same graph."""
-    monkeypatch.setattr("edgead.export.exporting.export_onnx", traced)
+    monkeypatch.setattr("edgead.export.graph_files.export_onnx", traced)
 
 
 def traced(module: nn.Module, height: int, width: int, outputs: tuple[str, ...] = ("score", "map")) -> onnx.ModelProto:
@@ -538,7 +538,7 @@ def test_layers_stay_in_float_until_the_images_at_hand_agree(small, tmp_path, mo
     report = export_bundle(model, tmp_path / "a.edgead", **arguments)
     assert report.passed
     assert all(record.drop <= 0.02 for record in report.parity[f"model.{CPU}.onnx"].values())
-    monkeypatch.setattr("edgead.export.exporting._STRICTER", 0)
+    monkeypatch.setattr("edgead.export.proving._STRICTER", 0)
     once = refused(model, tmp_path, **arguments)
     assert once.report is not None
     assert len(report.precisions[CPU]["int8"]["kept"]) > len(once.report["precisions"][CPU]["int8"]["kept"])

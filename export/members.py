@@ -1,0 +1,82 @@
+"""What a bundle carries beside its graphs: its manifest, and references with what the model makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgead.export.exportable import Exportable
+from edgead.export.precisions import FP32
+from edgead.runtime.decode import decode_image
+from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
+from edgead.runtime.manifest import (
+    MASK_NAME,
+    CategorySection,
+    DetectorSection,
+    InputSection,
+    Manifest,
+    MapSection,
+    NormalsSection,
+    PrecisionSection,
+    RegionSection,
+    ThresholdSection,
+    TilesSection,
+)
+from edgead.runtime.preprocess import RESIZE_RULE
+from edgead.runtime.region import encode_mask
+
+
+def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:
+    """Return the manifest without members and parity."""
+    routing = model.routing
+    categories = {
+        name: CategorySection(
+            n_train=count,
+            normals=NormalsSection.from_normals(model.normals[name]) if name in model.normals else None,
+            threshold=ThresholdSection.from_threshold(routing.thresholds[name]) if routing is not None else None,
+            minimum_similarity=routing.minimum_similarity[name] if routing is not None else None,
+        )
+        for name, count in model.categories.items()
+    }
+    return Manifest(
+        name=model.name,
+        graph="single" if routing is None else "routed",
+        detector=DetectorSection(name=model.detector, settings=dict(model.settings)),
+        input=InputSection(
+            height=model.height,
+            width=model.width,
+            resize=RESIZE_RULE,
+            region=None if model.region is None else RegionSection.from_region(model.region),
+            tiles=None
+            if model.tiles is None
+            else TilesSection(rows=model.tiles.rows, columns=model.tiles.columns, overlap=model.tiles.overlap),
+        ),
+        map=MapSection(height=model.grid[0], width=model.grid[1]),
+        threshold=ThresholdSection.from_threshold(model.threshold),
+        categories=categories,
+        precisions={FP32: section},
+        provenance=dict(model.provenance),
+    )
+
+
+def reference_members(model: Exportable) -> dict[str, bytes]:
+    """Return the references as PNG, what the model in torch makes of them, and the mask of its region."""
+    backend = model.torch_backend()
+    names = sorted(name for name, _ in model.references)
+    images = dict(model.references)
+    results = [backend.run(model.prepare(decode_image(images[name], name))[None]) for name in names]
+    members = {f"{REFERENCES}{name}": images[name] for name in names}
+    mask = None if model.region is None else encode_mask(model.region)
+    if mask is not None:
+        members[MASK_NAME] = mask
+    category = known = None
+    if model.routing is not None:
+        category = [str(one.category[0]) for one in results if one.category is not None]
+        known = [one.reason is None or one.reason[0] is None for one in results]
+    members[EXPECTED_NAME] = pack_expected(
+        names,
+        np.concatenate([one.score for one in results]),
+        np.concatenate([one.map for one in results]),
+        category=category,
+        known=known,
+    )
+    return members
