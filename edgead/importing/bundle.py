@@ -30,6 +30,7 @@ from edgead.runtime.version import __version__
 
 PROVENANCE_KEY = "imported"
 REFERENCE_IMAGES = 8
+_JUDGED = 64  # images that say what a good one scores, where no good parts are given
 NOT_CALIBRATED = "imported from anomalib, not calibrated"
 
 
@@ -78,8 +79,8 @@ def import_anomalib(
     model = _read(path)
     module, grid = scoring_module(model)
     judged = _Judge(module, model)
-    chosen = sorted({round(place) for place in np.linspace(0, len(files) - 1, min(len(files), REFERENCE_IMAGES))})
-    references = [(f"image-{number}.png", _png(read_image(files[index]))) for number, index in enumerate(chosen)]
+    chosen = [files[index] for index in _evenly(len(files), REFERENCE_IMAGES)]
+    references = [(f"image-{number}.png", _png(read_image(file))) for number, file in enumerate(chosen)]
     normals: dict[str, Normals] = {}
     own = model.decision.value
     if calibration:
@@ -94,12 +95,12 @@ def import_anomalib(
                 f"{path} has no threshold (it met no validation image); set one from good parts with "
                 "--calibration DIR --false-alarm-rate 0.01"
             )
-        found = [judged(files[index])["score"] for index in chosen]
+        found = [judged(files[index])["score"] for index in _evenly(len(files), _JUDGED)]
         scores = [score for score in found if score <= own]
         if not scores:
             raise DataError(
-                f"none of {len(found)} images is good at anomalib's threshold {own:.6g} (they score {min(found):.6g} to "
-                f"{max(found):.6g}); show good parts with --calibration DIR"
+                f"none of {len(found)} images is good at anomalib's threshold {own:.6g} (their scores: {min(found):.6g} "
+                f"to {max(found):.6g}); set another one with --calibration DIR --false-alarm-rate 0.01"
             )
     if false_alarm_rate is not None:
         threshold = calibrate(scores, false_alarm_rate)
@@ -147,6 +148,11 @@ def _read(path: Path) -> AnomalibModel:
 
         return read_onnx(path)
     return read_checkpoint(path)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Return at most so many of ``count`` places, evenly taken, in order."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
 
 
 def _settings(model: AnomalibModel) -> dict[str, Any]:

@@ -191,7 +191,9 @@ def check_preparation(preparation: Preparation, source: str) -> Preparation:
     """Return it; raises `ConfigError` where a size or number of it cannot be."""
     size, inner = (preparation.height, preparation.width), preparation.inner
     if not all(32 <= side <= 2048 for side in size) or any(a > b or a < 32 for a, b in zip(inner, size, strict=True)):
-        raise ConfigError(f"{source} is for images of {size}, cropped to {inner}; edgead takes 32 to 2048 pixels a side")
+        raise ConfigError(
+            f"{source} is for images of {size}, cropped to {inner}; edgead takes 32 to 2048 pixels a side"
+        )
     if not all(value > 0 for value in preparation.std):
         raise ConfigError(f"{source} divides pixels by {preparation.std}; standard deviations are above 0")
     return preparation
@@ -210,7 +212,9 @@ def _steps(transform: object) -> Iterator[_Step]:
 def _resized(resize: _Resize, source: str) -> tuple[int, int]:
     if resize.interpolation != "bilinear" or resize.antialias is False:
         how = resize.interpolation if resize.interpolation != "bilinear" else "bilinear without antialiasing"
-        raise ConfigError(f"{source} was fitted on images resized {how}; edgead resizes bilinear with antialiasing only")
+        raise ConfigError(
+            f"{source} was fitted on images resized {how}; edgead resizes bilinear with antialiasing only"
+        )
     if isinstance(resize.size, int) or len(resize.size) != 2:
         raise ConfigError(
             f"{source} resizes one side of an image and keeps its shape, so the network's size is open; fit it with "
@@ -242,9 +246,7 @@ def _backbone(
             f"{path} takes features from {', '.join(map(str, given.layers))} of '{name}', which is no convolutional "
             f"network of timm {timm.__version__} with such layers"
         ) from error
-    weights = {
-        key.removeprefix(_BACKBONE): _plain(value) for key, value in state.items() if key.startswith(_BACKBONE)
-    }
+    weights = {key.removeprefix(_BACKBONE): _plain(value) for key, value in state.items() if key.startswith(_BACKBONE)}
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:

@@ -1,4 +1,8 @@
 """anomalib's ONNX export."""
+
 from pathlib import Path
 from edgead.importing.model import AnomalibModel
-def read_onnx(path: Path) -> AnomalibModel: raise NotImplementedError
+
+
+def read_onnx(path: Path) -> AnomalibModel:
+    raise NotImplementedError

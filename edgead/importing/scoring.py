@@ -2,9 +2,9 @@
 
 anomalib resizes the distances of the patches to the size of the network's input and blurs that picture with a 33x33
 kernel. Resizing and blurring are linear and separable, so both together are one matrix for the rows and one for the
-columns: at 256x256 and 32x32 patches 2 million multiplications in place of 71 million. Each cell of the map that comes out is the
-mean of that picture over the cell, which takes two small matrices. PaDiM's image score is the maximum of the picture
-itself, which is therefore computed; PatchCore's is a distance, weighed by a neighbourhood of the bank.
+columns: of 32x32 patches at 256x256 pixels 2 million multiplications in place of 71 million. Each cell of the map that
+comes out is the mean of that picture over the cell, which takes two small matrices. PaDiM's image score is the maximum
+of the picture itself, which is therefore computed; PatchCore's is a distance, weighed by a neighbourhood of the bank.
 """
 
 from __future__ import annotations
@@ -199,9 +199,7 @@ def _patchcore(model: AnomalibModel, frame: _Frame, grid: tuple[int, int]) -> Pa
     return PatchCoreScoring(_Taps(model.backbone, frame), head, rows, columns)
 
 
-def _padim(
-    model: AnomalibModel, frame: _Frame, grid: tuple[int, int], sizes: list[tuple[int, int]]
-) -> PadimScoring:
+def _padim(model: AnomalibModel, frame: _Frame, grid: tuple[int, int], sizes: list[tuple[int, int]]) -> PadimScoring:
     mean, inverse, chosen = (model.tensors[name] for name in ("mean", "inv_covariance", "idx"))
     cells, channels, d = grid[0] * grid[1], sum(model.backbone.channels), len(chosen)
     if mean.shape != (d, cells) or inverse.shape != (cells, d, d) or not 0 < d <= channels:
