@@ -150,7 +150,11 @@ def fold_backbone(
         size: input ``(height, width)`` in pixels; padding is made static for it.
         mean, std: ``(3,)``, what its input is normalised with, in grey levels.
     """
-    body = _cut(network.eval(), indices, size)
+    return fold_body(_cut(network.eval(), indices, size), size, mean, std)
+
+
+def fold_body(body: fx.GraphModule, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Backbone:
+    """Fold a network that is traced and cut already; arguments as of `fold_backbone`."""
     _fold_batch_norm(body)
     _fold_scale(body, std)
     with torch.inference_mode():

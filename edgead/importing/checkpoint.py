@@ -261,9 +261,10 @@ def _decision(state: Mapping[str, Tensor], post: _PostProcessor, judged: bool) -
         value = state.get(f"post_processor.{name}")
         return float(value) if judged and value is not None and value.numel() == 1 else float("nan")
 
-    threshold = number("_image_threshold")
+    threshold, low, high = number("_image_threshold"), number("image_min"), number("image_max")
     if math.isnan(threshold) and post.enable_threshold_matching:
         threshold = number("_pixel_threshold")
+    if math.isnan(threshold):
+        threshold = (low + high) / 2
     sensitivity = 0.5 if post.image_sensitivity is None else post.image_sensitivity
-    normalised = post.enable_normalization or not judged
-    return Decision(threshold, number("image_min"), number("image_max"), sensitivity, normalised)
+    return Decision(threshold, high - low, sensitivity, post.enable_normalization or not judged)

@@ -54,32 +54,26 @@ class Decision:
 
     Attributes:
         threshold: of the raw score, the one of the best F1 on its validation images; NaN where there were none.
-        minimum, maximum: of the raw scores of those images.
+        spread: the raw scores of those images, largest minus smallest.
         sensitivity: 0.5 compares with the threshold itself; more finds more.
         normalised: False compares the raw score with ``1 - sensitivity``, as anomalib does.
     """
 
     threshold: float
-    minimum: float
-    maximum: float
+    spread: float
     sensitivity: float = 0.5
     normalised: bool = True
 
     @property
     def value(self) -> float | None:
         """The raw score above which anomalib says anomalous; None where it says nothing."""
-        if not self.normalised:
-            return 1.0 - self.sensitivity
-        if not (math.isfinite(self.minimum) and math.isfinite(self.maximum)):
-            return None
-        middle = (self.minimum + self.maximum) / 2
-        threshold = self.threshold if math.isfinite(self.threshold) else middle
-        # (score - threshold) / (maximum - minimum) + 0.5 > 1 - sensitivity
-        return threshold + (0.5 - self.sensitivity) * (self.maximum - self.minimum)
+        # (score - threshold) / spread + 0.5 > 1 - sensitivity
+        found = self.threshold + (0.5 - self.sensitivity) * self.spread if self.normalised else 1.0 - self.sensitivity
+        return found if math.isfinite(found) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as anomalib calls them, ready for JSON."""
-        numbers = {"image_threshold": self.threshold, "image_min": self.minimum, "image_max": self.maximum}
+        numbers = {"image_threshold": self.threshold, "image_max_minus_min": self.spread}
         found: dict[str, Any] = {name: one if math.isfinite(one) else None for name, one in numbers.items()}
         return found | {"image_sensitivity": self.sensitivity, "enable_normalization": self.normalised}
 
