@@ -99,7 +99,7 @@ def import_anomalib(
         scores = [score for score in found if score <= own]
         if not scores:
             raise DataError(
-                f"none of {len(found)} images is good at anomalib's threshold {own:.6g} (their scores: {min(found):.6g} "
+                f"none of {len(found)} images is good at anomalib's threshold {own:.6g} (scores {min(found):.6g} "
                 f"to {max(found):.6g}); set another one with --calibration DIR --false-alarm-rate 0.01"
             )
     if false_alarm_rate is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _BLUR = "model.anomaly_map_generator.blur.kernel"
 _AGAIN = "give the checkpoint (.ckpt) that anomalib 2.7 writes while it fits, or its ONNX export"
 # anomalib names the precision of PatchCore by an enum of its own. What stands for it here makes text of its one
 # argument, so no code of the file runs, and anomalib need not be there.
-_HARMLESS = [(str, "anomalib.PrecisionType")]
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(str, "anomalib.PrecisionType")]
 # Older releases let a crafted file through, weights only or not (CVE-2026-24747).
 _SAFE_TORCH = (2, 10)
 

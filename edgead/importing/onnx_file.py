@@ -1,7 +1,7 @@
 """anomalib's ONNX export, taken apart: its weights, its bank or Gaussians, and its threshold.
 
 The export resizes without antialiasing, which is not what the model was fitted on, and puts threshold and min-max into
-the graph. So its parts are rebuilt as those of a checkpoint are; then the rebuilt model is held against the file itself.
+the graph. So its parts are rebuilt as those of a checkpoint are, and the rebuilt model is held against the file.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Reader:
             layers=(),
             tensors=tensors,
             neighbours=self._neighbours() if kind == PATCHCORE else 1,
-            blur=blur_line(self.known[_BLUR] if _BLUR in self.known else None),
+            blur=blur_line(self.known.get(_BLUR)),
             decision=self._decision(),
             about={"file": "onnx", "precision": "float32"},
         )
@@ -102,8 +102,8 @@ class _Reader:
             node = following[0]
             if node.op_type == "Conv":
                 break
-            if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in self.known:
-                size = self._pixels(self.known[node.input[3]])
+            if node.op_type == "Resize" and len(node.input) > 3:
+                size = self._pixels(node.input[3])
             elif node.op_type == "Slice" and size is not None:
                 crop = self._cut(node, crop or size)
             elif node.op_type == "Sub" and node.input[1] in self.known:
@@ -133,8 +133,14 @@ class _Reader:
                     raise self._strange("crop")
         return left[0], left[1]
 
-    def _pixels(self, sizes: Tensor) -> tuple[int, int]:
-        values = sizes.reshape(-1).tolist()
+    def _pixels(self, name: str) -> tuple[int, int]:
+        """Return height and width of a Resize; where the batch is open they are joined to its size."""
+        maker = self.makers.get(name)
+        if name not in self.known and maker is not None and maker.op_type == "Concat":
+            name = maker.input[-1]
+        values = self.known[name].reshape(-1).tolist() if name in self.known else []
+        if len(values) < 2:
+            raise self._strange("images")
         return int(values[-2]), int(values[-1])
 
     def _three(self, name: str) -> tuple[float, float, float]:
@@ -147,13 +153,13 @@ class _Reader:
     def _pooled_taps(self) -> tuple[list[str], None]:
         """Return PatchCore's taps: what is averaged over 3x3 cells, resized where it must be, and joined."""
         pools = [node for node in self.graph.node if node.op_type == "AveragePool" and self._averages(node)]
-        joined = [node for node in self.graph.node if node.op_type == "Concat" and attributes(node).get("axis") == 1]
-        for node in reversed(joined):
-            before = [self._unresized(name) for name in node.input]
-            if all(name in [pool.output[0] for pool in pools] for name in before):
-                return [self.makers[name].input[0] for name in before], None
         if not pools:
             raise self._strange("features")
+        pooled = {node.output[0] for node in pools}
+        for node in reversed(self.graph.node):
+            before = self._joined(node.output[0])
+            if len(before) > 1 and pooled.issuperset(before):
+                return [self.makers[name].input[0] for name in before], None
         return [pools[-1].input[0]], None
 
     def _averages(self, node: onnx.NodeProto) -> bool:
@@ -168,15 +174,23 @@ class _Reader:
                 chosen = self.known[node.input[1]]
                 if chosen.dim() != 1:
                     continue
-                maker = self.makers.get(node.input[0])
-                if maker is None or maker.op_type != "Concat":
-                    return [node.input[0]], chosen.long()
-                return [self._unresized(name) for name in maker.input], chosen.long()
+                return self._joined(node.input[0]), chosen.long()
         raise self._strange("features")
 
-    def _unresized(self, name: str) -> str:
+    def _joined(self, name: str) -> list[str]:
+        """Return what was resized where it must be and joined, one after the other, to a tensor."""
         maker = self.makers.get(name)
-        return maker.input[0] if maker is not None and maker.op_type == "Resize" else name
+        if maker is None or maker.op_type != "Concat" or attributes(maker).get("axis") != 1:
+            return [name]
+        last = self.makers.get(maker.input[-1])
+        if last is None or last.op_type not in ("Resize", "AveragePool"):
+            return [name]  # a network that joins its own features
+        found = []
+        for one in maker.input:
+            before = self.makers.get(one)
+            resized = before is not None and before.op_type == "Resize"
+            found += [before.input[0]] if resized and before is not None else self._joined(one)
+        return found
 
     def _neighbours(self) -> int:
         """Return how many rows weigh the score: of the one TopK; without, the score is not weighed."""
@@ -218,7 +232,7 @@ class _Reader:
 
     def _strange(self, what: str) -> DataError:
         return DataError(
-            f"{self.path} does not lay out its {what} as anomalib 2.7 exports them; import the checkpoint (.ckpt) instead"
+            f"{self.path} does not lay out its {what} as anomalib 2.7 does; import the checkpoint (.ckpt) instead"
         )
 
 

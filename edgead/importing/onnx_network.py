@@ -1,4 +1,4 @@
-"""The convolutional part of an ONNX graph as a torch module, so that it is folded, traced and quantised as any other."""
+"""The convolutional part of an ONNX graph as a torch module, to be folded and exported as any other."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class Constants:
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
+
+    def get(self, name: str) -> Tensor | None:
+        """Return one, or None."""
+        return self[name] if name in self._tensors else None
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one, float16 as float32; raises `KeyError` where there is none."""
@@ -119,9 +123,7 @@ def _layer(node: onnx.NodeProto, known: Constants) -> nn.Module:
         return _normalisation(node, given, known)
     if node.op_type in ("MaxPool", "AveragePool"):
         return _pooling(node, given)
-    axes = known[node.input[1]].tolist() if len(node.input) > 1 else given.get("axes")
-    mean = node.op_type == "ReduceMean" and sorted(axes or ()) in ([2, 3], [-2, -1]) and given.get("keepdims", 1)
-    if node.op_type == "GlobalAveragePool" or mean:
+    if node.op_type == "GlobalAveragePool" or (node.op_type == "ReduceMean" and _is_global(node, given, known)):
         return nn.AdaptiveAvgPool2d(1)
     raise _unknown(node)
 
@@ -165,6 +167,12 @@ def _normalisation(node: onnx.NodeProto, given: Mapping[str, Any], known: Consta
     norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
     norm.running_mean, norm.running_var = mean, variance
     return norm
+
+
+def _is_global(node: onnx.NodeProto, given: Mapping[str, Any], known: Constants) -> bool:
+    found = known.get(node.input[1]) if len(node.input) > 1 else None
+    axes = given.get("axes", []) if found is None else found.tolist()
+    return sorted(axes) in ([2, 3], [-2, -1]) and bool(given.get("keepdims", 1))
 
 
 def _pooling(node: onnx.NodeProto, given: Mapping[str, Any]) -> nn.Module:

@@ -280,14 +280,15 @@ def blur_matrix(cells: int, pixels: int, line: Tensor, mode: str) -> Tensor:
         raise ConfigError(f"a picture of {pixels} pixels is too small for a blur of {len(line)}")
     corners = {"align_corners": False} if mode == "linear" else {}
     unit = torch.eye(cells, dtype=torch.float64)[:, None]
-    resized = F.interpolate(unit, size=pixels, mode=mode, **corners)  # type: ignore[arg-type]
+    resized = F.interpolate(unit, size=pixels, mode=mode, **corners)
     blurred = F.conv1d(F.pad(resized, (radius, radius), mode="reflect"), line[None, None])
     return blurred[:, 0].T
 
 
 def mean_matrix(cells: int, pixels: int, line: Tensor, mode: str) -> Tensor:
     """Return ``(cells, cells)`` float64: as `blur_matrix`, and then the mean over each cell."""
-    return F.adaptive_avg_pool1d(blur_matrix(cells, pixels, line, mode).T[None], cells)[0].T
+    means: Tensor = F.adaptive_avg_pool1d(blur_matrix(cells, pixels, line, mode).T[None], cells)
+    return means[0].T
 
 
 def _nearest(source: int, target: int) -> Tensor:
