@@ -185,7 +185,7 @@ class _Reader:
         last = self.makers.get(maker.input[-1])
         if last is None or last.op_type not in ("Resize", "AveragePool"):
             return [name]  # a network that joins its own features
-        found = []
+        found: list[str] = []
         for one in maker.input:
             before = self.makers.get(one)
             resized = before is not None and before.op_type == "Resize"

@@ -256,6 +256,7 @@ def whitening(inverse: Tensor) -> Tensor:
     _require_finite(inverse)
     symmetric = (inverse + inverse.transpose(1, 2)) / 2
     # Reversed in both axes, the lower triangle of Cholesky's L L^T becomes the one of W^T W.
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(symmetric.flip(1, 2))
     found = factor.transpose(1, 2).flip(1, 2).contiguous()
     for index in torch.nonzero(failed)[:, 0].tolist():
