@@ -24,6 +24,7 @@ SETUPS = {
     "patchcore": Setup("patchcore"),
     "patchcore, unweighed and cropped": Setup("patchcore", crop=(48, 80), neighbours=1),
     "padim": Setup("padim"),
+    "patchcore on a ResNet": Setup("patchcore", TINY),
 }
 EXPORTED = {
     "patchcore": (Setup("patchcore", TINY), (64, 96)),
@@ -86,15 +87,15 @@ def test_an_onnx_export_gives_them_too(name: str, plate: Path, tmp_path: Path) -
 def test_a_bundle_that_says_its_threshold_is_not_calibrated(
     edgead: Command, saved: dict[str, Path], models: dict[str, Model], plate: Path, tmp_path: Path
 ) -> None:
-    bundle = tmp_path / "plate.edgead"
-    done = edgead("import-anomalib", saved["patchcore"], "-o", bundle, "--images", plate / "test", "--json")
+    name, bundle = "patchcore on a ResNet", tmp_path / "plate.edgead"
+    done = edgead("import-anomalib", saved[name], "-o", bundle, "--images", plate / "test", "--json")
     assert done.code == 0, done.err
     assert "edgead calibrate" in done.err
     report = done.json
     assert report["schema"] == "edgead.import-anomalib/1"
     assert report["passed"]
     assert report["parity"]["model.fp32.onnx"]["onnxruntime"]["flips"] == 0
-    assert report["threshold"]["value"] == pytest.approx(float(models["patchcore"].threshold))
+    assert report["threshold"]["value"] == pytest.approx(float(models[name].threshold))
     assert not report["threshold"]["supported"]
     assert "no false-alarm rate" in report["threshold"]["meaning"]
     assert report["model"]["detector"] == "anomalib-patchcore"
@@ -135,7 +136,9 @@ def test_its_sensitivity_moves_the_threshold_as_it_moves_its_labels(
     for sensitivity in (0.3, 0.6):
         model = sharper(models["padim"], sensitivity)
         path = save(checkpoint(model), tmp_path / "model.ckpt")
-        imported = import_anomalib(path, "plate", images=[plate / "test"], calibration=[plate / "train"]).exportable
+        imported = import_anomalib(
+            path, "plate", images=[plate / "test"], calibration=[plate / "test" / "good"]
+        ).exportable
         raw = model.raw(judged)[0]
         labels = model.normalise(raw) > 1 - sensitivity
         assert (raw > imported.threshold.value).tolist() == labels.tolist()
@@ -225,7 +228,7 @@ def broken(case: str, content: dict[str, Any], folder: Path) -> Path:
         ("no state", "no Lightning checkpoint"),
         ("another model", "only PatchCore and PaDiM"),
         ("not fitted", "before the model was fitted"),
-        ("a bank of other features", "does not fit features of 152 channels"),
+        ("a bank of other features", "does not fit features of 240 channels"),
         ("numbers that are none", "NaN or infinite"),
         ("no layers", "does not say 'layers'"),
         ("unknown backbone", "the backbone 'resnet1', which timm"),
@@ -242,7 +245,7 @@ def broken(case: str, content: dict[str, Any], folder: Path) -> Path:
 def test_what_cannot_be_imported_is_refused_in_one_line(
     case: str, said: str, edgead: Command, models: dict[str, Model], plate: Path, tmp_path: Path
 ) -> None:
-    path = broken(case, checkpoint(models["patchcore"]), tmp_path)
+    path = broken(case, checkpoint(models["patchcore on a ResNet"]), tmp_path)
     out = tmp_path / "plate.edgead"
     done = edgead("import-anomalib", path, "-o", out, "--images", plate / "test" / "good")
     assert done.code == 2
@@ -264,7 +267,7 @@ def test_what_is_missing_is_named(
     options: list[str], said: str, edgead: Command, saved: dict[str, Path], plate: Path, tmp_path: Path
 ) -> None:
     given = [str(plate / "test") if one == "PLATE" else one for one in options]
-    done = edgead("import-anomalib", saved["patchcore"], "-o", tmp_path / "plate.edgead", *given)
+    done = edgead("import-anomalib", saved["patchcore on a ResNet"], "-o", tmp_path / "plate.edgead", *given)
     assert done.code == 2
     assert said in done.error
 
