@@ -117,7 +117,7 @@ def blur_line(kernel: Tensor | None) -> Tensor:
         offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64)
         line = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
         return line / line.sum()
-    square = kernel.double().reshape(kernel.shape[-2:])
+    square = kernel.double().flatten(0, -2)
     line = square.sum(1)
     fits = square.shape[0] == square.shape[1] and len(line) % 2 == 1
     rounding = (1e-3 if kernel.dtype == torch.float16 else 1e-6) * float(square.abs().max())

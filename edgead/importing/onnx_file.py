@@ -20,7 +20,7 @@ from edgead.importing.checkpoint import check_preparation
 from edgead.importing.model import ONLY_TWO, PADIM, PATCHCORE, AnomalibModel, Decision, Preparation, blur_line
 from edgead.importing.onnx_network import Constants, attributes, torch_network
 from edgead.importing.scoring import scoring_module
-from edgead.runtime.errors import DataError
+from edgead.runtime.errors import DataError, EdgeadError
 
 _BANK, _BLUR = "model.memory_bank", "model.anomaly_map_generator.blur.kernel"
 _MEAN, _INVERSE = "model.gaussian.mean", "model.gaussian.inv_covariance"
@@ -37,12 +37,19 @@ def read_onnx(path: Path) -> AnomalibModel:
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} or the file of its weights ({path.name}.data) is not there") from error
     except Exception as error:
-        raise DataError(f"{path} is damaged or no ONNX file; export it again, or import the checkpoint") from error
+        raise DataError(
+            f"{path} is damaged or no ONNX file, or {path.name}.data with its weights is not beside it; export it "
+            "again, or import the checkpoint (.ckpt)"
+        ) from error
     reader = _Reader(model, path)
-    found = reader.read()
+    try:
+        found = reader.read()
+    except EdgeadError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        # A valid graph of anyone's may leave out or shape what anomalib's never does.
+        raise DataError(f"{path} is not laid out as anomalib 2.7 does; import the checkpoint (.ckpt)") from error
     _compare(model, reader, found, path)
     return found
 

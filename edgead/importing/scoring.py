@@ -201,8 +201,8 @@ def _patchcore(model: AnomalibModel, frame: _Frame, grid: tuple[int, int]) -> Pa
 
 def _padim(model: AnomalibModel, frame: _Frame, grid: tuple[int, int], sizes: list[tuple[int, int]]) -> PadimScoring:
     mean, inverse, chosen = (model.tensors[name] for name in ("mean", "inv_covariance", "idx"))
-    cells, channels, d = grid[0] * grid[1], sum(model.backbone.channels), len(chosen)
-    if mean.shape != (d, cells) or inverse.shape != (cells, d, d) or not 0 < d <= channels:
+    cells, channels, d = grid[0] * grid[1], sum(model.backbone.channels), chosen.numel()
+    if chosen.dim() != 1 or mean.shape != (d, cells) or inverse.shape != (cells, d, d) or not 0 < d <= channels:
         raise DataError(
             f"Gaussians of {tuple(mean.shape)} and {tuple(inverse.shape)} do not fit {d} channels at {cells} places; "
             "was the model fitted on images of this size?"

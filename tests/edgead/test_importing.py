@@ -183,6 +183,9 @@ def broken(case: str, content: dict[str, Any], folder: Path) -> Path:
         "another model": {"state_dict": {name: one for name, one in state.items() if name != bank}},
         "not fitted": {"state_dict": {**state, bank: torch.empty(0)}},
         "a bank of other features": {"state_dict": {**state, bank: state[bank][:, :-1]}},
+        "a blur of its own": {
+            "state_dict": {**state, "model.anomaly_map_generator.blur.kernel": torch.rand(1, 1, 33, 33)}
+        },
         "numbers that are none": {"state_dict": {**state, bank: state[bank] * float("nan")}},
         "no layers": {"hyper_parameters": {key: value for key, value in given.items() if key != "layers"}},
         "unknown backbone": {"hyper_parameters": {**given, "backbone": "resnet1"}},
@@ -229,6 +232,7 @@ def broken(case: str, content: dict[str, Any], folder: Path) -> Path:
         ("another model", "only PatchCore and PaDiM"),
         ("not fitted", "before the model was fitted"),
         ("a bank of other features", "does not fit features of 240 channels"),
+        ("a blur of its own", "is not anomalib's"),
         ("numbers that are none", "NaN or infinite"),
         ("no layers", "does not say 'layers'"),
         ("unknown backbone", "the backbone 'resnet1', which timm"),
@@ -270,6 +274,14 @@ def test_what_is_missing_is_named(
     done = edgead("import-anomalib", saved["patchcore on a ResNet"], "-o", tmp_path / "plate.edgead", *given)
     assert done.code == 2
     assert said in done.error
+
+
+def test_a_torch_that_is_not_safe_opens_nothing(
+    saved: dict[str, Path], plate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(EdgeadError, match="safely; run: pip install 'torch>=2"):
+        import_anomalib(saved["padim"], "plate", images=[plate / "test"])
 
 
 def test_defects_alone_do_not_tell_what_is_good(saved: dict[str, Path], models: dict[str, Model], plate: Path) -> None:
