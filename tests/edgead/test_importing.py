@@ -106,8 +106,9 @@ def test_a_bundle_that_says_its_threshold_is_not_calibrated(
         assert len(opened.references()) == 8
     assert edgead("check", bundle).code == 0
     new = tmp_path / "new.edgead"
-    found = edgead("calibrate", bundle, "--source", plate / "train", "-o", new, "--false-alarm-rate", "0.1", "--json")
+    found = edgead("calibrate", bundle, "--source", plate / "train", "-o", new, "--false-alarm-rate", "0.1")
     assert found.code == 0, found.err
+    assert "taken over with the model" in " ".join(found.out.split())
     with Bundle.open(new) as opened:
         assert opened.manifest.threshold.n_normals == 16
         assert opened.manifest.threshold.supported
