@@ -108,7 +108,7 @@ def build_backbone(
         DataError: a weights file that does not fit.
         BackendUnavailable: timm is missing.
     """
-    timm = _timm()
+    timm = load_timm()
     architecture = _LITE0_ARCHITECTURE if spec.name == DEFAULT_BACKBONE else spec.name
     if architecture.split(".")[0] not in timm.list_models():
         near = suggest(spec.name, [DEFAULT_BACKBONE, *timm.list_models()])
@@ -136,12 +136,30 @@ def build_backbone(
         network.maxpool = nn.Identity()
     indices = [reductions.index(stride) for stride in spec.strides]
     mean, std = input_statistics(network, spec)
-    body = _cut(network.eval(), indices, size)
+    return fold_backbone(network, indices, size, mean, std)
+
+
+def fold_backbone(
+    network: nn.Module, indices: Sequence[int], size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Backbone:
+    """Cut a network behind the feature maps that are wanted, and fold it.
+
+    Args:
+        network: ``(N, 3, h, w)`` float32 -> feature maps, one of them an entry; it is used up.
+        indices: of the feature maps that become taps.
+        size: input ``(height, width)`` in pixels; padding is made static for it.
+        mean, std: ``(3,)``, what its input is normalised with, in grey levels.
+    """
+    return fold_body(_cut(network.eval(), indices, size), size, mean, std)
+
+
+def fold_body(body: fx.GraphModule, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Backbone:
+    """Fold a network that is traced and cut already; arguments as of `fold_backbone`."""
     _fold_batch_norm(body)
     _fold_scale(body, std)
-    channels = [network.feature_info.channels()[index] for index in indices]
-    backbone = Backbone(body, mean, channels).eval()
-    return backbone.requires_grad_(False)
+    with torch.inference_mode():
+        channels = [tap.shape[1] for tap in body(torch.zeros(1, 3, *size))]
+    return Backbone(body, mean, channels).eval().requires_grad_(False)
 
 
 def describe_backbone(spec: BackboneSpec, backbone: Backbone) -> BackboneInfo:
@@ -155,7 +173,8 @@ def describe_backbone(spec: BackboneSpec, backbone: Backbone) -> BackboneInfo:
     return BackboneInfo(spec.name, weights, digest.hexdigest(), licence, spec.random)
 
 
-def _timm() -> Any:
+def load_timm() -> Any:
+    """Return the module timm; raises `BackendUnavailable` where it is missing."""
     try:
         import timm
     except ImportError as error:

@@ -3,6 +3,7 @@
 from edgead.cli import training as training  # isort: skip - the order of import is the order in the help
 from edgead.cli import synthesis as synthesis  # isort: skip
 from edgead.cli import exporting as exporting  # isort: skip
+from edgead.cli import importing as importing  # isort: skip
 from edgead.cli import comparing as comparing  # isort: skip
 from edgead.cli import building as building  # isort: skip
 from edgead.cli import device as device  # isort: skip

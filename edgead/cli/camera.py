@@ -315,5 +315,6 @@ def _calibration_table(report: CalibrationReport) -> Any:
         old = report.old[key]
         rejected = f"it rejected {report.rejected_before[key]} of these {threshold.n_normals}"
         rows[key] = threshold.explain()
-        rows[f"{key} before"] = f"threshold {old.value:.6g} from {old.n_normals} good parts; {rejected}"
+        origin = f"from {old.n_normals} good parts" if old.n_normals else "taken over with the model"
+        rows[f"{key} before"] = f"threshold {old.value:.6g} {origin}; {rejected}"
     return listing(f"Wrote {report.out}", rows)

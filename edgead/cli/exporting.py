@@ -102,12 +102,12 @@ def export(
                 allow_drift=allow_drift,
                 fused=single_graph,
                 plain=plain,
-                cache=_cache(),
+                cache=cache_folder(),
                 progress=step,
             )
         except ParityError as error:
             if error.report is not None:
-                out.finish(error.report, *_layer_tables(error.report["precisions"], explain=True))
+                out.finish(error.report, *layer_tables(error.report["precisions"], explain=True))
             raise
     if trained.card.backbone_info["random_weights"]:
         out.warn("the backbone of this model has RANDOM WEIGHTS; the bundle says so in its manifest")
@@ -121,10 +121,10 @@ def export(
         payload["trtexec"] = _trtexec(report, size)
         for line in payload["trtexec"]:
             out.note(line)
-    out.finish(payload, _parity_table(report), *_layer_tables(payload["precisions"]))
+    out.finish(payload, parity_table(report), *layer_tables(payload["precisions"]))
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Return the folder of calibrated ranges, where the XDG base directory specification puts caches."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "edgead" / "calibration"
@@ -141,7 +141,7 @@ def _trtexec(report: ExportReport, size: tuple[int, int]) -> list[str]:
     ]
 
 
-def _layer_tables(precisions: Mapping[str, Any], *, explain: bool = False) -> list[Any]:
+def layer_tables(precisions: Mapping[str, Any], *, explain: bool = False) -> list[Any]:
     """Return the sensitivity of each precision's layers, where it was measured."""
     from edgead.cli._output import number, table
 
@@ -159,7 +159,7 @@ def _layer_tables(precisions: Mapping[str, Any], *, explain: bool = False) -> li
     return tables
 
 
-def _parity_table(report: ExportReport) -> Any:
+def parity_table(report: ExportReport) -> Any:
     from edgead.cli._output import number, table
 
     rows = []

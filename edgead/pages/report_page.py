@@ -314,7 +314,7 @@ def _provenance(report: Report) -> list[Markup]:
     pairs: list[tuple[str, str | None]] = [
         ("threshold", about.threshold.explain()),
         ("settings", ", ".join(f"{name}={value}" for name, value in about.settings.items())),
-        ("trained on", ", ".join(f"{name}: {count} good images" for name, count in about.categories.items())),
+        ("trained on", ", ".join(f"{name}: {count} good images" for name, count in about.categories.items() if count)),
         ("backbone", f"{backbone.get('name', 'not recorded')}, weights: {backbone.get('weights', 'not recorded')}"),
         ("weights SHA-256", backbone.get("weights_sha256")),
         ("weights licence", backbone.get("licence")),
