@@ -14,6 +14,11 @@
 
 #define ROWS 4 /* of a factor at a time: their sums do not wait for each other, and share what is read of x */
 
+/* How many bytes ahead factors of 16 bits are asked for. A network leaves none of them in the cache, and they are used up
+ * faster than the processor's own prefetching brings them: with it the first pass took 0.83 times as long. In 32 bits it
+ * gained nothing. */
+#define AHEAD 3072
+
 /* As many locations as there are lanes are a group; what a last group has too many is zero. */
 typedef struct {
     const float *mean;      /* (groups, channels, lanes) */

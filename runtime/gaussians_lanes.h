@@ -53,6 +53,8 @@ TARGET static Floats NAMED(short_lengths, LANES)(const Gaussians *of, const int1
         const int entries = entries_of_row(of, row);
         Floats s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
         for (int k = 0; k < entries; k++, factors += ROWS * LANES) {
+            for (size_t line = 0; line < ROWS * LANES * sizeof(int16_t); line += 64)
+                __builtin_prefetch((const char *)factors + AHEAD + line, 0, 2);
             const Floats value = FLOATS(x + (size_t)k * LANES);
             const Ints upper = *(const Ints *)factors, lower = *(const Ints *)(factors + 2 * LANES);
             s0 += LOW(upper) * value;

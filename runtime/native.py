@@ -160,7 +160,7 @@ class Workers:
 
     def share(self, count: int, task: Callable[[int, int], None]) -> None:
         """Call ``task(start, end)`` for parts of ``range(count)``, and return when all are done."""
-        bounds = np.linspace(0, count, self._threads + 1).astype(int).tolist()
+        bounds = [count * part // self._threads for part in range(self._threads + 1)]
         own, *others = [part for part in pairwise(bounds) if part[0] < part[1]] or [(0, 0)]
         waiting = [] if self._pool is None else [self._pool.submit(task, *part) for part in others]
         if own[0] < own[1]:
