@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgead.budget.paired import Ranking
 from edgead.budget.tracing import SharedBackbone
 from edgead.budget.trials import STRENGTH, Trials
 from edgead.coreset import Progress, silent
@@ -30,6 +29,7 @@ from edgead.runtime.bench import DEFAULT_FRAME_SIZE, describe_machine, take_turn
 from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.ranking import Ranking
 
 FRAMES = 60  # timed a rung
 
