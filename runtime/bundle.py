@@ -151,12 +151,12 @@ class Bundle:
             raise
 
     @contextmanager
-    def model_files(self, precision: str) -> Iterator[Path]:
+    def model_files(self, precision: str, *, native_search: bool = True) -> Iterator[Path]:
         """Yield the path of a precision's graph file, its weights beside it, in a private folder.
 
         The folder is removed on exit; the bundle may be closed before. In a routed bundle the graph file is the
         router's, and the heads of the same precision lie beside it; so do the parts of a graph with a memory bank
-        (`edgead.runtime.search`).
+        (`edgead.runtime.search`), unless ``native_search`` is False: then the whole graph runs.
 
         Raises:
             ConfigError: the bundle has no such precision.
@@ -168,7 +168,7 @@ class Bundle:
             )
         graph = self.manifest.precisions[precision].file
         heads = {head_file(category, precision) for category in self.manifest.categories}
-        graphs = {graph, *heads, *search_files(precision)}
+        graphs = {graph, *heads, *(search_files(precision) if native_search else ())}
         names = [n for n in self.manifest.members if n in graphs or n.startswith(WEIGHTS)]
         with private_directory() as directory:
             self.extract(directory, names)

@@ -1,0 +1,52 @@
+"""Where device profiles lie, and the option that says otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PROFILES_VARIABLE = "EDGEAD_PROFILES"
+OFF = "off"
+
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="PLACE|off",
+        help="Device profiles of 'edgead tune': a folder, or a file that ends in .json.",
+        show_default="EDGEAD_PROFILES, or ~/.config/edgead/profiles",
+    ),
+]
+
+
+def profile_place(option: str | None) -> Path | None:
+    """Return the folder or file of device profiles, None for ``off``.
+
+    Raises:
+        ConfigError: a file was named that is not there.
+    """
+    from edgead.runtime.errors import ConfigError
+
+    if option == OFF:
+        return None
+    if option is None:
+        return default_place()
+    place = Path(option)
+    if place.suffix == ".json" and not place.is_file():
+        raise ConfigError(f"there is no device profile {place}; write one with 'edgead tune NAME.edgead --profile …'")
+    return place
+
+
+def default_place() -> Path:
+    """Return the folder that ``EDGEAD_PROFILES`` names, else ``edgead/profiles`` in the user's configuration folder."""
+    chosen = os.environ.get(PROFILES_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME", "")
+    # The XDG specification wants a relative path ignored.
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".config"
+    return root / "edgead" / "profiles"

@@ -1,0 +1,206 @@
+"""``edgead tune``: what should run a bundle on this device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgead.cli._app import command
+from edgead.cli._options import parse_frame_size
+from edgead.cli._profiles import OFF, default_place
+from edgead.cli.device import PANEL
+
+if TYPE_CHECKING:
+    from edgead.cli._output import Output
+    from edgead.runtime.tuning.judging import Picture
+    from edgead.runtime.tuning.report import Candidate, TuneReport
+
+
+@command("tune", panel=PANEL, example="edgead tune plate.edgead --normals photos/good --budget-ms 15 --budget-mb 300")
+def tune(
+    out: Output,
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="NAME.edgead...",
+            help="The bundle; several: the same parts at other sizes, with other banks.",
+            show_default=False,
+        ),
+    ],
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Most milliseconds (median), camera to decision.", show_default="no limit"),
+    ] = None,
+    budget_mb: Annotated[
+        float | None,
+        typer.Option(metavar="Y", help="Most memory of its process, MB of 10^6 bytes.", show_default="no limit"),
+    ] = None,
+    normals: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Good parts that the model has not seen, to plant defects on; repeat it.",
+            show_default="the bundle's references",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="More pictures that must be decided as in fp32; repeat it.", show_default=False
+        ),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What to try; repeat it.", show_default="all installed ones"),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Graphs to try; repeat it.", show_default="those made for each backend"),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Numbers of CPU threads to try; repeat it.", show_default="1 to cores"),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, metavar="N", help="Counted frames for each.")] = 100,
+    frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the camera's frames.")] = "1280x1024",
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE|off",
+            help="Where the choice goes: a folder, or a file that ends in .json; off: nowhere.",
+            show_default="EDGEAD_PROFILES, or ~/.config/edgead/profiles",
+        ),
+    ] = None,
+) -> None:
+    """Measure what can run a bundle on this device, and write the best into the device profile that 'run' uses.
+
+    Backend, precision, threads and native search in every combination: milliseconds, memory, and whether it decides as
+    the model was validated; what changes a decision is out. Exits with 3 where nothing keeps within the budgets.
+    """
+    from edgead.runtime.errors import BudgetError
+    from edgead.runtime.tuning.tune import tune as measure
+    from edgead.tuning import find_good
+
+    size = parse_frame_size(frame_size)
+    good, unknown = find_good(bundles, normals or ())
+    for name in unknown:
+        out.warn(f"{name} does not say which images it was trained on; make sure that it has not seen those")
+    with out.progress() as step:
+        report = measure(
+            bundles,
+            budget_ms=budget_ms,
+            budget_mb=budget_mb,
+            pictures=_pictures(bundles, good, images or ()),
+            backends=backend or (),
+            precisions=precision or (),
+            threads=threads or (),
+            frames=frames,
+            frame_size=size,
+            progress=step,
+        )
+    for reason, names in _by_reason(report.skipped).items():
+        out.note(f"left out {', '.join(names)}: {reason}")
+    written = None
+    found = report.profile()
+    if found is not None and profile != OFF:
+        written = found.save(default_place() if profile is None else Path(profile))
+    out.finish({**report.to_dict(), "profile": None if written is None else str(written)}, *_tables(report, written))
+    if report.problem is not None:
+        raise BudgetError(report.problem)
+
+
+def _pictures(bundles: Sequence[Path], good: Sequence[Path], images: Sequence[Path]) -> Iterator[Picture]:
+    from edgead.runtime.bundle import Bundle
+    from edgead.tuning import good_pictures, other_pictures
+
+    if good:
+        with Bundle.open(bundles[0]) as bundle:
+            region = bundle.region()
+        yield from good_pictures(good, region)
+    yield from other_pictures(images)
+
+
+def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def _tables(report: TuneReport, written: Path | None) -> list[Any]:
+    from edgead.cli._output import listing, table
+
+    order = sorted(
+        range(len(report.candidates)),
+        key=lambda index: (
+            report.candidates[index].judgement.excluded is not None,
+            report.candidates[index].latency.p50 if report.candidates[index].latency else 0.0,
+        ),
+    )
+    several = len(report.bundles) > 1
+    rows = [_row(report, index, several) for index in order]
+    width, height = report.frame_size
+    headings = ["", *(["bundle"] if several else []), "combination", "ms", "p99", "MB", "AUROC", "drift", "remark"]
+    limits = ((report.budget_ms, "ms"), (report.budget_mb, "MB"))
+    budget = ", ".join(f"{value:g} {unit}" for value, unit in limits if value is not None) or "none"
+    judged = report.pictures
+    seen = f"{judged['references']} references"
+    if judged["planted"]:
+        seen += f", {judged['good']} good parts the model has not seen, {judged['planted']} planted defects on them"
+    else:
+        seen += " (good ones that the model was trained on, so their AUROC flatters; --normals DIR gives others)"
+    if judged["other"]:
+        seen += f", {judged['other']} more pictures"
+    facts = {
+        "budget": budget,
+        "judged by": seen,
+        "machine": f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['system']}",
+    }
+    chosen = report.chosen
+    if chosen is not None:
+        where = f" with {report.bundles[chosen.bundle].path}" if several else ""
+        facts["choice"] = f"{chosen.setup.name}{where}"
+        facts["profile"] = "not written" if written is None else f"{written}; 'edgead run' uses it on this device"
+    return [
+        table(
+            f"Camera to decision in ms, {report.frames} frames of {width}x{height}; * on the Pareto front, > chosen",
+            headings,
+            rows,
+            text_columns=3 if several else 2,
+        ),
+        listing("Tuned", facts),
+    ]
+
+
+def _row(report: TuneReport, index: int, several: bool) -> list[str]:
+    from edgead.cli._output import milliseconds, number
+
+    one = report.candidates[index]
+    judged = one.judgement
+    marks = (">" if index == report.choice else "") + ("*" if one.front else "")
+    bundle = report.bundles[one.bundle]
+    return [
+        marks,
+        *([f"{Path(bundle.path).name} {bundle.height}x{bundle.width}"] if several else []),
+        one.setup.name,
+        milliseconds(one.latency.p50 if one.latency else None),
+        milliseconds(one.latency.p99 if one.latency else None),
+        "-" if one.peak_mb is None else f"{one.peak_mb:.0f}",
+        "-" if judged.auroc is None else f"{judged.auroc:.4f}",
+        number(judged.drift, 2),
+        _remark(one),
+    ]
+
+
+def _remark(one: Candidate) -> str:
+    if one.judgement.excluded is not None:
+        return f"must not be used: {one.judgement.excluded}"
+    parts = ["what runs without a profile"] if one.setup.plain else []
+    if not one.fits and one.usable:
+        parts.append("over the budget")
+    if one.judgement.borderline:
+        parts.append(f"{one.judgement.borderline} borderline")
+    return ", ".join(parts)

@@ -1,0 +1,112 @@
+"""The combinations that a device offers for a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgead.runtime.backends import REGISTRY, available, choose
+from edgead.runtime.bench import describe_machine, meant_for
+from edgead.runtime.bundle import Bundle
+from edgead.runtime.device_profile import MOST_THREADS, Choice, searches_natively
+from edgead.runtime.errors import ConfigError, suggest
+from edgead.runtime.inspector import Inspector
+
+_ALL_COUNTS = 4  # up to so many cores every number of threads is tried, above them powers of two
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One way to run a bundle.
+
+    Attributes:
+        bundle: its path.
+        plain: what runs it where there is no device profile.
+        eligible: whether it may be chosen; False for a plain one that was not asked for, and is there to compare with.
+    """
+
+    bundle: Path
+    choice: Choice
+    plain: bool = False
+    eligible: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.choice.describe()
+
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in FP32, so that it may change no decision at all."""
+        return self.choice.precision == "fp32" and not self.choice.backend.endswith("-bf16")
+
+    def open(self) -> Inspector:
+        """Open the bundle so; errors as `Inspector.open`."""
+        choice = self.choice
+        return Inspector.open(
+            self.bundle,
+            backend=choice.backend,
+            precision=choice.precision,
+            threads=choice.threads,
+            native_search=choice.native_search != "left out",
+        )
+
+
+def find_setups(
+    bundle: Bundle, backends: Sequence[str] = (), precisions: Sequence[str] = (), threads: Sequence[int] = ()
+) -> list[Setup]:
+    """Return the combinations for a bundle, the plain one first.
+
+    Args:
+        bundle: opened.
+        backends: registry names or ``auto``; none means all that can run here.
+        precisions: keys of the bundle's precisions; none means those that are made for each backend.
+        threads: numbers of CPU threads; none means up to the cores that this process may use.
+
+    Raises:
+        ConfigError: an unknown name, a number out of range, or nothing is left of what was asked for.
+        BackendUnavailable: a backend that was asked for is missing, or none is installed.
+    """
+    manifest = bundle.manifest
+    plain = choose("auto")[0]
+    tried = list(dict.fromkeys(choose(name)[0] for name in backends)) or available()
+    for precision in precisions:
+        if precision not in manifest.precisions:
+            raise ConfigError(f"{bundle.path} has no precision '{precision}'.{suggest(precision, manifest.precisions)}")
+    for count in threads:
+        if not 1 <= count <= MOST_THREADS:
+            raise ConfigError(f"--threads must lie between 1 and {MOST_THREADS}, got {count}")
+    counts = sorted(set(threads)) or thread_counts(describe_machine()["cores"] or 1)
+    found = []
+    for backend in tried:
+        for precision in meant_for(manifest, backend):
+            if precisions and precision not in precisions:
+                continue
+            searches = searches_natively(manifest, backend, precision)
+            for count in [None] if REGISTRY[backend].gpu else counts:
+                choice = Choice(
+                    backend=backend,
+                    precision=precision,
+                    threads=count,
+                    native_search="used" if searches else "absent",
+                )
+                found.append(Setup(bundle.path, choice))
+                if searches:
+                    found.append(Setup(bundle.path, choice.model_copy(update={"native_search": "left out"})))
+    if not found:
+        made = ", ".join(f"{key} for {', '.join(one.runtimes)}" for key, one in manifest.precisions.items())
+        raise ConfigError(f"{bundle.path} holds nothing of what was asked for; it has {made}")
+    free = plain in tried and not threads and (not precisions or "fp32" in precisions)
+    searched = "used" if searches_natively(manifest, plain, "fp32") else "absent"
+    first = Choice(backend=plain, precision="fp32", threads=None, native_search=searched)
+    return [Setup(bundle.path, first, plain=True, eligible=free), *(one for one in found if one.choice != first)]
+
+
+def thread_counts(cores: int) -> list[int]:
+    """Return the numbers of threads that are tried: each up to 4, then powers of two, and all cores."""
+    counts = set(range(1, min(cores, _ALL_COUNTS) + 1))
+    count = _ALL_COUNTS
+    while count < cores:
+        counts.add(count)
+        count *= 2
+    return sorted({*counts, cores})
