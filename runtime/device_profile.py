@@ -80,7 +80,7 @@ class Choice(_Section):
 
     def describe(self) -> str:
         """Return the choice in a few words, such as ``onnxruntime int8-cpu, 2 threads``."""
-        threads = "its own number of threads"
+        threads = "auto threads"
         if self.threads is not None:
             threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         search = ", without native search" if self.native_search == "left out" else ""

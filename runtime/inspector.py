@@ -157,9 +157,9 @@ class Inspector:
         from edgead.runtime.routed import open_model
 
         chosen, why = choose(backend)
-        asked = {"precision": precision, "threads": threads, "batch": batch, "native_search": native_search}
+        asked: dict[str, Any] = {"precision": precision, "threads": threads, "batch": batch}
         # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
-        asked |= {"backend": chosen if profile is None else backend, "profile": profile}
+        asked |= {"backend": chosen if profile is None else backend, "native_search": native_search, "profile": profile}
         with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
             manifest = bundle.manifest
             left_out = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,13 +134,7 @@ def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
 def _tables(report: TuneReport, written: Path | None) -> list[Any]:
     from edgead.cli._output import listing, table
 
-    order = sorted(
-        range(len(report.candidates)),
-        key=lambda index: (
-            report.candidates[index].judgement.excluded is not None,
-            report.candidates[index].latency.p50 if report.candidates[index].latency else 0.0,
-        ),
-    )
+    order = sorted(range(len(report.candidates)), key=lambda index: _place(report.candidates[index]))
     several = len(report.bundles) > 1
     rows = [_row(report, index, several) for index in order]
     width, height = report.frame_size
@@ -173,6 +168,10 @@ def _tables(report: TuneReport, written: Path | None) -> list[Any]:
         ),
         listing("Tuned", facts),
     ]
+
+
+def _place(one: Candidate) -> tuple[bool, float]:
+    return one.judgement.excluded is not None, math.inf if one.latency is None else one.latency.p50
 
 
 def _row(report: TuneReport, index: int, several: bool) -> list[str]:

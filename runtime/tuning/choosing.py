@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from edgead.runtime.ranking import Ranking
 from edgead.runtime.tuning.report import Candidate
@@ -16,11 +17,11 @@ _DRIFT_DIGITS = 3  # what `edgead check` calls the same score in FP32, as a shar
 
 def mark(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb: float | None) -> tuple[Candidate, ...]:
     """Return the candidates with ``fits`` and ``front`` filled in."""
-    figures = {index: _figures(one) for index, one in enumerate(candidates) if one.usable}
+    figures = {index: _Figures.of(one) for index, one in enumerate(candidates) if one.usable}
     marked = []
     for index, one in enumerate(candidates):
         fits = one.usable and excess(one, budget_ms, budget_mb) <= 1.0
-        front = index in figures and not any(_beats(other, figures[index]) for other in figures.values())
+        front = index in figures and not any(other.beats(figures[index]) for other in figures.values())
         marked.append(replace(one, fits=fits, front=front))
     return tuple(marked)
 
@@ -67,15 +68,21 @@ def _ms(candidate: Candidate) -> float:
     return math.inf if candidate.latency is None else candidate.latency.p50
 
 
-def _figures(candidate: Candidate) -> tuple[tuple[float, float], float, float]:
-    """Return accuracy (AUROC, then drift), ms and MB, the less the better."""
-    judged = candidate.judgement
-    accuracy = -(judged.auroc or 0.0), round(judged.drift, _DRIFT_DIGITS)
-    return accuracy, round(_ms(candidate), 2), round(candidate.peak_mb or 0.0)
+class _Figures(NamedTuple):
+    """What the front compares, the less the better: accuracy (AUROC, then drift), ms, MB."""
 
+    accuracy: tuple[float, float]
+    ms: float
+    mb: int
 
-def _beats(one: tuple[tuple[float, float], float, float], other: tuple[tuple[float, float], float, float]) -> bool:
-    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+    @classmethod
+    def of(cls, candidate: Candidate) -> _Figures:
+        judged = candidate.judgement
+        accuracy = -(judged.auroc or 0.0), round(judged.drift, _DRIFT_DIGITS)
+        return cls(accuracy, round(_ms(candidate), 2), round(candidate.peak_mb or 0.0))
+
+    def beats(self, other: _Figures) -> bool:
+        return self != other and self.accuracy <= other.accuracy and self.ms <= other.ms and self.mb <= other.mb
 
 
 def _equal(best: Candidate, other: Candidate) -> bool:

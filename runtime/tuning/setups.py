@@ -9,7 +9,7 @@ from pathlib import Path
 from edgead.runtime.backends import REGISTRY, available, choose
 from edgead.runtime.bench import describe_machine, meant_for
 from edgead.runtime.bundle import Bundle
-from edgead.runtime.device_profile import MOST_THREADS, Choice, searches_natively
+from edgead.runtime.device_profile import MOST_THREADS, Choice, NativeSearch, searches_natively
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.inspector import Inspector
 
@@ -59,7 +59,7 @@ def find_setups(
 
     Args:
         bundle: opened.
-        backends: registry names or ``auto``; none means all that can run here.
+        backends: registry names or ``auto``; none means all of full precision that can run here.
         precisions: keys of the bundle's precisions; none means those that are made for each backend.
         threads: numbers of CPU threads; none means up to the cores that this process may use.
 
@@ -69,27 +69,25 @@ def find_setups(
     """
     manifest = bundle.manifest
     plain = choose("auto")[0]
-    tried = list(dict.fromkeys(choose(name)[0] for name in backends)) or available()
+    wanted = list(dict.fromkeys(choose(name)[0] for name in backends))
+    # A variant of reduced precision has no threshold of its own, and is taken by those only who ask for it.
+    tried = wanted or [name for name in available() if not name.endswith("-bf16")]
     for precision in precisions:
         if precision not in manifest.precisions:
             raise ConfigError(f"{bundle.path} has no precision '{precision}'.{suggest(precision, manifest.precisions)}")
     for count in threads:
         if not 1 <= count <= MOST_THREADS:
             raise ConfigError(f"--threads must lie between 1 and {MOST_THREADS}, got {count}")
-    counts = sorted(set(threads)) or thread_counts(describe_machine()["cores"] or 1)
+    counts: Sequence[int | None] = sorted(set(threads)) or thread_counts(describe_machine()["cores"] or 1)
     found = []
     for backend in tried:
         for precision in meant_for(manifest, backend):
             if precisions and precision not in precisions:
                 continue
             searches = searches_natively(manifest, backend, precision)
-            for count in [None] if REGISTRY[backend].gpu else counts:
-                choice = Choice(
-                    backend=backend,
-                    precision=precision,
-                    threads=count,
-                    native_search="used" if searches else "absent",
-                )
+            search: NativeSearch = "used" if searches else "absent"
+            for number in (None,) if REGISTRY[backend].gpu else counts:
+                choice = Choice(backend=backend, precision=precision, threads=number, native_search=search)
                 found.append(Setup(bundle.path, choice))
                 if searches:
                     found.append(Setup(bundle.path, choice.model_copy(update={"native_search": "left out"})))
@@ -97,7 +95,7 @@ def find_setups(
         made = ", ".join(f"{key} for {', '.join(one.runtimes)}" for key, one in manifest.precisions.items())
         raise ConfigError(f"{bundle.path} holds nothing of what was asked for; it has {made}")
     free = plain in tried and not threads and (not precisions or "fp32" in precisions)
-    searched = "used" if searches_natively(manifest, plain, "fp32") else "absent"
+    searched: NativeSearch = "used" if searches_natively(manifest, plain, "fp32") else "absent"
     first = Choice(backend=plain, precision="fp32", threads=None, native_search=searched)
     return [Setup(bundle.path, first, plain=True, eligible=free), *(one for one in found if one.choice != first)]
 
