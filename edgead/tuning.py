@@ -54,7 +54,7 @@ def good_pictures(files: Sequence[Path], region: Region | None, seed: int = 0) -
         DataError: an unreadable file, or not one picture on which a defect can be painted.
     """
     drawn = np.random.default_rng(seed).permutation(len(files))[:MOST_NORMALS]
-    owners = 0
+    owners, why = 0, ""
     for number, index in enumerate(sorted(drawn.tolist())):
         file = files[index]
         image, name = read_image(file), str(file)
@@ -67,15 +67,16 @@ def good_pictures(files: Sequence[Path], region: Region | None, seed: int = 0) -
                 break
             try:
                 painted, _ = plant_in_region(image, region, kind, seed + number, STRENGTH, scene)
-            except DataError:
+            except DataError as error:
+                why = why or f" ({error})"
                 continue  # the picture shows no part, or is too uniform for this kind
             copies += 1
             yield Picture(f"{name} with a planted {kind} defect", painted, "planted", name)
         owners += copies > 0
     if owners < 2:
         raise DataError(
-            f"defects could be painted on {owners} of {len(drawn)} good pictures, and comparing takes 2; give more of "
-            "them with --normals DIR"
+            f"defects could be painted on {owners} of {len(drawn)} good pictures{why}, and comparing takes 2; "
+            "give more or larger ones with --normals DIR"
         )
 
 

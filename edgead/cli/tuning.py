@@ -15,6 +15,8 @@ from edgead.cli._profiles import OFF, default_place
 from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from edgead.cli._output import Output
     from edgead.runtime.tuning.judging import Picture
     from edgead.runtime.tuning.report import Candidate, TuneReport
@@ -174,7 +176,9 @@ def _place(one: Candidate) -> tuple[bool, float]:
     return one.judgement.excluded is not None, math.inf if one.latency is None else one.latency.p50
 
 
-def _row(report: TuneReport, index: int, several: bool) -> list[str]:
+def _row(report: TuneReport, index: int, several: bool) -> list[RenderableType]:
+    from rich.text import Text
+
     from edgead.cli._output import milliseconds, number
 
     one = report.candidates[index]
@@ -190,7 +194,7 @@ def _row(report: TuneReport, index: int, several: bool) -> list[str]:
         "-" if one.peak_mb is None else f"{one.peak_mb:.0f}",
         "-" if judged.auroc is None else f"{judged.auroc:.4f}",
         number(judged.drift, 2),
-        _remark(one),
+        Text(_remark(one), justify="left"),
     ]
 
 

@@ -28,6 +28,7 @@ from edgead.runtime.inspector import Inspector
 from edgead.runtime.preprocess import resize
 from edgead.runtime.search import search_files
 from edgead.runtime.threshold import calibrate
+from edgead.runtime.tuning.setups import find_setups
 from edgead.scoring import GaussianSmoothing
 
 
@@ -118,6 +119,12 @@ def test_a_backend_searches_natively_once_the_library_is_built(
     assert native
     np.testing.assert_allclose(searched, whole, rtol=1e-5)
     assert export_bundle(banked, bundle).passed  # the proof of parity is then that of the native search
+    with Inspector.open(bundle, backend=backend, threads=2, native_search=False) as inspector:
+        assert "native search" not in inspector.describe().provider
+        assert [inspector(image).score for image in images] == pytest.approx(whole, rel=1e-5)
+    with Bundle.open(bundle) as opened:
+        offered = {one.choice.native_search for one in find_setups(opened, backends=[backend], threads=[2])}
+    assert offered == {"used", "left out"}
     again = build_engines(bundle, target="cpu", options=BuildOptions())
     assert [row.reused for row in again.engines] == [True]
     assert again.to_dict()["target"] == "cpu"

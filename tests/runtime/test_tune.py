@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -228,14 +227,7 @@ def test_numbers_of_threads_grow_with_the_cores(cores: int, counts: list[int]) -
 
 
 def candidate(
-    ms: float,
-    mb: float,
-    *,
-    shift: float = 9.0,
-    seed: int = 0,
-    drift: float = 0.0,
-    excluded: str | None = None,
-    **changes: Any,
+    ms: float, mb: float, *, shift: float = 9.0, seed: int = 0, drift: float = 0.0, excluded: str | None = None
 ) -> Candidate:
     """A measured candidate; ``shift``: how far planted pictures score above good ones, of scores drawn by the seed."""
     drawn = np.random.default_rng(seed).normal(size=40)
@@ -245,7 +237,7 @@ def candidate(
     trial = Trial(setup, {}, 0.1, ms, int(mb * 1e6), int(mb * 1e6), (), {}, [])
     judgement = Judgement(40, drift, ranking=ranking, held_out=True, excluded=excluded)
     latency = None if excluded else Latency(ms, ms, ms, ms, 9)
-    return replace(Candidate(setup, 0, trial, judgement, latency), **changes)
+    return Candidate(setup, 0, trial, judgement, latency)
 
 
 def chosen(candidates: Sequence[Candidate], ms: float | None = None, mb: float | None = None) -> int | None:
