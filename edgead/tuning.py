@@ -1,8 +1,9 @@
-"""The pictures that ``edgead tune`` compares combinations by; numpy and Pillow are all that it needs."""
+"""The pictures that ``edgead tune`` compares combinations by; planting defects takes SciPy, and nothing of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from edgead.data import open_category
 from edgead.heldout import find_normals, read_training_record
 from edgead.probes import KINDS, plant_in_region, read_scene
 from edgead.runtime.decode import find_images, read_image
-from edgead.runtime.errors import DataError
+from edgead.runtime.errors import BackendUnavailable, DataError
 from edgead.runtime.region import Region
 from edgead.runtime.tuning.judging import Picture
 
@@ -31,7 +32,13 @@ def find_good(bundles: Sequence[str | Path], folders: Sequence[Path]) -> tuple[l
     Raises:
         DataError: a folder is missing or empty, or a bundle was trained on it.
         BundleError: a bundle is damaged.
+        BackendUnavailable: there is no SciPy to plant defects with.
     """
+    if folders and find_spec("scipy") is None:
+        raise BackendUnavailable(
+            "planting defects on the good parts of --normals takes scipy, which is not installed; "
+            "run: pip install scipy (or leave --normals out)"
+        )
     records = [read_training_record(bundle) for bundle in bundles]
     found: list[Path] = []
     for folder in folders:

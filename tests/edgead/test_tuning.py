@@ -142,6 +142,12 @@ def test_several_bundles_need_good_parts(edgead, plate_bundle, tmp_path):
     assert "--normals DIR" in outcome.error
 
 
+def test_without_scipy_the_good_parts_cannot_be_painted_on(process, plate, plate_bundle):
+    outcome = process("tune", plate_bundle, *ONE, "--normals", plate / "test" / "good", without=["scipy"])
+    assert outcome.code == 2
+    assert "pip install scipy" in outcome.error
+
+
 def test_a_profile_that_is_named_and_not_there_is_2(edgead, plate, plate_bundle, tmp_path):
     for call in (("run", plate_bundle, "--source", plate / "test" / "good"), ("check", plate_bundle)):
         outcome = edgead(*call, "--profile", tmp_path / "no.json")
