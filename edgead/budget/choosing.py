@@ -138,7 +138,7 @@ def choose(
             ms=round(ms, 3),
             fits=size <= (budget_mb or math.inf) * 1e6 and ms <= (budget_ms or math.inf),
         )
-        for settings, ranking, size, ms in zip(_varied(ladder), rankings, sizes, times, strict=True)
+        for settings, ranking, size, ms in zip(varied(ladder), rankings, sizes, times, strict=True)
     )
     if not any(rung.fits for rung in curve):
         raise ConfigError(_complaint(detector.name, curve, budget_mb, budget_ms, backend["name"]))
@@ -190,7 +190,7 @@ def _complaint(
     )
 
 
-def _varied(ladder: Sequence[Settings]) -> list[dict[str, Any]]:
+def varied(ladder: Sequence[Settings]) -> list[dict[str, Any]]:
     """Return of each rung the settings in which the ladder's rungs differ; those of a head as ``head.KEY``."""
 
     def flat(settings: Settings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import parse_frame_size
+from edgead.cli._options import calibration_cache, parse_frame_size, require
 from edgead.cli._profiles import OFF, default_place
 from edgead.cli.device import PANEL
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from edgead.cli._output import Output
+    from edgead.refitting import Refit, Refitting
     from edgead.runtime.tuning.judging import Picture
-    from edgead.runtime.tuning.report import Candidate, TuneReport
+    from edgead.runtime.tuning.report import BundleFacts, Candidate, TuneReport
 
 
 @command("tune", panel=PANEL, example="edgead tune plate.edgead --normals photos/good --budget-ms 15 --budget-mb 300")
@@ -77,42 +78,106 @@ def tune(
             show_default="EDGEAD_PROFILES, or ~/.config/edgead/profiles",
         ),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL_DIR",
+            help="The bundle's model: fit it again at smaller sizes and with cheaper settings, too.",
+            show_default=False,
+        ),
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(metavar="CATEGORY_DIR", help="With --model: what it was fitted on.", show_default=False),
+    ] = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="With --model: sizes to try, pixels of the height; repeat it.",
+            show_default="1, 3/4 and 1/2 of it",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="NEW.edgead",
+            help="With --model: where the bundle of another size or setting goes.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure what can run a bundle on this device, and write the best into the device profile that 'run' uses.
 
     Backend, precision, threads and native search in every combination: milliseconds, memory, and whether it decides as
-    the model was validated; what changes a decision is out. Exits with 3 where nothing keeps within the budgets.
+    the model was validated; what changes a decision is out. Network size and memory bank are tried where several
+    bundles are given, or the model that it came from. Exits with 3 where nothing keeps within the budgets.
     """
+    again = _again(bundles, model, train, size, output)
     from edgead.runtime.errors import BudgetError
     from edgead.runtime.tuning.tune import tune as measure
     from edgead.tuning import find_good
 
-    size = parse_frame_size(frame_size)
+    camera = parse_frame_size(frame_size)
     good, unknown = find_good(bundles, normals or ())
     for name in unknown:
         out.warn(f"{name} does not say which images it was trained on; make sure that it has not seen those")
+    budget: dict[str, Any] = {"budget_ms": budget_ms, "budget_mb": budget_mb, "frames": frames, "frame_size": camera}
+    refit = None
     with out.progress() as step:
-        report = measure(
-            bundles,
-            budget_ms=budget_ms,
-            budget_mb=budget_mb,
-            pictures=_pictures(bundles, good, images or ()),
-            backends=backend or (),
-            precisions=precision or (),
-            threads=threads or (),
-            frames=frames,
-            frame_size=size,
-            progress=step,
-        )
-    for reason, names in _by_reason(report.skipped).items():
+
+        def measured(paths: Sequence[Path]) -> TuneReport:
+            return measure(
+                paths,
+                pictures=_pictures(paths, good, images or ()),
+                backends=backend or (),
+                precisions=precision or (),
+                threads=threads or (),
+                progress=step,
+                **budget,
+            )
+
+        report = measured(bundles)
+        if again is not None:
+            refit = again.compare(again.plan(size or ()), report.best.setup.choice, progress=step, **budget)
+            if refit.chosen is not None and refit.changed and output is not None:
+                again.write(refit.chosen, output)
+                report = measured([output])
+    for reason, names in _by_reason(report.skipped | ({} if refit is None else refit.skipped)).items():
         out.note(f"left out {', '.join(names)}: {reason}")
     written = None
     found = report.profile()
     if found is not None and profile != OFF:
         written = found.save(default_place() if profile is None else Path(profile))
-    out.finish({**report.to_dict(), "profile": None if written is None else str(written)}, *_tables(report, written))
+    payload = {**report.to_dict(), "profile": None if written is None else str(written)}
+    payload["refit"] = None if refit is None else refit.to_dict()
+    shown = [] if refit is None else _refit_tables(refit, output)
+    out.finish(payload, *shown, *_tables(report, written))
     if report.problem is not None:
         raise BudgetError(report.problem)
+
+
+def _again(
+    bundles: Sequence[Path], model: Path | None, train: Path | None, sizes: Sequence[int] | None, output: Path | None
+) -> Refitting | None:
+    """Return the model to fit again, None where none is given."""
+    from edgead.runtime.bundle import check_bundle_path
+    from edgead.runtime.errors import ConfigError
+
+    if model is None:
+        if train is not None or sizes or output is not None:
+            raise ConfigError("--train, --size and --output belong to --model MODEL_DIR")
+        return None
+    if train is None or output is None or len(bundles) != 1:
+        raise ConfigError("--model takes one bundle, --train CATEGORY_DIR and -o NEW.edgead")
+    if check_bundle_path(output).absolute() == bundles[0].absolute():
+        raise ConfigError("-o NEW.edgead is another file than the bundle; the old one stays as it is")
+    require("export", "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "scipy")
+    from edgead.refitting import Refitting
+
+    return Refitting(bundles[0], model, train, calibration_cache())
 
 
 def _pictures(bundles: Sequence[Path], good: Sequence[Path], images: Sequence[Path]) -> Iterator[Picture]:
@@ -140,7 +205,6 @@ def _tables(report: TuneReport, written: Path | None) -> list[Any]:
     several = len(report.bundles) > 1
     rows = [_row(report, index, several) for index in order]
     width, height = report.frame_size
-    headings = ["", *(["bundle"] if several else []), "combination", "ms", "p99", "MB", "AUROC", "drift", "remark"]
     limits = ((report.budget_ms, "ms"), (report.budget_mb, "MB"))
     budget = ", ".join(f"{value:g} {unit}" for value, unit in limits if value is not None) or "none"
     judged = report.pictures
@@ -164,7 +228,7 @@ def _tables(report: TuneReport, written: Path | None) -> list[Any]:
     return [
         table(
             f"Camera to decision in ms, {report.frames} frames of {width}x{height}; * on the Pareto front, > chosen",
-            headings,
+            _headings(several),
             rows,
             text_columns=3 if several else 2,
         ),
@@ -174,6 +238,28 @@ def _tables(report: TuneReport, written: Path | None) -> list[Any]:
 
 def _place(one: Candidate) -> tuple[bool, float]:
     return one.judgement.excluded is not None, math.inf if one.latency is None else one.latency.p50
+
+
+def _refit_tables(refit: Refit, output: Path | None) -> list[Any]:
+    from edgead.cli._output import listing, table
+
+    report = refit.report
+    order = sorted(range(len(report.candidates)), key=lambda index: _place(report.candidates[index]))
+    rows = [_row(report, index, True) for index in order if report.candidates[index].setup.eligible]
+    facts = {
+        "fitted on": f"{refit.fitted} good images, judged by {refit.held_out} others and planted defects on them",
+        "choice": refit.chosen.label if refit.chosen else report.problem or "",
+    }
+    if refit.changed:
+        facts["written"] = f"{output}, fitted on all images"
+    elif refit.chosen is not None:
+        facts["written"] = "nothing: the bundle as it is"
+    title = "Sizes and settings; * on the Pareto front, > chosen"
+    return [table(title, _headings(True), rows, text_columns=3), listing("Fitted again", facts)]
+
+
+def _headings(several: bool) -> list[str]:
+    return ["", *(["bundle"] if several else []), "combination", "ms", "p99", "MB", "AUROC", "drift", "remark"]
 
 
 def _row(report: TuneReport, index: int, several: bool) -> list[RenderableType]:
@@ -187,7 +273,7 @@ def _row(report: TuneReport, index: int, several: bool) -> list[RenderableType]:
     bundle = report.bundles[one.bundle]
     return [
         marks,
-        *([f"{Path(bundle.path).name} {bundle.height}x{bundle.width}"] if several else []),
+        *([_bundle_name(bundle)] if several else []),
         one.setup.name,
         milliseconds(one.latency.p50 if one.latency else None),
         milliseconds(one.latency.p99 if one.latency else None),
@@ -196,6 +282,11 @@ def _row(report: TuneReport, index: int, several: bool) -> list[RenderableType]:
         number(judged.drift, 2),
         Text(_remark(one), justify="left"),
     ]
+
+
+def _bundle_name(bundle: BundleFacts) -> str:
+    size, name = f"{bundle.height}x{bundle.width}", Path(bundle.path).stem
+    return name if size in name else f"{name} ({size})"
 
 
 def _remark(one: Candidate) -> str:

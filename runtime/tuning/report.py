@@ -126,6 +126,13 @@ class TuneReport:
     def chosen(self) -> Candidate | None:
         return None if self.choice is None else self.candidates[self.choice]
 
+    @property
+    def best(self) -> Candidate:
+        """The chosen candidate, else the fastest that may be used, else the first."""
+        usable = [one for one in self.candidates if one.usable]
+        fastest = min(usable, key=lambda one: one.latency.p50 if one.latency else math.inf, default=self.candidates[0])
+        return self.chosen or fastest
+
     def profile(self) -> DeviceProfile | None:
         """Return what ``edgead run`` is to use on this device, None where nothing was chosen."""
         chosen = self.chosen
