@@ -103,7 +103,7 @@ class Refitting:
         special = learns(card.detector) or pools_categories(card.detector) or own_weights
         if special or card.region is not None or card.tiles is not None:
             raise ConfigError(
-                f"{model} (a trained network, several categories, weights of your own, a region or tiles) is not fitted "
+                f"{model} (a trained network, several categories, own weights, a region or tiles) is not fitted "
                 "again here; fit and export it at other sizes, and compare: edgead tune A.edgead B.edgead --normals DIR"
             )
         self._source = category
@@ -166,7 +166,7 @@ class Refitting:
 
         Args:
             variants: from `plan`.
-            choice: what runs all of them: backend, precision, threads.
+            choice: what runs all of them.
             budget_ms, budget_mb, frames, frame_size: as in `edgead.runtime.tuning.tune.tune`.
             progress: called with ``(stage, done, total)``.
 
@@ -194,9 +194,7 @@ class Refitting:
                 budget_ms=budget_ms,
                 budget_mb=budget_mb,
                 pictures=good_pictures(self._held_out, None, self._card.seed),
-                backends=[choice.backend],
-                precisions=[choice.precision],
-                threads=[] if choice.threads is None else [choice.threads],
+                like=choice,
                 frames=frames,
                 frame_size=frame_size,
                 progress=progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgead.runtime.backends import REGISTRY, available, choose
@@ -68,7 +68,7 @@ def find_setups(
         BackendUnavailable: a backend that was asked for is missing, or none is installed.
     """
     manifest = bundle.manifest
-    plain = choose("auto")[0]
+    plain = _plain(bundle)
     wanted = list(dict.fromkeys(choose(name)[0] for name in backends))
     # A variant of reduced precision has no threshold of its own, and is taken by those only who ask for it.
     tried = wanted or [name for name in available() if not name.endswith("-bf16")]
@@ -94,10 +94,29 @@ def find_setups(
     if not found:
         made = ", ".join(f"{key} for {', '.join(one.runtimes)}" for key, one in manifest.precisions.items())
         raise ConfigError(f"{bundle.path} holds nothing of what was asked for; it has {made}")
-    free = plain in tried and not threads and (not precisions or "fp32" in precisions)
-    searched: NativeSearch = "used" if searches_natively(manifest, plain, "fp32") else "absent"
-    first = Choice(backend=plain, precision="fp32", threads=None, native_search=searched)
-    return [Setup(bundle.path, first, plain=True, eligible=free), *(one for one in found if one.choice != first)]
+    free = plain.choice.backend in tried and not threads and (not precisions or "fp32" in precisions)
+    return [replace(plain, eligible=free), *(one for one in found if one.choice != plain.choice)]
+
+
+def find_like(bundle: Bundle, choice: Choice) -> list[Setup]:
+    """Return the combination that was chosen for another bundle; FP32 comes first where that is something else.
+
+    Raises:
+        ConfigError: the bundle has no such precision.
+    """
+    if choice.precision not in bundle.manifest.precisions:
+        raise ConfigError(f"{bundle.path} has no precision '{choice.precision}'")
+    searches = searches_natively(bundle.manifest, choice.backend, choice.precision)
+    search: NativeSearch = "absent" if not searches else "left out" if choice.native_search == "left out" else "used"
+    wanted = Setup(bundle.path, choice.model_copy(update={"native_search": search}))
+    return [wanted] if wanted.exact else [replace(_plain(bundle), eligible=False), wanted]
+
+
+def _plain(bundle: Bundle) -> Setup:
+    backend = choose("auto")[0]
+    search: NativeSearch = "used" if searches_natively(bundle.manifest, backend, "fp32") else "absent"
+    choice = Choice(backend=backend, precision="fp32", threads=None, native_search=search)
+    return Setup(bundle.path, choice, plain=True)
 
 
 def thread_counts(cores: int) -> list[int]:

@@ -18,6 +18,7 @@ from edgead.runtime.bench import DEFAULT_FRAME_SIZE, check_frames, describe_mach
 from edgead.runtime.board import describe_board
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image
+from edgead.runtime.device_profile import Choice
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.isolation import ask
@@ -29,7 +30,7 @@ from edgead.runtime.timings import Latency
 from edgead.runtime.tuning.choosing import complain, mark, pick
 from edgead.runtime.tuning.judging import Judgement, Picture, Trial, judge
 from edgead.runtime.tuning.report import BundleFacts, Candidate, TuneReport
-from edgead.runtime.tuning.setups import Setup, find_setups
+from edgead.runtime.tuning.setups import Setup, find_like, find_setups
 
 DEFAULT_FRAMES = 100
 
@@ -53,6 +54,7 @@ def tune(
     backends: Sequence[str] = (),
     precisions: Sequence[str] = (),
     threads: Sequence[int] = (),
+    like: Choice | None = None,
     frames: int = DEFAULT_FRAMES,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     progress: Progress = lambda _stage, _done, _total: None,
@@ -69,6 +71,7 @@ def tune(
             pictures to be compared by.
         budget_ms: most milliseconds (median) from camera to decision; budget_mb: most memory in 10^6 bytes.
         pictures: gone through once. backends, precisions, threads: as in `find_setups`.
+        like: only this combination is tried, with each of the bundles.
         frames: counted frames of each. frame_size: ``(width, height)`` of the camera in pixels; a bundle that judges a
             region of frames of one size has that one, whatever is asked for.
         progress: called with ``(stage, done, total)``.
@@ -100,7 +103,7 @@ def tune(
         setups = [
             (index, setup)
             for index, bundle in enumerate(bundles)
-            for setup in find_setups(bundle, backends, precisions, threads)
+            for setup in (find_like(bundle, like) if like else find_setups(bundle, backends, precisions, threads))
         ]
         trials, skipped = _try_all(setups, folder / "frames.npy", files, progress)
         if budget_mb is not None and any(trial.peak_bytes is None for _, trial in trials):

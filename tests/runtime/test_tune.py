@@ -278,6 +278,10 @@ def test_accuracy_decides_first_then_speed_then_memory() -> None:
     assert [one.judgement.auroc for one in near] == [0.915, 0.8325]
     assert chosen(near) == 1
     assert chosen([near[0], candidate(5, 100, shift=1.2, seed=6)]) == 0
+    # Another bundle is another model: speed that no budget asks for costs no accuracy.
+    other = replace(near[1], bundle=1)
+    assert chosen([near[0], other]) == 0
+    assert chosen([near[0], other], ms=8) == 1
 
 
 def test_budgets_bound_the_choice_and_not_the_front() -> None:
