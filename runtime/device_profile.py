@@ -211,6 +211,9 @@ def read_profile(file: Path) -> DeviceProfile | None:
     try:
         if not file.is_file():
             return None
+    except OSError:
+        return None  # a service whose user's home is hidden from it has no profile there
+    try:
         with file.open("rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -226,9 +229,11 @@ def read_profile(file: Path) -> DeviceProfile | None:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(map(str, problem["loc"]))[:100]
         raise ConfigError(f"it is damaged (field '{field}': {problem['msg'][:150]})") from error
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"it cannot be read ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"it is damaged ({reason(error)})") from error
 
 

@@ -41,12 +41,35 @@ def profile_place(option: str | None) -> Path | None:
     return place
 
 
-def default_place() -> Path:
-    """Return the folder that ``EDGEAD_PROFILES`` names, else ``edgead/profiles`` in the user's configuration folder."""
+def default_place() -> Path | None:
+    """Return the folder that ``EDGEAD_PROFILES`` names, else ``edgead/profiles`` in the user's configuration folder.
+
+    None where the user has no home.
+    """
     chosen = os.environ.get(PROFILES_VARIABLE)
     if chosen:
         return Path(chosen)
     base = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME", "")
     # The XDG specification wants a relative path ignored.
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".config"
-    return root / "edgead" / "profiles"
+    if base and Path(base).is_absolute():
+        return Path(base) / "edgead" / "profiles"
+    try:
+        return Path.home() / ".config" / "edgead" / "profiles"
+    except RuntimeError:  # a container's user whom nobody entered
+        return None
+
+
+def place_to_write(option: str | None) -> Path | None:
+    """Return where a profile goes, None for ``off``.
+
+    Raises:
+        ConfigError: nothing was named, and the user has no home.
+    """
+    from edgead.runtime.errors import ConfigError
+
+    if option == OFF:
+        return None
+    place = default_place() if option is None else Path(option)
+    if place is None:
+        raise ConfigError("this user has no home folder for device profiles; name a place with --profile, or off")
+    return place

@@ -11,7 +11,7 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import calibration_cache, parse_frame_size, require
-from edgead.cli._profiles import OFF, default_place
+from edgead.cli._profiles import place_to_write
 from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def tune(
     from edgead.runtime.tuning.tune import tune as measure
     from edgead.tuning import find_good
 
-    camera = parse_frame_size(frame_size)
+    camera, place = parse_frame_size(frame_size), place_to_write(profile)
     good, unknown = find_good(bundles, normals or ())
     for name in unknown:
         out.warn(f"{name} does not say which images it was trained on; make sure that it has not seen those")
@@ -149,8 +149,8 @@ def tune(
         out.note(f"left out {', '.join(names)}: {reason}")
     written = None
     found = report.profile()
-    if found is not None and profile != OFF:
-        written = found.save(default_place() if profile is None else Path(profile))
+    if found is not None and place is not None:
+        written = found.save(place)
     payload = {**report.to_dict(), "profile": None if written is None else str(written)}
     payload["refit"] = None if refit is None else refit.to_dict()
     shown = [] if refit is None else _refit_tables(refit, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,19 @@ def test_without_scipy_the_good_parts_cannot_be_painted_on(process, plate, plate
     outcome = process("tune", plate_bundle, *ONE, "--normals", plate / "test" / "good", without=["scipy"])
     assert outcome.code == 2
     assert "pip install scipy" in outcome.error
+
+
+def test_a_user_without_a_home_runs_without_profiles(edgead, plate, plate_bundle, monkeypatch):
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("EDGEAD_PROFILES", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert edgead("run", plate_bundle, "--source", plate / "test" / "good", "--max-frames", "1").code == 0
+    outcome = edgead("tune", plate_bundle, *ONE)
+    assert outcome.code == 2
+    assert "no home folder" in outcome.error
 
 
 def test_a_profile_that_is_named_and_not_there_is_2(edgead, plate, plate_bundle, tmp_path):
