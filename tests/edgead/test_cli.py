@@ -195,7 +195,7 @@ def test_device_verbs_need_no_training_package(process, plate, plate_bundle, tmp
         ("check", plate_bundle, "--images", good),
         ("run", plate_bundle, "--source", good, "--sink", tmp_path / "r.jsonl"),
         ("bench", plate_bundle, "--frames", "2", "--frame-size", "320x240"),
-        ("tune", plate_bundle, "--backend", "onnxruntime", "--threads", "1", "--frames", "2", "--images", good),
+        ("tune", plate_bundle, "--threads", "1", "--frames", "2", "--images", good, "--profile", tmp_path),
         ("capture", "--source", "synthetic://", "-n", "2", "-o", tmp_path / "photos"),
         ("calibrate", plate_bundle, "--source", good, "-o", tmp_path / "new.edgead"),
         ("doctor",),

@@ -49,8 +49,10 @@ def parts(count: int, spot: int) -> list[Picture]:
     return found
 
 
-def test_what_opens_is_measured_judged_and_chosen_from(make_bundle, tmp_path):
+def test_what_opens_is_measured_judged_and_chosen_from(make_bundle, tmp_path, monkeypatch):
     path = make_bundle()
+    # A board on which not all of them fit into the free memory at once.
+    monkeypatch.setattr("edgead.runtime.tuning.tune._free_bytes", lambda: 1)
     steps: list[tuple[str, int, int]] = []
     report = tune(
         [path],
@@ -77,6 +79,9 @@ def test_what_opens_is_measured_judged_and_chosen_from(make_bundle, tmp_path):
             assert one.peak_mb is not None
             assert 20 < one.peak_mb < 2000
             assert one.trial.resident_bytes <= one.trial.peak_bytes
+    # Two at least take turns; they are sorted by how fast they were alone.
+    groups = [one.group for one in report.candidates]
+    assert sorted(groups) == [number // 2 for number in range(len(groups))]
     chosen = report.chosen
     assert chosen is not None
     assert chosen.front
