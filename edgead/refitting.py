@@ -165,7 +165,8 @@ class Refitting:
         """Fit and export each variant on part of the images, and compare them by the others; no test image is read.
 
         Args:
-            variants: from `plan`.
+            variants: from `plan`; the model as it is stays where it keeps within the budgets, unless another is better
+                by more than one standard error.
             choice: what runs all of them.
             budget_ms, budget_mb, frames, frame_size: as in `edgead.runtime.tuning.tune.tune`.
             progress: called with ``(stage, done, total)``.
@@ -195,6 +196,8 @@ class Refitting:
                 budget_mb=budget_mb,
                 pictures=good_pictures(self._held_out, None, self._card.seed),
                 like=choice,
+                # The bundle that is there is not given up for a difference that may be chance.
+                keep=list(exported.values()).index(variants[-1]) if variants[-1] in exported.values() else None,
                 frames=frames,
                 frame_size=frame_size,
                 progress=progress,

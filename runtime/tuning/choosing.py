@@ -26,13 +26,17 @@ def mark(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb: fl
     return tuple(marked)
 
 
-def pick(candidates: Sequence[Candidate]) -> int | None:
+def pick(candidates: Sequence[Candidate], keep: int | None = None) -> int | None:
     """Return the index of the candidate to use, None where none fits.
 
     Of those on the front that keep within the budgets the one with the largest AUROC says which bundle: speed that
     nobody asked for costs no accuracy. Of the combinations of that bundle, which is one model all the time, those that
     lie behind by no more than one standard error of the difference count as equal. Of equals the fastest, and of those
     within 5 % of it the one that takes least memory.
+
+    Args:
+        candidates: from `mark`.
+        keep: a bundle that stays where it fits and is as accurate as the best one within that error.
     """
     fitting = [index for index, one in enumerate(candidates) if one.fits and one.front]
     if not fitting:
@@ -40,6 +44,9 @@ def pick(candidates: Sequence[Candidate]) -> int | None:
     best = max(fitting, key=lambda index: (candidates[index].judgement.auroc or 0.0, -_ms(candidates[index])))
     own = [index for index in fitting if candidates[index].bundle == candidates[best].bundle]
     equal = [index for index in own if _equal(candidates[best], candidates[index])]
+    if keep is not None:
+        stays = [index for index, one in enumerate(candidates) if one.fits and one.bundle == keep]
+        equal = [index for index in stays if _equal(candidates[best], candidates[index])] or equal
     fastest = min(_ms(candidates[index]) for index in equal)
     near = [index for index in equal if _ms(candidates[index]) <= SAME_SPEED * fastest]
     return min(near, key=lambda index: (candidates[index].peak_mb or 0.0, _ms(candidates[index])))

@@ -55,6 +55,7 @@ def tune(
     precisions: Sequence[str] = (),
     threads: Sequence[int] = (),
     like: Choice | None = None,
+    keep: int | None = None,
     frames: int = DEFAULT_FRAMES,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     progress: Progress = lambda _stage, _done, _total: None,
@@ -71,7 +72,7 @@ def tune(
             pictures to be compared by.
         budget_ms: most milliseconds (median) from camera to decision; budget_mb: most memory in 10^6 bytes.
         pictures: gone through once. backends, precisions, threads: as in `find_setups`.
-        like: only this combination is tried, with each of the bundles.
+        like: only this combination is tried, with each of the bundles. keep: of these, as in `pick`.
         frames: counted frames of each. frame_size: ``(width, height)`` of the camera in pixels; a bundle that judges a
             region of frames of one size has that one, whatever is asked for.
         progress: called with ``(stage, done, total)``.
@@ -114,7 +115,7 @@ def tune(
         ]
         before = describe_board()
         candidates = mark(_time(found, images[0], frames, frame_size, progress), budget_ms, budget_mb)
-        choice = pick(candidates)
+        choice = pick(candidates, keep)
         return TuneReport(
             bundles=tuple(_facts(bundle) for bundle in bundles),
             budget_ms=budget_ms,

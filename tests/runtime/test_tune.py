@@ -287,6 +287,11 @@ def test_accuracy_decides_first_then_speed_then_memory() -> None:
     other = replace(near[1], bundle=1)
     assert chosen([near[0], other]) == 0
     assert chosen([near[0], other], ms=8) == 1
+    # What is there stays where it fits, though something beats it, unless the other is more accurate for sure.
+    three = mark([near[0], other, replace(candidate(6, 100, shift=1.2, seed=1), bundle=2)], None, None)
+    assert not three[2].front
+    assert [pick(three, keep) for keep in (None, 1, 2)] == [0, 1, 2]
+    assert pick(mark([near[0], replace(candidate(6, 100, shift=0.0), bundle=2)], None, None), keep=2) == 0
 
 
 def test_budgets_bound_the_choice_and_not_the_front() -> None:
