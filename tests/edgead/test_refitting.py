@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from edgead.cli import run
-from edgead.model import load_model
 from edgead.refitting import Refitting
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.check import check_bundle
@@ -16,74 +15,62 @@ from edgead.runtime.device_profile import Choice
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 
 CHOICE = Choice(backend="onnxruntime", precision="fp32", threads=1, native_search="absent")
+SETUP = ("--backend", "onnxruntime", "--threads", "1", "--frames", "10", "--frame-size", "320x240")
 
 
-class Fitted(NamedTuple):
-    model: Path
-    bundle: Path
+@pytest.fixture
+def again(plate: Path, plate_model: Path, plate_bundle: Path) -> Refitting:
+    """A PaDiM model of 16 images, 64 pixels a side, 20 dimensions."""
+    return Refitting(plate_bundle, plate_model, plate)
 
 
-@pytest.fixture(scope="module")
-def fitted(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """A PatchCore model of `parts`, 96 pixels a side, with a bank of 64."""
-    folder = tmp_path_factory.mktemp("refit")
-    found = Fitted(folder / "parts.model", folder / "parts.edgead")
-    assert run(["fit", str(parts), "--size", "96", "--set", "bank_size=64", "-o", str(found.model)]) == 0
-    assert run(["export", str(found.model), "-o", str(found.bundle)]) == 0
-    return found
+def changed(model: Path, target: Path, **fields: object) -> Path:
+    """A copy of a model directory whose card says something else."""
+    shutil.copytree(model, target)
+    card = json.loads((target / "model.json").read_text())
+    (target / "model.json").write_text(json.dumps(card | fields))
+    return target
 
 
-def test_sizes_and_banks_below_the_models_are_tried(fitted: Fitted, parts: Path) -> None:
-    again = Refitting(fitted.bundle, fitted.model, parts)
-    variants = again.plan()
-    assert [(one.size, one.settings["bank_size"]) for one in variants] == [
-        ((size, size), bank) for size in (64, 96) for bank in (4, 16, 64)
+def test_sizes_and_settings_below_the_models_are_tried(plate, plate_model, plate_bundle, tmp_path):
+    larger = Refitting(plate_bundle, changed(plate_model, tmp_path / "m", height=128, width=192), plate)
+    variants = larger.plan()
+    # Three quarters and a half of it, in the model's shape and multiples of 32.
+    assert [(one.size, one.settings["dimensions"]) for one in variants] == [
+        (size, dimensions) for size in ((64, 96), (96, 128), (128, 192)) for dimensions in (2, 10, 20)
     ]
-    assert [one.label for one in variants][::5] == ["64x64 bank_size=4", "96x96 bank_size=64"]
-    assert {one.size for one in again.plan([96])} == {(96, 96)}
-    for side, expected in ((128, "larger than the model's 96"), (100, "multiple of 32")):
+    assert (variants[0].label, variants[-1].label) == ("64x96 dimensions=2", "128x192 dimensions=20")
+    assert {one.size for one in larger.plan([128])} == {(128, 192)}
+    for side, expected in ((160, "larger than the model's 128"), (100, "multiple of 32")):
         with pytest.raises(ConfigError, match=expected):
-            again.plan([side])
+            larger.plan([side])
 
 
-def test_variants_are_compared_on_parts_they_have_not_seen_and_the_chosen_one_is_fitted_on_all(
-    fitted: Fitted, parts: Path, tmp_path: Path
-) -> None:
-    again = Refitting(fitted.bundle, fitted.model, parts)
+def test_variants_are_compared_on_parts_that_they_have_not_seen(again, monkeypatch):
+    monkeypatch.setattr("edgead.export.measuring.available", lambda: ["onnxruntime"])  # one proof is enough here
     small, *_, whole = again.plan()
-    limits = {"budget_mb": None, "frames": 4, "frame_size": (90, 72)}
-    refit = again.compare([small, whole], CHOICE, budget_ms=1000.0, **limits)
-    assert (refit.fitted, refit.held_out, refit.skipped) == (8, 4, {})
+    refit = again.compare([small, whole], CHOICE, budget_ms=1000.0, budget_mb=None, frames=4, frame_size=(320, 240))
+    assert (refit.fitted, refit.held_out, refit.skipped) == (12, 4, {})
     assert [Path(one.path).stem for one in refit.report.bundles] == [small.label, whole.label]
-    assert [(one.height, one.detector["settings"]["bank_size"]) for one in refit.report.bundles] == [(64, 4), (96, 64)]
+    assert [one.detector["settings"]["dimensions"] for one in refit.report.bundles] == [2, 20]
     assert [one.setup.choice for one in refit.report.candidates] == [CHOICE, CHOICE]
     for one in refit.report.candidates:
         assert one.judgement.held_out
         assert one.judgement.excluded is None
+        assert one.fits
     assert refit.chosen in (small, whole)
     assert refit.changed is (refit.chosen == small)
 
-    output = tmp_path / "small.edgead"
-    again.write(small, output)
-    with Bundle.open(output) as bundle, Bundle.open(fitted.bundle) as before:
-        assert (bundle.manifest.input.height, bundle.manifest.detector.settings["bank_size"]) == (64, 4)
-        counts = [[one.n_train for one in opened.manifest.categories.values()] for opened in (bundle, before)]
-        assert counts == [[12], [12]]
-        assert bundle.manifest.provenance["data_fingerprint"] == before.manifest.provenance["data_fingerprint"]
-    assert check_bundle(output).passed
 
-
-def test_what_does_not_belong_together_is_refused(
-    fitted: Fitted, parts: Path, plate: Path, plate_bundle: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_belong_together_is_refused(parts, plate, plate_model, plate_bundle, tmp_path):
     with pytest.raises(DataError, match="fitted on other images"):
-        Refitting(fitted.bundle, fitted.model, plate)
+        Refitting(plate_bundle, plate_model, parts)
     with pytest.raises(ConfigError, match="was not exported from"):
-        Refitting(plate_bundle, fitted.model, parts)
+        Refitting(plate_bundle, changed(plate_model, tmp_path / "other", detector="fre"), plate)
+    with pytest.raises(ConfigError, match="is not fitted again here"):
+        Refitting(plate_bundle, changed(plate_model, tmp_path / "pooled", detector="dfc"), plate)
     with pytest.raises(BundleError, match="no model directory"):
-        Refitting(fitted.bundle, tmp_path, parts)
-    card = load_model(fitted.model).card
-    assert card.detector == "patchcore"
+        Refitting(plate_bundle, tmp_path, plate)
 
 
 @pytest.mark.parametrize(
@@ -97,29 +84,43 @@ def test_what_does_not_belong_together_is_refused(
         (["--model", "MODEL", "--train", "DATA", "-o", "new.zip"], "ends in .edgead"),
     ],
 )
-def test_half_of_what_fitting_again_takes_is_2(edgead, fitted, parts, tmp_path, arguments, expected):
-    places = {"DATA": parts, "MODEL": fitted.model, "BUNDLE": fitted.bundle, "NEW": tmp_path / "new.edgead"}
-    outcome = edgead("tune", fitted.bundle, *(places.get(argument, argument) for argument in arguments))
+def test_half_of_what_fitting_again_takes_is_2(edgead, plate, plate_model, plate_bundle, tmp_path, arguments, expected):
+    places = {"DATA": plate, "MODEL": plate_model, "BUNDLE": plate_bundle, "NEW": tmp_path / "new.edgead"}
+    outcome = edgead("tune", plate_bundle, *(places.get(argument, argument) for argument in arguments))
     assert outcome.code == 2
     assert expected in outcome.error
 
 
 @pytest.mark.slow
-def test_tune_writes_a_smaller_bundle_where_the_budget_asks_for_one(edgead, fitted, parts, tmp_path):
+def test_the_chosen_variant_is_fitted_on_all_images_and_proved(again, plate_bundle, tmp_path):
+    small, *_ = again.plan()
+    output = tmp_path / "small.edgead"
+    again.write(small, output)
+    with Bundle.open(output) as bundle, Bundle.open(plate_bundle) as before:
+        assert bundle.manifest.detector.settings["dimensions"] == 2
+        counts = [[one.n_train for one in opened.manifest.categories.values()] for opened in (bundle, before)]
+        assert counts == [[16], [16]]
+        assert bundle.manifest.provenance["data_fingerprint"] == before.manifest.provenance["data_fingerprint"]
+    assert check_bundle(output).passed
+
+
+@pytest.mark.slow
+def test_tune_with_a_model_compares_and_writes_what_the_budget_asks_for(
+    edgead, plate, plate_model, plate_bundle, tmp_path
+):
     output, place = tmp_path / "new.edgead", tmp_path / "profiles"
-    again = ("--model", fitted.model, "--train", parts, "--size", "96", "-o", output)
-    setup = ("--backend", "onnxruntime", "--threads", "1", "--frames", "10", "--frame-size", "90x72")
-    outcome = edgead("tune", fitted.bundle, *setup, *again, "--profile", place, "--json")
+    more = ("--model", plate_model, "--train", plate, "-o", output)
+    outcome = edgead("tune", plate_bundle, *SETUP, *more, "--profile", place, "--json")
     assert outcome.code == 0, outcome.err
     report, refit = outcome.json, outcome.json["refit"]
     assert len(refit["report"]["bundles"]) == len(refit["variants"]) == 3
-    changed = refit["chosen"] != refit["variants"][-1]["label"]
-    assert output.exists() is changed
-    assert report["bundles"][0]["bundle"] == str(output if changed else fitted.bundle)
+    other = refit["chosen"] != refit["variants"][-1]["label"]
+    assert output.exists() is other
+    assert report["bundles"][0]["bundle"] == str(output if other else plate_bundle)
     assert len(list(place.iterdir())) == 1
-    outcome = edgead("run", report["bundles"][0]["bundle"], "--source", parts / "test" / "good", "--profile", place)
+    outcome = edgead("run", report["bundles"][0]["bundle"], "--source", plate / "test" / "good", "--profile", place)
     assert "backend: device profile: onnxruntime fp32, 1 thread " in outcome.err
-    outcome = edgead("tune", fitted.bundle, *setup, *again, "--profile", "off")
+    outcome = edgead("tune", plate_bundle, *SETUP, *more, "--profile", "off")
     assert outcome.code == 0
     assert "Sizes and settings" in outcome.out
     assert "judged by 4 others" in outcome.out
