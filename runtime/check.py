@@ -156,7 +156,7 @@ def check_bundle(
     images: Sequence[Path] = (),
     precision: str | None = None,
     threads: int | None = None,
-    profile: Path | None = None,
+    profile: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Verify a bundle and replay its reference images on this device.

@@ -139,13 +139,24 @@ class DeviceProfile(_Section):
 
     def mismatch(self, bundle: Bundle) -> str | None:
         """Return why the profile does not hold for a bundle on this device as it is now; None where it does."""
-        choice, here = self.choice, Device.here()
+        choice = self.choice
         if self.bundle_sha256 != bundle.sha256:
             return f"it is of another bundle ('{self.bundle_name}', SHA-256 {self.bundle_sha256[:12]}…)"
-        if self.device != here:
-            return f"it is of another device ({self.device.describe()}; this one: {here.describe()})"
+        outdated = self.outdated()
+        if outdated is not None:
+            return outdated
         if choice.precision not in bundle.manifest.precisions:
             return f"the bundle has no precision '{choice.precision}'"
+        offered = searches_natively(bundle.manifest, choice.backend, choice.precision)
+        if offered != (choice.native_search != "absent"):
+            return f"the native search was {'built' if offered else 'removed'} since (edgead build --target cpu)"
+        return None
+
+    def outdated(self) -> str | None:
+        """Return why the profile holds for no bundle on this device as it is now; None where it may."""
+        choice, here = self.choice, Device.here()
+        if self.device != here:
+            return f"it is of another device ({self.device.describe()}; this one: {here.describe()})"
         if choice.backend not in REGISTRY:
             return f"this edgead has no backend '{choice.backend}'"
         problem = REGISTRY[choice.backend].problem
@@ -155,9 +166,6 @@ class DeviceProfile(_Section):
         for name in sorted({*now, *self.versions}):
             if self.versions.get(name) != now.get(name):
                 return f"it was measured with {name} {self.versions.get(name)}, here is {now.get(name)}"
-        offered = searches_natively(bundle.manifest, choice.backend, choice.precision)
-        if offered != (choice.native_search != "absent"):
-            return f"the native search was {'built' if offered else 'removed'} since (edgead build --target cpu)"
         return None
 
 
@@ -169,7 +177,7 @@ class Settled(NamedTuple):
     left_out: str | None = None
 
 
-def settle(bundle: Bundle, profile: Path, fallback: str, why: str) -> Settled:
+def settle(bundle: Bundle, profile: str | Path, fallback: str, why: str) -> Settled:
     """Return how to open a bundle for which nothing was asked by name.
 
     Args:
@@ -178,7 +186,7 @@ def settle(bundle: Bundle, profile: Path, fallback: str, why: str) -> Settled:
         fallback, why: what `edgead.runtime.backends.choose` gave for ``auto``, taken where no profile holds.
     """
     plain = Choice(backend=fallback, precision="fp32", threads=None, native_search="used")
-    file = profile_file(profile, bundle.sha256)
+    file = profile_file(Path(profile), bundle.sha256)
     try:
         found = read_profile(file)
         wrong = None if found is None else found.mismatch(bundle)
@@ -200,6 +208,25 @@ def settle(bundle: Bundle, profile: Path, fallback: str, why: str) -> Settled:
 def profile_file(where: Path, bundle_sha256: str) -> Path:
     """Return the file of a bundle's profile: ``where`` itself if it ends in ``.json``, else the one in that folder."""
     return where if where.suffix == SUFFIX else where / f"{bundle_sha256}{SUFFIX}"
+
+
+def describe_profiles(place: Path) -> list[str]:
+    """Return one line for each profile in a folder, or for the one file: of which bundle, and whether it holds here."""
+    try:
+        files = [place] if place.suffix == SUFFIX else sorted(place.glob(f"*{SUFFIX}"))
+    except OSError:
+        return []
+    lines = []
+    for file in files:
+        try:
+            found = read_profile(file)
+        except ConfigError as error:
+            lines.append(f"{file.name} is left out: {error}")
+            continue
+        if found is not None:
+            outdated = found.outdated()
+            lines.append(f"{found.bundle_name}: {found.choice.describe() if outdated is None else outdated}")
+    return lines
 
 
 def read_profile(file: Path) -> DeviceProfile | None:

@@ -133,7 +133,7 @@ class Inspector:
         threads: int | None = None,
         batch: int = 1,
         native_search: bool = True,
-        profile: Path | None = None,
+        profile: str | Path | None = None,
     ) -> Inspector:
         """Open a bundle on this device.
 

@@ -9,7 +9,7 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, parse_frame_size
-from edgead.cli._profiles import ProfileOption, profile_place
+from edgead.cli._profiles import ProfileOption, default_place, profile_place
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -190,7 +190,7 @@ def doctor(out: Output) -> None:
     from edgead.cli._output import table
     from edgead.runtime.doctor import diagnose
 
-    rows = diagnose()
+    rows = diagnose(default_place())
     styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}
     out.finish(
         {"schema": "edgead.doctor/1", "components": [row.to_dict() for row in rows]},

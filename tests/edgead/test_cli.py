@@ -107,7 +107,7 @@ def test_verbose_shows_the_traceback_and_the_line(edgead, tmp_path):
 
 
 def test_a_defect_of_edgead_is_one_line_and_1(edgead, monkeypatch):
-    def defect() -> None:
+    def defect(_: object) -> None:
         raise ZeroDivisionError("half of\nnothing")
 
     monkeypatch.setattr("edgead.runtime.doctor.diagnose", defect)
@@ -119,7 +119,7 @@ def test_a_defect_of_edgead_is_one_line_and_1(edgead, monkeypatch):
 
 
 def test_stdout_is_for_the_json_object_alone(edgead, monkeypatch):
-    def chatty() -> list[object]:
+    def chatty(_: object) -> list[object]:
         print("a library greets its users")
         return []
 

@@ -71,7 +71,7 @@ def test_too_little_to_paint_on_is_one_line(tmp_path):
         list(good_pictures(sorted(tmp_path.iterdir()), None))
 
 
-def test_tune_writes_the_profile_that_run_and_check_use(edgead, plate, plate_bundle, tmp_path):
+def test_tune_writes_the_profile_that_run_and_check_use(edgead, plate, plate_bundle, tmp_path, monkeypatch):
     place, good = tmp_path / "profiles", plate / "test" / "good"
     arguments = ("--normals", good, "--images", plate / "test" / "defect", "--profile", place)
     outcome = edgead("tune", plate_bundle, *ONE, *arguments, "--json")
@@ -115,6 +115,8 @@ def test_tune_writes_the_profile_that_run_and_check_use(edgead, plate, plate_bun
     assert checked["backend"]["why"].startswith("device profile: ")
     assert checked["backend"]["threads"] == 1
 
+    monkeypatch.setenv("EDGEAD_PROFILES", str(place))
+    assert "plate: onnxruntime fp32, 1 thread" in edgead("doctor", "--json").json["components"][-1]["detail"]
     content = json.loads(file.read_text())
     content["device"]["cpu"] = "Another CPU"
     file.write_text(json.dumps(content))
@@ -124,6 +126,9 @@ def test_tune_writes_the_profile_that_run_and_check_use(edgead, plate, plate_bun
         (line,) = [line for line in outcome.err.splitlines() if line.startswith("Warning: the device profile")]
         assert "is left out: it is of another device (Another CPU" in line
         assert outcome.json["backend"]["threads"] != 1
+    last = edgead("doctor", "--json").json["components"][-1]
+    assert (last["name"], last["status"]) == ("device profiles", "ok")
+    assert "plate: it is of another device" in last["detail"]
 
 
 def test_where_nothing_keeps_within_the_budget_it_is_3_and_no_profile(edgead, plate_bundle, tmp_path):
