@@ -61,7 +61,7 @@ def find_setups(
         bundle: opened.
         backends: registry names or ``auto``; none means all of full precision that can run here.
         precisions: keys of the bundle's precisions; none means those that are made for each backend.
-        threads: numbers of CPU threads; none means up to the cores that this process may use.
+        threads: numbers of CPU threads; none means the library's own, and up to the cores that this process may use.
 
     Raises:
         ConfigError: an unknown name, a number out of range, or nothing is left of what was asked for.
@@ -78,7 +78,7 @@ def find_setups(
     for count in threads:
         if not 1 <= count <= MOST_THREADS:
             raise ConfigError(f"--threads must lie between 1 and {MOST_THREADS}, got {count}")
-    counts: Sequence[int | None] = sorted(set(threads)) or thread_counts(describe_machine()["cores"] or 1)
+    counts: Sequence[int | None] = sorted(set(threads)) or [None, *thread_counts(describe_machine()["cores"] or 1)]
     found = []
     for backend in tried:
         for precision in meant_for(manifest, backend):
@@ -89,7 +89,7 @@ def find_setups(
             for number in (None,) if REGISTRY[backend].gpu else counts:
                 choice = Choice(backend=backend, precision=precision, threads=number, native_search=search)
                 found.append(Setup(bundle.path, choice))
-                if searches:
+                if searches and number is not None:
                     found.append(Setup(bundle.path, choice.model_copy(update={"native_search": "left out"})))
     if not found:
         made = ", ".join(f"{key} for {', '.join(one.runtimes)}" for key, one in manifest.precisions.items())

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import available
+from edgead.runtime.bench import describe_machine
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.device_profile import Choice
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError, DataError
@@ -220,6 +221,9 @@ def test_every_combination_is_there_and_bfloat16_only_where_it_is_asked_for(make
         assert (plain.plain, plain.eligible, plain.choice.precision) == (True, False, "fp32")
         assert {one.choice.precision for one in others} == {"int8-cpu"}
         assert find_setups(bundle)[0].eligible
+        free = [one.choice for one in find_setups(bundle, precisions=["int8-cpu"])[1:]]
+        cores = describe_machine()["cores"]
+        assert [one.threads for one in free if one.backend == cpu[0]] == [None, *thread_counts(cores)]
         with pytest.raises(ConfigError, match="holds nothing of what was asked for"):
             find_setups(bundle, precisions=["fp16"])
 
