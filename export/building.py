@@ -20,8 +20,7 @@ from edgead.runtime.cuda_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, suggest
-from edgead.runtime.native import SOURCES, load_library, native_files
-from edgead.runtime.native_description import parse_description
+from edgead.runtime.native import SOURCES, load_library
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"
@@ -225,10 +224,7 @@ def _build_cpu(
     path: Path, cache: EngineCache, options: BuildOptions, on_wait: Callable[[], None] | None
 ) -> BuildReport:
     with Bundle.open(path) as bundle:
-        graphs = [graph for precision in bundle.manifest.precisions for graph in bundle.graph_files(precision)]
-        described = [native_files(graph)[2] for graph in graphs]
-        present = [name for name in described if name in bundle.manifest.members]
-        kinds = {parse_description(bundle.read(name), name).kind for name in present}
+        kinds = {kind for precision in bundle.manifest.precisions for kind in bundle.native_kinds(precision)}
         if not kinds:
             raise ConfigError(
                 f"{path} has no large memory bank and no large Gaussians; --target cpu has nothing to build for it"

@@ -1,43 +1,22 @@
 """The process in which a vendor library describes itself or builds one engine, so that its crash is not ours.
 
-Started by `edgead.export.isolation` as ``main(request file, answer file)``; it ends when its parent does.
+Started by `edgead.export.isolation` as ``main(request file, answer file)``.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
 from edgead.export.layer_precision import require_precision
 from edgead.export.tensorrt_adapter import Request, build, compute_capabilities
 from edgead.runtime.backends.tensorrt_library import Target, load_library
-from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, EdgeadError, ParityError
-from edgead.runtime.files import reason
-
-# Errors that keep their kind, and with it the exit code, on the way to the parent.
-KINDS: dict[str, type[EdgeadError]] = {
-    error.__name__: error for error in (BackendError, BackendUnavailable, ConfigError, ParityError)
-}
+from edgead.runtime.isolation import answer
 
 
 def main(request_file: str, answer_file: str) -> None:
-    """Do what the request says, and answer in JSON: ``ok`` and either the outcome, or ``kind`` and ``error``."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    request = json.loads(Path(request_file).read_text())
-    try:
-        answer = {"ok": True, **_ACTIONS[request["action"]](request)}
-    except EdgeadError as error:
-        kind = next(name for name, known in KINDS.items() if type(error) is known)
-        answer = {"ok": False, "kind": kind, "error": str(error)}
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        answer = {"ok": False, "kind": "BackendError", "error": f"cannot write{where}: {reason(error)}"}
-    except MemoryError:
-        answer = {"ok": False, "kind": "BackendError", "error": "not enough memory to build the engine"}
-    Path(answer_file).write_text(json.dumps(answer))
+    """Do what the request says, see `edgead.runtime.isolation.answer`."""
+    answer(request_file, answer_file, lambda request: _ACTIONS[request["action"]](request))
 
 
 def _describe(request: dict[str, Any]) -> dict[str, Any]:
@@ -80,10 +59,3 @@ _ACTIONS = {"describe": _describe, "build": _build}
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _end_with_parent() -> None:
-    # The parent holds the other end and never writes: what comes is its end, however it came about.
-    # Read past Python's buffers, whose lock this thread would still hold when the interpreter ends.
-    os.read(0, 1)
-    os._exit(1)

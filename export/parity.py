@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.frame import Decision
-from edgead.runtime.limits import Verdict
+from edgead.runtime.limits import BORDERLINE_SHARE, Verdict
 from edgead.runtime.manifest import ParityRecord
 
-# A changed decision counts as borderline only this close to the threshold, as a share of its distance to the
-# median normal score (design section 5).
-BORDERLINE_SHARE = 0.02
 _RESAMPLES = 500
 
 

@@ -78,7 +78,9 @@ def bench(
         BackendUnavailable, BackendError: a named backend is missing or fails, or none is installed.
         ConfigError: a number out of range, unknown backend.
     """
-    _validate(frames, rate_fps, frame_size)
+    check_frames(frames, frame_size)
+    if rate_fps is not None and not 0.01 <= rate_fps <= 100_000:
+        raise ConfigError(f"--rate must lie between 0.01 and 100000 frames a second, got {rate_fps}")
     with Bundle.open(path) as bundle, ExitStack() as stack:
         images = {name: decode_image(png, name) for name, png in bundle.references()}
         if not images:
@@ -87,7 +89,7 @@ def bench(
         known = _expected_verdicts(bundle)
         region = bundle.region()
         frame_size = frame_size if region is None else region.frame_size
-        pool = _frame_pool(list(images.values()), frame_size)
+        pool = frame_pool(list(images.values()), frame_size)
         for candidate in candidates:
             candidate.accuracy = _accuracy(candidate.inspector, images, known)
             candidate.warm(pool, WARM_UP)
@@ -132,7 +134,7 @@ def take_turns(
     Raises:
         BackendError: an inspector gave no valid score for any frame.
     """
-    pool = _frame_pool(images, frame_size)
+    pool = frame_pool(images, frame_size)
     candidates = [_Candidate(inspector, "") for inspector in inspectors]
     for candidate in candidates:
         candidate.warm(pool, WARM_UP)
@@ -198,11 +200,10 @@ class _Candidate:
         )
 
 
-def _validate(frames: int, rate_fps: float | None, frame_size: tuple[int, int]) -> None:
+def check_frames(frames: int, frame_size: tuple[int, int]) -> None:
+    """Raise `ConfigError` where a number of frames or their size is out of range."""
     if frames < 1:
         raise ConfigError(f"--frames must be at least 1, got {frames}")
-    if rate_fps is not None and not 0.01 <= rate_fps <= 100_000:
-        raise ConfigError(f"--rate must lie between 0.01 and 100000 frames a second, got {rate_fps}")
     if not all(16 <= side <= 16384 for side in frame_size):
         raise ConfigError(f"--frame-size must lie between 16x16 and 16384x16384, got {frame_size[0]}x{frame_size[1]}")
 
@@ -218,7 +219,7 @@ def _open_all(
     candidates: list[_Candidate] = []
     skipped: dict[str, str] = {}
     for name in tried:
-        for precision in dict.fromkeys(precisions) or _precisions(bundle.manifest, name):
+        for precision in dict.fromkeys(precisions) or meant_for(bundle.manifest, name):
             try:
                 inspector = Inspector.open(bundle.path, backend=name, precision=precision, threads=threads)
             except BackendError as error:
@@ -232,7 +233,8 @@ def _open_all(
     return candidates, skipped
 
 
-def _precisions(manifest: Manifest, backend: str) -> list[str]:
+def meant_for(manifest: Manifest, backend: str) -> list[str]:
+    """Return the precisions of a bundle that are made for a backend, fp32 first."""
     meant = sorted(
         (key for key, entry in manifest.precisions.items() if backend in entry.runtimes),
         key=lambda key: (key != "fp32", key),
@@ -240,7 +242,7 @@ def _precisions(manifest: Manifest, backend: str) -> list[str]:
     return meant or ["fp32"]
 
 
-def _frame_pool(images: Sequence[NDArray[np.uint8]], frame_size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+def frame_pool(images: Sequence[NDArray[np.uint8]], frame_size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     """Return the references at camera size, in BGR as OpenCV's cameras deliver."""
     width, height = frame_size
     fitting = max(2, _POOL_BYTES // (3 * width * height))

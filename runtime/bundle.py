@@ -31,6 +31,7 @@ from edgead.runtime.manifest import (
     parse_manifest,
 )
 from edgead.runtime.native import native_files
+from edgead.runtime.native_description import parse_description
 from edgead.runtime.region import Region
 from edgead.runtime.routed import head_file
 from edgead.runtime.scratch import private_directory
@@ -155,13 +156,19 @@ class Bundle:
         heads = [head_file(category, precision) for category in self.manifest.categories]
         return [self.manifest.precisions[precision].file, *(name for name in heads if name in self.manifest.members)]
 
+    def native_kinds(self, precision: str) -> set[str]:
+        """Return what of a precision's graphs can be computed by native code: ``search``, ``gaussians``, or nothing."""
+        described = [native_files(graph) for graph in self.graph_files(precision)]
+        present = [files[-1] for files in described if set(files) <= set(self.manifest.members)]
+        return {parse_description(self.read(name), name).kind for name in present}
+
     @contextmanager
-    def model_files(self, precision: str) -> Iterator[Path]:
+    def model_files(self, precision: str, *, native_code: bool = True) -> Iterator[Path]:
         """Yield the path of a precision's graph file, its weights beside it, in a private folder.
 
         The folder is removed on exit; the bundle may be closed before. In a routed bundle the graph file is the
         router's, and the heads of the same precision lie beside it; so do the parts of graphs that native code speeds
-        up (`edgead.runtime.native`).
+        up (`edgead.runtime.native`), unless ``native_code`` is False: then the whole graph runs.
 
         Raises:
             ConfigError: the bundle has no such precision.
@@ -172,7 +179,8 @@ class Bundle:
                 f"{self.path} has no precision '{precision}'.{suggest(precision, self.manifest.precisions)}"
             )
         graphs = self.graph_files(precision)
-        wanted = {*graphs, *(file for graph in graphs for file in native_files(graph))}
+        native = [file for graph in graphs for file in native_files(graph)] if native_code else []
+        wanted = {*graphs, *native}
         names = [n for n in self.manifest.members if n in wanted or n.startswith(WEIGHTS)]
         with private_directory() as directory:
             self.extract(directory, names)

@@ -74,7 +74,11 @@ class ImagesCheck:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """The outcome of a check. ``problems`` holds one line each; without any, the check has passed."""
+    """The outcome of a check.
+
+    ``problems`` holds one line each; without any, the check has passed. ``left_out`` says why a device profile that is
+    there was not used.
+    """
 
     bundle: str
     model_sha256: str
@@ -85,6 +89,7 @@ class CheckReport:
     references: tuple[ReferenceCheck, ...]
     images: ImagesCheck | None
     problems: tuple[str, ...]
+    left_out: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -151,6 +156,7 @@ def check_bundle(
     images: Sequence[Path] = (),
     precision: str | None = None,
     threads: int | None = None,
+    profile: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Verify a bundle and replay its reference images on this device.
@@ -166,6 +172,7 @@ def check_bundle(
             A file that is no readable image is reported, counts as `NOT_INSPECTED`, and does not fail the check.
         precision: a key of the manifest's ``precisions``; None means ``fp32``.
         threads: CPU threads; None leaves the choice to the backend.
+        profile: as `Inspector.open`; what is checked is then what ``edgead run`` would use.
         progress: called with (done, total) after each image.
 
     Raises:
@@ -177,7 +184,14 @@ def check_bundle(
     chosen, why = choose(backend)
     files = list(find_images(images))
     with Bundle.open(path) as bundle:
-        manifest, key = bundle.manifest, precision or "fp32"
+        manifest, native_code, left_out = bundle.manifest, True, None
+        if profile is not None and (backend, precision, threads) == ("auto", None, None):
+            from edgead.runtime.device_profile import settle
+
+            choice, why, left_out = settle(bundle, profile, chosen, why)
+            chosen, precision, threads = choice.backend, choice.precision, choice.threads
+            native_code = choice.native_code != "left out"
+        key = precision or "fp32"
         if key not in manifest.precisions:
             raise ConfigError(f"{path} has no precision '{key}'.{suggest(key, manifest.precisions)}")
         limits = manifest.limits(key)
@@ -188,7 +202,7 @@ def check_bundle(
             if progress is not None:
                 progress(next(step), total)
 
-        with bundle.model_files(key) as model:
+        with bundle.model_files(key, native_code=native_code) as model:
             network = open_model(chosen, manifest, model, key, threads=threads, bundle=bundle.path)
             try:
                 info = network.describe()
@@ -202,6 +216,7 @@ def check_bundle(
         precision=key,
         backend=info,
         why=why,
+        left_out=left_out,
         threshold=limits.value,
         references=tuple(replayed),
         images=judged,

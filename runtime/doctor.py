@@ -94,8 +94,11 @@ class Component:
         return asdict(self)
 
 
-def diagnose() -> list[Component]:
-    """Return one row a component. Never raises, never imports torch, and changes nothing on the machine."""
+def diagnose(profiles: Path | None = None) -> list[Component]:
+    """Return one row a component. Never raises, never imports torch, and changes nothing on the machine.
+
+    ``profiles``: where device profiles lie; None: nowhere.
+    """
     probes: list[tuple[str, Callable[[], Component]]] = [
         ("python", _python),
         ("cpu", _cpu),
@@ -110,6 +113,7 @@ def diagnose() -> list[Component]:
         ("opencv", _opencv),
         ("gstreamer", _gstreamer),
         *((row[0], partial(_package, *row)) for row in (*_SINKS, *_TRAINING)),
+        ("device profiles", partial(_profiles, profiles)),
     ]
     rows = []
     for name, probe in probes:
@@ -117,8 +121,8 @@ def diagnose() -> list[Component]:
             row = probe()
         except Exception as error:  # noqa: BLE001 - a probe that fails is a finding, not the end of the diagnosis
             row = Component(name, "broken", first_line(error))
-        # Only on a Jetson is there something to say about Jetsons.
-        if row.name != "jetson" or row.status != "missing":
+        # Only on a Jetson is there something to say about Jetsons, and of profiles only where something was tuned.
+        if row.name not in ("jetson", "device profiles") or row.status != "missing":
             rows.append(row)
     return rows
 
@@ -298,6 +302,13 @@ def _package(name: str, module: str, extra: str | None) -> Component:
         purpose = f"; {_PURPOSE[extra]}" if extra in _PURPOSE else ""
         return Component(name, "missing", f"{name} is not installed{purpose}", mend)
     return Component(name, "ok", _first_version((name,)) or "installed, version not known")
+
+
+def _profiles(place: Path | None) -> Component:
+    from edgead.runtime.device_profile import describe_profiles
+
+    lines = [] if place is None else describe_profiles(place)
+    return Component("device profiles", "ok" if lines else "missing", f"in {place}: {'; '.join(lines)}")
 
 
 def _first_version(packages: Iterable[str]) -> str | None:

@@ -82,6 +82,10 @@ class ParityError(ExportError):
         self.report = report
 
 
+class BudgetError(EdgeadError):
+    """Nothing that keeps within a budget (exit code 3); the message names what comes nearest, and what to change."""
+
+
 class LintError(ExportError):
     """A graph that breaks a rule of the runtimes it is meant for; the message names node and mend."""
 

@@ -62,7 +62,7 @@ class Inspector:
         threshold: raw score; `ANOMALY` iff score > threshold. A routed backend takes `Limits`, which hold one for each
             category.
         name: what is inspected, for messages.
-        why: one line on how the backend was chosen.
+        why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
         region: the part of the frames that is judged; None: all of it.
         tiles: how it is cut, for a backend that judges tiles below each other (`TiledBackend`); None: not at all.
     """
@@ -82,6 +82,7 @@ class Inspector:
         self.height = height
         self.width = width
         self.why = why
+        self.left_out: str | None = None
         self.region = region
         self.tiles = tiles
         if not isinstance(threshold, Limits):
@@ -89,7 +90,8 @@ class Inspector:
         cleanup = ExitStack()
         cleanup.callback(backend.close)
         self._model = _Model(backend, threshold, name, cleanup, None)
-        self._opened: Mapping[str, Any] | None = None
+        self._asked: Mapping[str, Any] | None = None
+        self._precision = "fp32"
         self._bundle: tuple[Path, str] | None = None
         self._lock = threading.Lock()
         self._swapping = threading.Lock()
@@ -116,6 +118,11 @@ class Inspector:
         """The threshold of frames that no category is known of; a routed model has others in ``limits``."""
         return self._model.limits.value
 
+    @property
+    def network(self) -> Backend:
+        """What judges now, for images at network size; each run takes its turn between frames."""
+        return SharedBackend(self._lock, lambda: self._model.backend)
+
     @classmethod
     def open(
         cls,
@@ -125,6 +132,8 @@ class Inspector:
         precision: str | None = None,
         threads: int | None = None,
         batch: int = 1,
+        native_code: bool = True,
+        profile: str | Path | None = None,
     ) -> Inspector:
         """Open a bundle on this device.
 
@@ -134,6 +143,10 @@ class Inspector:
             precision: a key of the manifest's ``precisions``; None means ``fp32``.
             threads: CPU threads of the backend; None leaves the choice to it.
             batch: batch size the backend is compiled for.
+            native_code: False: the graph computes all, though native code for a part of it is there.
+            profile: what ``edgead tune`` wrote, a file or the folder that holds the bundle's. It is used where it was
+                made for this bundle on this device, and where neither a backend nor a precision nor a number of threads
+                is asked for; ``why`` says so, and ``left_out`` why it was not. None: there is none.
 
         Raises:
             BundleError: the bundle is damaged, unsafe or newer than this version.
@@ -144,15 +157,25 @@ class Inspector:
         from edgead.runtime.routed import open_model
 
         chosen, why = choose(backend)
+        asked: dict[str, Any] = {"precision": precision, "threads": threads, "batch": batch}
+        # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
+        asked |= {"backend": chosen if profile is None else backend, "native_code": native_code, "profile": profile}
         with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
             manifest = bundle.manifest
+            left_out = None
+            if profile is not None and (backend, precision, threads) == ("auto", None, None):
+                from edgead.runtime.device_profile import settle
+
+                choice, why, left_out = settle(bundle, profile, chosen, why)
+                chosen, precision, threads = choice.backend, choice.precision, choice.threads
+                native_code = native_code and choice.native_code != "left out"
             precision = precision or "fp32"
             if precision not in manifest.precisions:
                 known = suggest(precision, manifest.precisions)
                 raise ConfigError(f"{bundle.path} has no precision '{precision}'.{known}")
             entry = manifest.precisions[precision]
             _require_parity(manifest, entry.file, chosen)
-            model = stack.enter_context(bundle.model_files(precision))
+            model = stack.enter_context(bundle.model_files(precision, native_code=native_code))
             opened = open_model(chosen, manifest, model, precision, threads=threads, batch=batch, bundle=bundle.path)
             inspector = cls(
                 opened,
@@ -167,7 +190,7 @@ class Inspector:
             # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
             told = "int8" if precision.startswith("int8") else None
             inspector._model = replace(inspector._model, precision=told, normals=manifest.normals())
-            inspector._opened = {"backend": chosen, "precision": precision, "threads": threads, "batch": batch}
+            inspector._asked, inspector._precision, inspector.left_out = asked, precision, left_out
             inspector._bundle = bundle.path, bundle.sha256
             # The backend maps the extracted weights; they go when the inspector goes.
             inspector._model.cleanup.push(stack.pop_all())
@@ -177,8 +200,9 @@ class Inspector:
         """Go on with another bundle, from one frame to the next, without losing any.
 
         The new bundle is opened beside the old one (both models are in memory for that time) with the same backend,
-        precision and number of threads, and has to pass what ``edgead check`` asks for. Only then does it take the old
-        one's place; whatever is wrong with it, the old one stays. Its own thresholds hold, not those set before.
+        precision and number of threads (or those of its own device profile, where profiles are used), and has to pass
+        what ``edgead check`` asks for. Only then does it take the old one's place; whatever is wrong with it, the old
+        one stays. Its own thresholds hold, not those set before.
 
         Args:
             path: a ``.edgead`` file whose model takes the same input: network size and region.
@@ -188,18 +212,19 @@ class Inspector:
             ConfigError: it takes another input, or this inspector was not opened from a bundle.
             BackendError: the backend cannot run it.
         """
-        if self._opened is None:
+        if self._asked is None:
             raise ConfigError("only an inspector that was opened from a bundle can go on with another one")
         with self._swapping:
-            fresh = type(self).open(path, **self._opened)
+            fresh = type(self).open(path, **self._asked)
             try:
                 self._require_same_input(fresh, path)
-                fresh._prove(path, self._opened["precision"])
+                fresh._prove(path)
                 with self._lock:
                     if self._closed:
                         raise BackendError("the inspector is closed")
                     old, self._model = self._model, fresh._model
                     self._bundle, self._unfit = fresh._bundle, ""
+                    self._precision, self.why, self.left_out = fresh._precision, fresh.why, fresh.left_out
             except BaseException:
                 fresh.close()
                 raise
@@ -221,16 +246,15 @@ class Inspector:
         from edgead.runtime.bundle import Bundle
         from edgead.runtime.check import problems, replay
 
-        if self._opened is None or self._bundle is None:
+        if self._asked is None or self._bundle is None:
             raise ConfigError("only an inspector that was opened from a bundle has references to test itself with")
         with self._swapping:
             path, sha256 = self._bundle
             with Bundle.open(path) as bundle:
                 if bundle.sha256 != sha256:
                     raise BundleError(f"{path} is not the bundle that was opened; load it (SIGHUP) or start again")
-                between = SharedBackend(self._lock, lambda: self._model.backend)
                 try:
-                    found = list(problems(replay(between, bundle, self._opened["precision"])))
+                    found = list(problems(replay(self.network, bundle, self._precision)))
                 except BackendError as error:
                     found = [str(error)]
             with self._lock:
@@ -379,12 +403,12 @@ class Inspector:
                 "stop the stream and start it with the new bundle"
             )
 
-    def _prove(self, path: str | Path, precision: str) -> None:
+    def _prove(self, path: str | Path) -> None:
         from edgead.runtime.bundle import Bundle
         from edgead.runtime.check import problems, replay
 
         with Bundle.open(Path(path)) as bundle:
-            found = list(problems(replay(self._model.backend, bundle, precision)))
+            found = list(problems(replay(self._model.backend, bundle, self._precision)))
         if found:
             raise BundleError(f"{path} does not decide here as it did when it was exported: {found[0]}")
 

@@ -9,6 +9,10 @@ from typing import NamedTuple
 from edgead.runtime.backends import Inference
 from edgead.runtime.frame import Decision, decide
 
+# A changed decision of a reduced precision counts as borderline only this close to the threshold, as a share of its
+# distance to the median normal score (design section 5).
+BORDERLINE_SHARE = 0.02
+
 
 class Verdict(NamedTuple):
     """The judgement of one image: raw score, the threshold it was held against, and what follows."""

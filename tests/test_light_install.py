@@ -106,6 +106,18 @@ def test_the_stream_runs(light: Path, bundle: Path, parts: Path) -> None:
     assert summary["frames"]["captured"] == summary["frames"]["inspected"] == 10
 
 
+def test_the_device_is_tuned_and_the_stream_uses_it(light: Path, bundle: Path, parts: Path, tmp_path: Path) -> None:
+    place = tmp_path / "profiles"
+    tune = [light / "edgead", "tune", bundle, "--images", parts, "--frames", "5", "--profile", place, "--json"]
+    report = json.loads(run(*tune, cwd=light))
+    assert {one["backend"] for one in report["candidates"]} == {"onnxruntime"}
+    assert report["pictures"]["other"] == 10
+    threads = report["candidates"][report["choice"]]["threads"]
+    stream = [light / "edgead", "run", bundle, "--source", parts, "--profile", place, "--json"]
+    summary = json.loads(run(*stream, cwd=light))
+    assert summary["backend"]["threads"] == (threads or 0)
+
+
 def test_doctor_says_what_is_there_and_what_brings_the_rest(light: Path) -> None:
     report = json.loads(run(light / "edgead", "doctor", "--json", cwd=light))
     rows = {row["name"]: row for row in report["components"]}

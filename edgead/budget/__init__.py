@@ -1,7 +1,7 @@
 """Settings that keep within a budget of bytes or milliseconds, chosen by measurement on this machine."""
 
 from edgead.budget.choosing import Budget, check_budget, choose, pick
-from edgead.budget.paired import Ranking
 from edgead.budget.trials import STRENGTH
+from edgead.runtime.ranking import Ranking
 
 __all__ = ["STRENGTH", "Budget", "Ranking", "check_budget", "choose", "pick"]

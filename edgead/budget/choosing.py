@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgead.budget.paired import Ranking
 from edgead.budget.tracing import SharedBackbone
 from edgead.budget.trials import STRENGTH, Trials
 from edgead.coreset import Progress, silent
@@ -30,6 +29,7 @@ from edgead.runtime.bench import DEFAULT_FRAME_SIZE, describe_machine, take_turn
 from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.ranking import Ranking
 
 FRAMES = 60  # timed a rung
 
@@ -138,7 +138,7 @@ def choose(
             ms=round(ms, 3),
             fits=size <= (budget_mb or math.inf) * 1e6 and ms <= (budget_ms or math.inf),
         )
-        for settings, ranking, size, ms in zip(_varied(ladder), rankings, sizes, times, strict=True)
+        for settings, ranking, size, ms in zip(varied(ladder), rankings, sizes, times, strict=True)
     )
     if not any(rung.fits for rung in curve):
         raise ConfigError(_complaint(detector.name, curve, budget_mb, budget_ms, backend["name"]))
@@ -190,7 +190,7 @@ def _complaint(
     )
 
 
-def _varied(ladder: Sequence[Settings]) -> list[dict[str, Any]]:
+def varied(ladder: Sequence[Settings]) -> list[dict[str, Any]]:
     """Return of each rung the settings in which the ladder's rungs differ; those of a head as ``head.KEY``."""
 
     def flat(settings: Settings) -> dict[str, Any]:

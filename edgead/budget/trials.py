@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgead.backbones import Backbone
-from edgead.budget.paired import Ranking
 from edgead.coreset import Progress
 from edgead.detectors import pools_categories
 from edgead.detectors.base import TrainingImages, fit_module
@@ -22,6 +21,7 @@ from edgead.export.exportable import Exportable, Routing
 from edgead.features import FeatureExtractor
 from edgead.probes import KINDS, plant
 from edgead.runtime.errors import DataError
+from edgead.runtime.ranking import Ranking
 from edgead.runtime.threshold import calibrate
 from edgead.scoring import ScoringModule
 

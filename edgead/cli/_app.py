@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: BaseException, verbose: bool) -> int:
-    from edgead.runtime.errors import EdgeadError, ParityError
+    from edgead.runtime.errors import BudgetError, EdgeadError, ParityError
 
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else INTERNAL
@@ -118,7 +118,7 @@ def _explain(error: BaseException, verbose: bool) -> int:
         hint = f" See '{context.command_path} --help'." if context is not None else ""
         line, code = message + ("" if message.endswith((".", "?")) else ".") + hint, WRONG_INPUT
     elif isinstance(error, EdgeadError):
-        line, code = str(error), CHECK_FAILED if isinstance(error, ParityError) else WRONG_INPUT
+        line, code = str(error), CHECK_FAILED if isinstance(error, ParityError | BudgetError) else WRONG_INPUT
     elif isinstance(error, OSError):
         # What a file system refuses is not for the user to report, wherever it came up.
         where = f"cannot use {error.filename}" if error.filename else "the system refused a file"

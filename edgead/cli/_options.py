@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -33,6 +34,12 @@ RateOption = Annotated[
     float | None,
     typer.Option("--false-alarm-rate", metavar="X", help="Share of good parts that may be rejected, such as 0.01."),
 ]
+
+
+def calibration_cache() -> Path:
+    """Return the folder of calibrated ranges, where the XDG base directory specification puts caches."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgead" / "calibration"
 
 
 def require(extra: str, *modules: str) -> None:

@@ -53,6 +53,7 @@ def run_stream(
     backend: str,
     precision: str | None,
     threads: int | None,
+    profile: Path | None,
     wait: bool,
     watch: bool,
     batch: int = 1,
@@ -71,8 +72,18 @@ def run_stream(
     with switch.installed(), _calm_log(), ExitStack() as stack:
         try:
             size = 1 if batch == 1 else batch_size(choose(backend)[0], batch)
-            with Inspector.open(bundle, backend=backend, precision=precision, threads=threads, batch=size) as inspector:
+            # A profile was measured on single frames, and says nothing of batches.
+            with Inspector.open(
+                bundle,
+                backend=backend,
+                precision=precision,
+                threads=threads,
+                batch=size,
+                profile=profile if batch == 1 else None,
+            ) as inspector:
                 out.note(f"backend: {inspector.why}")
+                if inspector.left_out is not None:
+                    out.warn(inspector.left_out)
                 drift = DriftWatch(inspector.normals)
                 targets: list[str | Path | Sink] = [*sinks]
                 if drift.active:

@@ -11,6 +11,7 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, RateOption, ThreadsOption
+from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def run(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    profile: ProfileOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for a source that cannot be opened yet.")] = False,
     batch: Annotated[
         int, typer.Option(min=1, max=256, metavar="N", help="Frames judged in one run, of all sources together.")
@@ -132,6 +134,7 @@ def run(
         backend=backend,
         precision=precision,
         threads=threads,
+        profile=profile_place(profile),
         wait=wait,
         watch=not taken,
         batch=batch,

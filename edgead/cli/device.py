@@ -9,6 +9,7 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, parse_frame_size
+from edgead.cli._profiles import ProfileOption, default_place, profile_place
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -29,6 +30,7 @@ def check(
     ] = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Verify a bundle, and replay its reference images on this device: PASS or FAIL.
 
@@ -37,6 +39,7 @@ def check(
     from edgead.runtime.check import check_bundle
     from edgead.runtime.errors import ParityError
 
+    place = profile_place(profile)
     with out.progress() as step:
         report = check_bundle(
             bundle,
@@ -44,8 +47,11 @@ def check(
             images=images or (),
             precision=precision,
             threads=threads,
+            profile=place,
             progress=lambda done, total: step("replay", done, total),
         )
+    if report.left_out is not None:
+        out.warn(report.left_out)
     for problem in report.images.unreadable.values() if report.images else ():
         out.warn(problem)
     out.finish(report.to_dict(), _check_table(report))
@@ -184,7 +190,7 @@ def doctor(out: Output) -> None:
     from edgead.cli._output import table
     from edgead.runtime.doctor import diagnose
 
-    rows = diagnose()
+    rows = diagnose(default_place())
     styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}
     out.finish(
         {"schema": "edgead.doctor/1", "components": [row.to_dict() for row in rows]},

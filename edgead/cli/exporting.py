@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import require
+from edgead.cli._options import calibration_cache, require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def export(
                 allow_drift=allow_drift,
                 fused=single_graph,
                 plain=plain,
-                cache=cache_folder(),
+                cache=calibration_cache(),
                 progress=step,
             )
         except ParityError as error:
@@ -122,12 +121,6 @@ def export(
         for line in payload["trtexec"]:
             out.note(line)
     out.finish(payload, parity_table(report), *layer_tables(payload["precisions"]))
-
-
-def cache_folder() -> Path:
-    """Return the folder of calibrated ranges, where the XDG base directory specification puts caches."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgead" / "calibration"
 
 
 def _trtexec(report: ExportReport, size: tuple[int, int]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import RateOption, require
-from edgead.cli.exporting import cache_folder, layer_tables, parity_table
+from edgead.cli._options import RateOption, calibration_cache, require
+from edgead.cli.exporting import layer_tables, parity_table
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def import_anomalib(
                 calibration=calibration or (),
                 max_drop=max_drop,
                 allow_drift=allow_drift,
-                cache=cache_folder(),
+                cache=calibration_cache(),
                 progress=step,
             )
         except ParityError as error:

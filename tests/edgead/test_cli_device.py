@@ -90,6 +90,7 @@ def test_a_damaged_bundle_is_2_for_every_command(edgead, plate, plate_bundle, tm
             ("check", victim),
             ("run", victim, "--source", good),
             ("bench", victim),
+            ("tune", victim),
             ("eval", victim, plate),
             ("calibrate", victim, "--source", good, "-o", tmp_path / "new.edgead"),
         ):
@@ -121,7 +122,7 @@ def test_a_bundle_of_a_newer_edgead_says_upgrade(edgead, plate_bundle, tmp_path)
     ],
 )
 def test_an_unknown_backend_is_2(edgead, plate_bundle, arguments, expected):
-    for verb in ("check", "bench"):
+    for verb in ("check", "bench", "tune"):
         outcome = edgead(verb, plate_bundle, *arguments)
         assert outcome.code == 2
         assert expected in outcome.error
