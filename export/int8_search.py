@@ -104,7 +104,8 @@ def choose_int8(
 ) -> tuple[Int8Choice, dict[str, onnx.ModelProto]]:
     """Choose the ranges with the least score error, and keep layers in FP32 until it fits.
 
-    Those come first that cost most score error for the time that INT8 saves in them, see `savings`.
+    Layers are kept in two orders: by their score error for the time that INT8 saves in them, see `savings`, and by
+    their score error alone. Of the choices that fit, the one that gives up least time is taken.
 
     Args:
         models: FP32 graph files of one model, which share the names of their convolutions.
@@ -122,6 +123,7 @@ def choose_int8(
         The choice and its graph files. Where no choice is good enough, the best one.
     """
     layers = quantisable(next(iter(models.values())))
+    saved = savings(next(iter(models.values())))
     tried: dict[tuple[str, ...], tuple[float, str]] = {}
 
     def build(method: str, kept: Sequence[str]) -> dict[str, onnx.ModelProto]:
@@ -157,37 +159,39 @@ def choose_int8(
     if drops[method] > aim and len(layers) > 1:
         sensitivity = dict(before.sensitivity) if before is not None and before.sensitivity else ranked(method)
 
-        def judged(kept: tuple[str, ...]) -> float:
+        def judged(some: Sequence[str]) -> float:
+            kept = tuple(name for name in layers if name in some)
             if kept not in tried:
                 progress(f"{dialect}: layers kept in fp32", len(kept), len(layers))
                 # The layer that is kept may be the one that made a method the best.
                 tried[kept] = min((error(name, kept), name) for name in METHODS)
             return tried[kept][0]
 
-        saved = savings(next(iter(models.values())))
-        order = sorted(sensitivity, key=lambda name: -sensitivity[name] / max(saved[name], 1.0))
-        _keep_until(order, judged, aim)
+        # Cheap layers first loses least time, unless the costly ones are what matters.
+        _keep_until(sorted(sensitivity, key=lambda name: -sensitivity[name] / max(saved[name], 1.0)), judged, aim)
+        _keep_until(list(sensitivity), judged, aim)
     allowed = max_drop if before is None else aim
     fitting = [kept for kept, (value, _) in tried.items() if value <= aim] or [
         kept for kept, (value, _) in tried.items() if value <= allowed
     ]
-    kept = min(fitting, key=len) if fitting else min(tried, key=lambda one: tried[one])
+    lost = {kept: sum(saved[name] for name in kept) for kept in tried}
+    kept = min(fitting, key=lambda one: lost[one]) if fitting else min(tried, key=lambda one: tried[one])
     drop, method = tried[kept]
-    choice = Int8Choice(dialect, method, drops, sensitivity, tuple(kept), len(layers), drop, drop <= max_drop, aim)
+    choice = Int8Choice(dialect, method, drops, sensitivity, kept, len(layers), drop, drop <= max_drop, aim)
     return choice, build(method, kept)
 
 
-def _keep_until(order: Sequence[str], error: Callable[[tuple[str, ...]], float], aim: float) -> None:
+def _keep_until(order: Sequence[str], error: Callable[[Sequence[str]], float], aim: float) -> None:
     """Keep 1, 2, 4, ... of the most sensitive layers until the error fits, then as few as will do; one stays INT8."""
     count, last = 1, 0
     most = len(order) - 1
-    while error(tuple(order[:count])) > aim:
+    while error(order[:count]) > aim:
         if count == most:
             return
         last, count = count, min(2 * count, most)
     while count - last > 1:
         middle = (count + last) // 2
-        if error(tuple(order[:middle])) > aim:
+        if error(order[:middle]) > aim:
             last = middle
         else:
             count = middle
