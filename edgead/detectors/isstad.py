@@ -39,24 +39,30 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from edgead.backbones import BackboneSpec
 from edgead.detectors.encoders import TapEncoder, as_pixels
-from edgead.detectors.isstad_network import BackboneTokens, IsstadNetwork, Score
+from edgead.detectors.isstad_network import (
+    BackboneTokens,
+    IsstadNetwork,
+    MaskedAutoEncoder,
+    Score,
+    draw_kept,
+    masked_error,
+)
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
 from edgead.detectors.losses import structural_similarity
-from edgead.detectors.vit import SIZES, Grid, VitEncoder, initialise, load_mae, patchify
+from edgead.detectors.vit import SIZES, Grid, VitEncoder, load_mae, patchify
 from edgead.recipes import Batch, Recipe, Stage
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import ShapeForger
-from edgead.synthesis.augment import random_crop
+from edgead.synthesis.augment import apply_table, jitter_table, random_crop, shift
 
-_MASKED = 0.75
 _FORGED = 2 / 3
 _NORMAL_WEIGHT = 3.0
+_REACH = 8 / 256  # of the image's side, that training images are moved by
 
 _PROFILES: dict[str, dict[str, Any]] = {
     "small": {
@@ -74,6 +80,8 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 6,
         "score": "probability",
         "map_stride": 2,
+        "least_change": 8,
+        "vary": True,
     },
     "full": {
         "encoder": "own",
@@ -90,6 +98,8 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 20,
         "score": "product",
         "map_stride": 1,
+        "least_change": 0,
+        "vary": False,
     },
 }
 
@@ -112,6 +122,8 @@ class Isstad(LearnedBase):
             recon_target: what the last block learns to give, the ``clean`` image or its corrupted ``input``.
             score: see `IsstadNetwork`.
             map_stride: pixels a side of a cell of the map.
+            least_change: grey levels below which a forged pixel counts as normal, see `ShapeForger`.
+            vary: train on images that are moved a little and changed a little in tone, which few images are in need of.
         """
 
         encoder: Literal["own", "backbone"] | None = None
@@ -126,6 +138,8 @@ class Isstad(LearnedBase):
         recon_target: Literal["clean", "input"] = "clean"
         score: Score | None = None
         map_stride: int | None = Field(default=None, ge=1, le=8)
+        least_change: int | None = Field(default=None, ge=0, le=255)
+        vary: bool | None = None
 
         def stated(self) -> LearnedSettings:
             stated = super().stated()
@@ -232,8 +246,9 @@ class Isstad(LearnedBase):
             clip=None if full else 1.0,
             evaluations=settings.evaluations,
         )
-        forger = ShapeForger(pixels)
+        forger = ShapeForger(pixels, least_change=settings.least_change)
         repair = settings.recon_target == "clean"
+        reach = round(_REACH * min(pixels.shape[1:3]))
 
         def draw(rng: np.random.Generator) -> Batch:
             indices = rng.integers(0, len(pixels), recipe.batch)
@@ -242,6 +257,11 @@ class Isstad(LearnedBase):
             for place, index in enumerate(indices):
                 if rng.random() < _FORGED:
                     images[place], masks[place] = forger(int(index), rng)
+                if settings.vary:
+                    table = jitter_table(clean[place], rng)
+                    pair = [apply_table(one, table) for one in (images[place], clean[place])]
+                    moved = shift([*pair, masks[place]], rng, reach)
+                    images[place], clean[place], masks[place] = moved
             return {"image": images, "target": clean if repair else images, "mask": masks}
 
         def losses(arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -257,47 +277,6 @@ class Isstad(LearnedBase):
             }
 
         return Stage("training", recipe, [network.decoder], draw, losses)
-
-
-class MaskedAutoEncoder(nn.Module):
-    """What stage 1 needs beside the network: the token of a masked patch, and the head that gives its pixels."""
-
-    def __init__(self, network: IsstadNetwork) -> None:
-        super().__init__()
-        channels = network.decoder.embed.out_features
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, channels))
-        self.pixels = nn.Linear(channels, 3 * network.grid.patch**2)
-        initialise(self)
-        nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(self, network: IsstadNetwork, pixels: Tensor, keep: Tensor) -> Tensor:
-        """Return the patches ``(N, T, 3 p p)``, normalised, of pixels of which ``keep (N, K)`` are seen."""
-        encoder, decoder = network.encoder, network.decoder
-        patches = encoder.embed(network.encoder_input(pixels))
-        seen = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
-        embedded = decoder.embed(encoder.encode(seen))
-        tokens = self.mask_token.to(embedded.dtype).repeat(len(pixels), patches.shape[1], 1)
-        # Each seen token goes back to its own place; the rest hold the mask's.
-        tokens = tokens.scatter(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]), embedded[:, 1:])
-        x = torch.cat([embedded[:, :1], tokens], 1) + decoder.pos_embed
-        for block in decoder.blocks[: len(decoder.blocks) // 2]:
-            x = block(x)
-        result: Tensor = self.pixels(decoder.norm(x)[:, 1:])
-        return result
-
-
-def draw_kept(count: int, patches: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return which quarter of the patches each of ``count`` images shows, ``(count, K)``, ascending."""
-    kept = max(1, round((1.0 - _MASKED) * patches))
-    order = np.argsort(rng.random((count, patches)), axis=1)[:, :kept]
-    return np.asarray(np.sort(order, axis=1), np.int64)
-
-
-def masked_error(restored: Tensor, patches: Tensor, keep: Tensor) -> Tensor:
-    """Return the mean squared error of ``(N, T, D)`` over the patches that are not in ``keep (N, K)``."""
-    errors = (restored - patches).square().mean(2)
-    hidden = torch.ones_like(errors).scatter(1, keep, 0.0)
-    return (errors * hidden).sum() / hidden.sum()
 
 
 def pixel_entropy(logits: Tensor, mask: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from edgead.scoring import GaussianSmoothing
 # Pixel statistics that public weights were trained with, a channel.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+_MASKED = 0.75
 _TOP = 0.1  # share of the pixels that the extended score averages
 
 Score = Literal["product", "probability", "extended"]
@@ -181,3 +182,44 @@ class IsstadNetwork(nn.Module):
         if self.stride == 1:
             return maps
         return torch.nn.functional.avg_pool2d(maps[:, None], self.stride)[:, 0]
+
+
+class MaskedAutoEncoder(nn.Module):
+    """What stage 1 needs beside the network: the token of a masked patch, and the head that gives its pixels."""
+
+    def __init__(self, network: IsstadNetwork) -> None:
+        super().__init__()
+        channels = network.decoder.embed.out_features
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, channels))
+        self.pixels = nn.Linear(channels, 3 * network.grid.patch**2)
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, network: IsstadNetwork, pixels: Tensor, keep: Tensor) -> Tensor:
+        """Return the patches ``(N, T, 3 p p)``, normalised, of pixels of which ``keep (N, K)`` are seen."""
+        encoder, decoder = network.encoder, network.decoder
+        patches = encoder.embed(network.encoder_input(pixels))
+        seen = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
+        embedded = decoder.embed(encoder.encode(seen))
+        tokens = self.mask_token.to(embedded.dtype).repeat(len(pixels), patches.shape[1], 1)
+        # Each seen token goes back to its own place; the rest hold the mask's.
+        tokens = tokens.scatter(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]), embedded[:, 1:])
+        x = torch.cat([embedded[:, :1], tokens], 1) + decoder.pos_embed
+        for block in decoder.blocks[: len(decoder.blocks) // 2]:
+            x = block(x)
+        result: Tensor = self.pixels(decoder.norm(x)[:, 1:])
+        return result
+
+
+def draw_kept(count: int, patches: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return which quarter of the patches each of ``count`` images shows, ``(count, K)``, ascending."""
+    kept = max(1, round((1.0 - _MASKED) * patches))
+    order = np.argsort(rng.random((count, patches)), axis=1)[:, :kept]
+    return np.asarray(np.sort(order, axis=1), np.int64)
+
+
+def masked_error(restored: Tensor, patches: Tensor, keep: Tensor) -> Tensor:
+    """Return the mean squared error of ``(N, T, D)`` over the patches that are not in ``keep (N, K)``."""
+    errors = (restored - patches).square().mean(2)
+    hidden = torch.ones_like(errors).scatter(1, keep, 0.0)
+    return (errors * hidden).sum() / hidden.sum()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.synthesis.augment import flip, strong_jitter
-from edgead.synthesis.forger import Image, Mask, check_pool, is_grey, to_grey
+from edgead.synthesis.forger import Image, Mask, check_pool, is_grey, to_grey, visible
 from edgead.synthesis.saliency import otsu
 
 _LEAST_SIDE = 10  # pixels of 256
@@ -23,10 +23,11 @@ class ShapeForger:
 
     Args:
         pool: ``(n, h, w, 3)`` uint8, the training images.
+        least_change: as in `edgead.synthesis.MixForger`; 0 takes the whole mask, as the code does.
     """
 
-    def __init__(self, pool: Image) -> None:
-        self._pool = check_pool(pool)
+    def __init__(self, pool: Image, *, least_change: int = 0) -> None:
+        self._pool, self._least_change = check_pool(pool), least_change
         self._boxes = [object_box(image) for image in pool]
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image, Mask]:
@@ -44,7 +45,7 @@ class ShapeForger:
             mask |= _shape(height, width, center, size, rng)
         forged = image.copy()
         forged[mask] = _content(image, rng)[mask]
-        return forged, mask
+        return forged, visible(image, forged, mask, self._least_change)
 
 
 def object_box(image: Image) -> tuple[int, int, int, int]:
