@@ -10,7 +10,7 @@ general knowledge [G], not re-checked against code. What each part rests on ([R]
 - score: Mahalanobis distance of the image's embedding from a Gaussian of the training images' [G], its covariance
   shrunk (Ledoit and Wolf) and with a ridge since images are few [R];
 - map: the same for windows. The paper trains a second network on patches of 64 of 256 pixels for it [G]; ours takes
-  the means of this network's features over windows of about that side, and one Gaussian of all windows [R].
+  the means of this network's features over windows of half that side, and one Gaussian of all windows [R].
   ``score=patch`` takes the image's score from that map, its maximum, which small defects do not dilute [R].
 
 The small profile is ours: a few layers learn on frozen features of the default backbone, at stride 8, and what is
@@ -47,12 +47,13 @@ _RESNET = "resnet18"
 _STRIDES = (8, 16)  # of the backbone's taps
 _CLASSES = 3
 _BATCH = 8  # images at a time where nothing is learned
-_WINDOW = 64 / 256  # of the image's side
+_WINDOW = 32 / 256  # of the image's side
 _IGNORED = -100
 
 _PROFILES: dict[str, dict[str, Any]] = {
     "small": {
         "width": 64,
+        "kept": 64,
         "steps": 150,
         "batch": 8,
         "learning_rate": 2e-3,
@@ -62,6 +63,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
     },
     "full": {
         "width": 512,
+        "kept": 0,
         "steps": 65_536,
         "batch": 32,
         "learning_rate": 0.03,
@@ -82,19 +84,24 @@ class CutPaste(LearnedBase):
 
         Attributes:
             batch: images a step, of which each is seen in three versions.
-            width: channels of the embedding, of profile=small; a ResNet-18 has 512.
+            width: channels that are learned, of profile=small; a ResNet-18 has 512.
+            kept: channels of the frozen backbone beside them, of profile=small; 0 leaves them out.
             score: distance of the whole ``image``, or of the most distant ``patch``; the same is classified.
             least_change: grey levels below which a pasted pixel counts as normal, see `CutPasteForger`.
         """
 
         width: int | None = Field(default=None, ge=8, le=512)
+        kept: int | None = Field(default=None, ge=0, le=512)
         score: Literal["image", "patch"] | None = None
         least_change: int | None = Field(default=None, ge=0, le=255)
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = fill(settings or self.Settings(), _PROFILES)
-        if self.settings.profile == "full" and self.settings.width != _PROFILES["full"]["width"]:
-            raise ConfigError("width belongs to profile=small of cutpaste; profile=full is a ResNet-18 of 512 channels")
+        for name in ("width", "kept"):
+            if self.settings.profile == "full" and getattr(self.settings, name) != _PROFILES["full"][name]:
+                raise ConfigError(
+                    f"{name} belongs to profile=small of cutpaste; profile=full is a ResNet-18 of 512 channels"
+                )
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.profile == "small":
@@ -106,7 +113,8 @@ class CutPaste(LearnedBase):
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         encoder: nn.Module
         if self.settings.profile == "small":
-            encoder = _OnBackbone(TapEncoder(spec, size, load_weights=load_weights), self.settings.width)
+            taps = TapEncoder(spec, size, load_weights=load_weights)
+            encoder = _OnBackbone(taps, self.settings.width, self.settings.kept)
         else:
             encoder = ResNet18(spec if load_weights and spec.strides else None)
         return CutPasteNetwork(encoder, size, score=self.settings.score, smooth=self.settings.smooth)
@@ -126,7 +134,8 @@ class CutPaste(LearnedBase):
         )
         least = settings.least_change
         forgers = [CutPasteForger(pixels, kind, least_change=least) for kind in ("paste", "scar")]
-        channels = network.encoder.channels
+        # The head sees what is learned only, which would lean on what is there already.
+        channels = network.encoder.learned
         helper = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, _CLASSES))
 
         def draw(rng: np.random.Generator) -> Batch:
@@ -138,7 +147,7 @@ class CutPaste(LearnedBase):
             return {"image": images, "mask": masks, "label": np.repeat(np.arange(_CLASSES), recipe.batch)}
 
         def losses(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            features = network.encoder(as_pixels(batch["image"]))
+            features = network.encoder(as_pixels(batch["image"]))[:, :channels]
             if not network.by_patch:
                 return {"classes": F.cross_entropy(helper(features.mean(dim=(2, 3))).float(), batch["label"])}
             labels = window_labels(batch["label"], batch["mask"], network.cells, network.window)
@@ -146,8 +155,9 @@ class CutPaste(LearnedBase):
             return {"classes": balanced_entropy(logits.flatten(0, 1), labels.flatten())}
 
         trained = [network.encoder if full else network.encoder.neck, helper]
+        start = None if full else partial(network.encoder.measure, pixels)
         settle = partial(network.measure, pixels)
-        return [Stage("training", recipe, trained, draw, losses, helper, settle=settle)]
+        return [Stage("training", recipe, trained, draw, losses, helper, start, settle)]
 
     def complete(self, network: CutPasteNetwork, pixels: Pixels, held_out: Pixels) -> None:
         network.measure(pixels)
@@ -227,16 +237,45 @@ class CutPasteNetwork(nn.Module):
 
 
 class _OnBackbone(nn.Module):
-    """A few learned layers on the taps of a frozen backbone, at the finer one's grid."""
+    """A few learned layers on the taps of a frozen backbone, at the finer one's grid, and the taps themselves, turned.
 
-    def __init__(self, encoder: TapEncoder, width: int) -> None:
+    Args:
+        encoder: its taps, the finer one first; each channel is brought to mean 0 and variance 1 over normal images.
+        width: channels that are learned.
+        kept: channels that a fixed random matrix makes of the taps.
+    """
+
+    level: Tensor
+    gain: Tensor
+    turn: Tensor
+
+    def __init__(self, encoder: TapEncoder, width: int, kept: int) -> None:
         super().__init__()
         self.backbone = encoder
+        given = sum(encoder.channels)
         # No activation at the end: values around zero have small rounding errors, which a whitening makes larger.
-        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width, activation="none"))
-        self.channels = width
+        self.neck = nn.Sequential(ConvNorm(given, width, 1), ConvNorm(width, width, activation="none"))
+        self.register_buffer("level", torch.zeros(1, given, 1, 1))
+        self.register_buffer("gain", torch.ones(1, given, 1, 1))
+        matrix = np.random.default_rng((given, kept)).normal(0.0, given**-0.5, (kept, given, 1, 1))
+        self.register_buffer("turn", torch.from_numpy(matrix.astype(np.float32)))
+        self.learned, self.channels = width, width + kept
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return ``(N, learned + kept, gh, gw)``."""
+        cells = (self._cells(pixels) - self.level) * self.gain
+        learned: Tensor = self.neck(cells)
+        return torch.cat([learned, F.conv2d(cells, self.turn)], 1) if len(self.turn) else learned
+
+    @torch.no_grad()
+    def measure(self, images: Pixels) -> None:
+        """Set the statistics of the channels from normal images ``(n, h, w, 3)``."""
+        device = self.level.device
+        cells = torch.cat([self._cells(as_pixels(torch.from_numpy(one[None]).to(device))) for one in images]).double()
+        std, mean = torch.std_mean(cells, dim=(0, 2, 3), correction=0, keepdim=True)
+        self.level.copy_(mean)
+        self.gain.copy_(1.0 / torch.clamp(std, min=1e-6))
+
+    def _cells(self, pixels: Tensor) -> Tensor:
         fine, coarse = self.backbone(pixels)
-        features: Tensor = self.neck(torch.cat([fine, upsample(coarse)], 1))
-        return features
+        return torch.cat([fine, upsample(coarse)], 1)

@@ -80,6 +80,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 6,
         "score": "probability",
         "map_stride": 2,
+        "small": 0.5,
         "least_change": 8,
         "vary": True,
     },
@@ -98,6 +99,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "evaluations": 20,
         "score": "product",
         "map_stride": 1,
+        "small": 0.0,
         "least_change": 0,
         "vary": False,
     },
@@ -122,6 +124,7 @@ class Isstad(LearnedBase):
             recon_target: what the last block learns to give, the ``clean`` image or its corrupted ``input``.
             score: see `IsstadNetwork`.
             map_stride: pixels a side of a cell of the map.
+            small: share of the forged images that get 1 to 100 small patches, see `ShapeForger`.
             least_change: grey levels below which a forged pixel counts as normal, see `ShapeForger`.
             vary: train on images that are moved a little and changed a little in tone, which few images are in need of.
         """
@@ -138,6 +141,7 @@ class Isstad(LearnedBase):
         recon_target: Literal["clean", "input"] = "clean"
         score: Score | None = None
         map_stride: int | None = Field(default=None, ge=1, le=8)
+        small: float | None = Field(default=None, ge=0.0, le=1.0)
         least_change: int | None = Field(default=None, ge=0, le=255)
         vary: bool | None = None
 
@@ -164,7 +168,7 @@ class Isstad(LearnedBase):
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.encoder == "own":
             return self.no_backbone(spec)
-        return self.with_taps(spec, (self.settings.patch, 2 * self.settings.patch))
+        return self.with_taps(spec, (self.settings.patch // 2, self.settings.patch, 2 * self.settings.patch))
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         settings = self.settings
@@ -246,7 +250,7 @@ class Isstad(LearnedBase):
             clip=None if full else 1.0,
             evaluations=settings.evaluations,
         )
-        forger = ShapeForger(pixels, least_change=settings.least_change)
+        forger = ShapeForger(pixels, small=settings.small, least_change=settings.least_change)
         repair = settings.recon_target == "clean"
         reach = round(_REACH * min(pixels.shape[1:3]))
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,8 +28,9 @@ Score = Literal["product", "probability", "extended"]
 class BackboneTokens(nn.Module):
     """The cells of a frozen backbone in the place of a transformer's tokens; ours, for the small profile.
 
-    Pixels ``(N, 3, h, w)`` from 0 to 255 to tokens ``(N, 1 + T, C)``, zeros for the class token. The coarser tap is
-    resized to the finer one's grid, and each channel brought to mean 0 and variance 1 over the training images.
+    Pixels ``(N, 3, h, w)`` from 0 to 255 to tokens ``(N, 1 + T, C)``, zeros for the class token. A token holds all
+    cells of the finest tap that lie in its patch, as a transformer's holds all of its pixels; the coarsest tap is
+    resized. Each channel has mean 0 and variance 1 over the training images.
     """
 
     level: Tensor
@@ -37,7 +39,8 @@ class BackboneTokens(nn.Module):
     def __init__(self, encoder: TapEncoder, grid: Grid) -> None:
         super().__init__()
         self.backbone, self.grid = encoder, grid
-        self.channels = sum(encoder.channels)
+        self.factors = tuple(max(1, grid.patch // stride) for stride in encoder.strides)
+        self.channels = sum(count * f * f for count, f in zip(encoder.channels, self.factors, strict=True))
         self.register_buffer("level", torch.zeros(self.channels))
         self.register_buffer("gain", torch.ones(self.channels))
 
@@ -62,8 +65,9 @@ class BackboneTokens(nn.Module):
         self.gain.copy_(1.0 / torch.clamp(std, min=1e-6))
 
     def _cells(self, pixels: Tensor) -> Tensor:
-        fine, coarse = self.backbone(pixels)
-        return torch.cat([fine, upsample(coarse)], 1).flatten(2).transpose(1, 2)
+        *finer, coarse = self.backbone(pixels)
+        folded = [F.pixel_unshuffle(tap, factor) for tap, factor in zip(finer, self.factors, strict=False)]
+        return torch.cat([*folded, upsample(coarse)], 1).flatten(2).transpose(1, 2)
 
 
 class IsstadDecoder(nn.Module):
