@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "small": 0.0,
     "least_change": 0,
     "vary": False,
+    "normal_weight": 3.0,
 }
 
 
@@ -207,7 +208,7 @@ def test_the_error_counts_what_was_hidden() -> None:
 # Stage 2
 
 
-def test_normal_pixels_weigh_three_times() -> None:
+def test_normal_pixels_weigh_as_much_as_was_asked_for() -> None:
     logits, mask = torch.randn(2, 2, 3, 4), torch.randint(0, 2, (2, 3, 4))
     total = weight = 0.0
     for n in range(2):
@@ -217,7 +218,7 @@ def test_normal_pixels_weigh_three_times() -> None:
                 own = 1.0 if mask[n, i, j] else 3.0
                 total -= own * math.log(float(chances[mask[n, i, j]]))
                 weight += own
-    assert float(pixel_entropy(logits, mask)) == pytest.approx(total / weight, rel=1e-4)
+    assert float(pixel_entropy(logits, mask, 3.0)) == pytest.approx(total / weight, rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ["clean", "input"])
