@@ -30,7 +30,8 @@ class Recipe:
         floor: share of the learning rate that the cosine ends at.
         drops: shares of the steps at which the rate falls to a tenth.
         clip: largest norm of all gradients together; None: as they are.
-        evaluations: how often the network is judged; the best of them is kept. 0 keeps the last.
+        evaluations: how often the network is judged, beside once before the first step; the best state is kept, which
+            is the untrained one where training does not help. 0 keeps the last.
         patience: judgements without a new best after which the stage ends; None: none ends it.
     """
 
@@ -81,6 +82,8 @@ class Stage:
         losses: the weighted terms, scalars, whose sum is minimised.
         helper: a module that only training needs and that is no part of the network.
         start: called before the first step, and not again where a run goes on.
+        settle: called before each judgement, in inference mode: sets what is measured rather than learned, such as
+            the Gaussians of features that still change.
     """
 
     name: str
@@ -90,3 +93,4 @@ class Stage:
     losses: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     helper: nn.Module | None = None
     start: Callable[[], None] | None = None
+    settle: Callable[[], None] | None = None

@@ -126,6 +126,8 @@ class _Run:
         sums: dict[str, float] = {}
         start, since = position.step, 0
         self._set_modes()
+        if start == 0 and recipe.evaluations and self._judge is not None:
+            self._select(self._judge)
         workers = _CPU_WORKERS if self._device.type == "cpu" else _GPU_WORKERS
         with closing(prefetch(self._draw, range(start, recipe.steps), workers=workers)) as batches:
             for step, arrays in enumerate(batches, start):
@@ -188,6 +190,8 @@ class _Run:
         position = self._position
         self._network.eval()
         with torch.inference_mode():
+            if self._stage.settle is not None:
+                self._stage.settle()
             value = judge(self._network)
         self._set_modes()
         position.judgements.append(Judgement(stage=self._stage.name, step=position.step, value=value))

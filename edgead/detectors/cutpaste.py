@@ -10,15 +10,19 @@ general knowledge [G], not re-checked against code. What each part rests on ([R]
 - score: Mahalanobis distance of the image's embedding from a Gaussian of the training images' [G], its covariance
   shrunk (Ledoit and Wolf) and with a ridge since images are few [R];
 - map: the same for windows. The paper trains a second network on patches of 64 of 256 pixels for it [G]; ours takes
-  the means of this network's features over windows of about that side, and one Gaussian of all windows [R].
+  the means of this network's features over windows of half that side, and one Gaussian of all windows [R].
   ``score=patch`` takes the image's score from that map, its maximum, which small defects do not dilute [R].
 
-The small profile learns a few layers on frozen features of the default backbone, at stride 8; that is ours.
+The small profile is ours: a few layers learn on frozen features of the default backbone, at stride 8, and what is
+classified is what is scored, the windows: one whose middle cell a forgery reaches is of its class, one that it touches
+elsewhere does not count, all others are normal, and each class weighs the same. The paper's second network learns on
+small patches for the same reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +34,7 @@ from torch import Tensor, nn
 from edgead.backbones import BackboneSpec
 from edgead.detectors.blocks import ConvNorm, upsample
 from edgead.detectors.encoders import TapEncoder, as_pixels
-from edgead.detectors.gaussian import GaussianDensity, RunningMoments, shrunk_moments
+from edgead.detectors.gaussian import GaussianDensity, shrunk_moments
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
 from edgead.detectors.resnet import ResNet18
 from edgead.recipes import Batch, Recipe, Stage
@@ -42,24 +46,30 @@ from edgead.synthesis.augment import jitter
 _RESNET = "resnet18"
 _STRIDES = (8, 16)  # of the backbone's taps
 _CLASSES = 3
-_WINDOW = 64 / 256  # of the image's side
+_BATCH = 8  # images at a time where nothing is learned
+_WINDOW = 32 / 256  # of the image's side
+_IGNORED = -100
 
 _PROFILES: dict[str, dict[str, Any]] = {
     "small": {
         "width": 64,
+        "kept": 64,
         "steps": 150,
         "batch": 8,
         "learning_rate": 2e-3,
         "evaluations": 6,
         "score": "patch",
+        "least_change": 8,
     },
     "full": {
         "width": 512,
+        "kept": 0,
         "steps": 65_536,
         "batch": 32,
         "learning_rate": 0.03,
         "evaluations": 20,
         "score": "image",
+        "least_change": 0,
     },
 }
 
@@ -74,17 +84,24 @@ class CutPaste(LearnedBase):
 
         Attributes:
             batch: images a step, of which each is seen in three versions.
-            width: channels of the embedding, of profile=small; a ResNet-18 has 512.
-            score: distance of the whole ``image``, or of the most distant ``patch``.
+            width: channels that are learned, of profile=small; a ResNet-18 has 512.
+            kept: channels of the frozen backbone beside them, of profile=small; 0 leaves them out.
+            score: distance of the whole ``image``, or of the most distant ``patch``; the same is classified.
+            least_change: grey levels below which a pasted pixel counts as normal, see `CutPasteForger`.
         """
 
         width: int | None = Field(default=None, ge=8, le=512)
+        kept: int | None = Field(default=None, ge=0, le=512)
         score: Literal["image", "patch"] | None = None
+        least_change: int | None = Field(default=None, ge=0, le=255)
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = fill(settings or self.Settings(), _PROFILES)
-        if self.settings.profile == "full" and self.settings.width != _PROFILES["full"]["width"]:
-            raise ConfigError("width belongs to profile=small of cutpaste; profile=full is a ResNet-18 of 512 channels")
+        for name in ("width", "kept"):
+            if self.settings.profile == "full" and getattr(self.settings, name) != _PROFILES["full"][name]:
+                raise ConfigError(
+                    f"{name} belongs to profile=small of cutpaste; profile=full is a ResNet-18 of 512 channels"
+                )
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.profile == "small":
@@ -96,7 +113,8 @@ class CutPaste(LearnedBase):
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         encoder: nn.Module
         if self.settings.profile == "small":
-            encoder = _OnBackbone(TapEncoder(spec, size, load_weights=load_weights), self.settings.width)
+            taps = TapEncoder(spec, size, load_weights=load_weights)
+            encoder = _OnBackbone(taps, self.settings.width, self.settings.kept)
         else:
             encoder = ResNet18(spec if load_weights and spec.strides else None)
         return CutPasteNetwork(encoder, size, score=self.settings.score, smooth=self.settings.smooth)
@@ -114,51 +132,57 @@ class CutPaste(LearnedBase):
             clip=None if full else 1.0,
             evaluations=settings.evaluations,
         )
-        forgers = [CutPasteForger(pixels, "paste"), CutPasteForger(pixels, "scar")]
-        helper = ClassHead(network.encoder.channels)
+        least = settings.least_change
+        forgers = [CutPasteForger(pixels, kind, least_change=least) for kind in ("paste", "scar")]
+        # The head sees what is learned only, which would lean on what is there already.
+        channels = network.encoder.learned
+        helper = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, _CLASSES))
 
         def draw(rng: np.random.Generator) -> Batch:
             chosen = [int(index) for index in rng.integers(0, len(pixels), recipe.batch)]
-            versions = [[jitter(pixels[index], rng) for index in chosen]]
-            versions += [[jitter(forger(index, rng)[0], rng) for index in chosen] for forger in forgers]
-            images = np.stack([image for version in versions for image in version])
-            return {"image": images, "label": np.repeat(np.arange(_CLASSES), recipe.batch)}
+            versions = [(pixels[index], np.zeros(pixels.shape[1:3], bool)) for index in chosen]
+            versions += [forger(index, rng) for forger in forgers for index in chosen]
+            images = np.stack([jitter(image, rng) for image, _ in versions])
+            masks = np.stack([mask for _, mask in versions])
+            return {"image": images, "mask": masks, "label": np.repeat(np.arange(_CLASSES), recipe.batch)}
 
         def losses(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            features = network.encoder(as_pixels(batch["image"]))
-            loss = F.cross_entropy(helper(features.mean(dim=(2, 3))).float(), batch["label"])
-            # The probes are scored before the training is over, with the Gaussians of what was seen so far.
-            helper.follow(network, features[: recipe.batch])
-            return {"classes": loss}
+            features = network.encoder(as_pixels(batch["image"]))[:, :channels]
+            if not network.by_patch:
+                return {"classes": F.cross_entropy(helper(features.mean(dim=(2, 3))).float(), batch["label"])}
+            labels = window_labels(batch["label"], batch["mask"], network.cells, network.window)
+            logits = helper(network.windows(features)).float()
+            return {"classes": balanced_entropy(logits.flatten(0, 1), labels.flatten())}
 
         trained = [network.encoder if full else network.encoder.neck, helper]
-        return [Stage("training", recipe, trained, draw, losses, helper)]
+        start = None if full else partial(network.encoder.measure, pixels)
+        settle = partial(network.measure, pixels)
+        return [Stage("training", recipe, trained, draw, losses, helper, start, settle)]
 
     def complete(self, network: CutPasteNetwork, pixels: Pixels, held_out: Pixels) -> None:
-        parts = [network.encoder(as_pixels(torch.from_numpy(pixels[i : i + 8]))) for i in range(0, len(pixels), 8)]
-        features = torch.cat(parts)
-        network.image_density.fit(*shrunk_moments(features.mean(dim=(2, 3)).numpy()))
-        network.patch_density.fit(*shrunk_moments(network.windows(features).flatten(0, 1).numpy()))
+        network.measure(pixels)
 
 
-class ClassHead(nn.Module):
-    """Embeddings ``(N, C)`` to three logits, and the moments of normal embeddings as long as they change."""
+def window_labels(labels: Tensor, masks: Tensor, cells: tuple[int, int], window: int) -> Tensor:
+    """Return the class of every window ``(N, gh gw)`` int64, `_IGNORED` where a forgery lies beside its middle only.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, _CLASSES))
-        self.image_moments, self.patch_moments = RunningMoments(channels), RunningMoments(channels)
+    Args:
+        labels: ``(N,)``, the class of each image's forgery.
+        masks: ``(N, h, w)`` bool, where it is.
+        cells: ``(gh, gw)``.
+        window: cells a side, odd.
+    """
+    reached = F.adaptive_max_pool2d(masks[:, None].float(), cells)
+    touched = F.max_pool2d(reached, window, stride=1, padding=window // 2)
+    classes = torch.where(touched > 0, _IGNORED, 0)
+    return torch.where(reached > 0, labels[:, None, None, None], classes).flatten(1)
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        logits: Tensor = self.layers(embeddings)
-        return logits
 
-    @torch.no_grad()
-    def follow(self, network: CutPasteNetwork, features: Tensor) -> None:
-        """Give the network's Gaussians the moments so far, after those of normal ``features (n, C, gh, gw)``."""
-        features = features.float()
-        network.image_density.fit(*self.image_moments.update(features.mean(dim=(2, 3))))
-        network.patch_density.fit(*self.patch_moments.update(network.windows(features).flatten(0, 1)))
+def balanced_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of ``(n, 3)`` and ``(n,)`` int64, the mean over the classes of their means."""
+    counts = (labels[:, None] == torch.arange(_CLASSES, device=labels.device)).sum(0)
+    weights = 1.0 / torch.clamp(counts, min=1).float()
+    return F.cross_entropy(logits, labels, weights, ignore_index=_IGNORED)
 
 
 class CutPasteNetwork(nn.Module):
@@ -176,7 +200,8 @@ class CutPasteNetwork(nn.Module):
         self.encoder = encoder
         self.by_patch = score == "patch"
         with torch.no_grad():
-            self.cells = tuple(int(side) for side in encoder.eval()(torch.zeros(1, 3, *size)).shape[2:])
+            rows, columns = encoder.eval()(torch.zeros(1, 3, *size)).shape[2:]
+        self.cells = (int(rows), int(columns))
         # Odd, so that a window has a cell in its middle.
         self.window = 2 * (round(_WINDOW * min(self.cells)) // 2) + 1
         self.image_density = GaussianDensity(encoder.channels)
@@ -191,6 +216,19 @@ class CutPasteNetwork(nn.Module):
             return smoothed.amax(dim=(1, 2)), smoothed
         return self.image_density(features.mean(dim=(2, 3))), smoothed
 
+    @torch.no_grad()
+    def measure(self, images: Pixels) -> None:
+        """Set both Gaussians from normal images ``(n, h, w, 3)``."""
+        device = self.image_density.shift.device
+        means, windows = [], []
+        for start in range(0, len(images), _BATCH):
+            part = torch.from_numpy(images[start : start + _BATCH]).to(device)
+            features = self.encoder(as_pixels(part)).float()
+            means.append(features.mean(dim=(2, 3)).cpu())
+            windows.append(self.windows(features).flatten(0, 1).cpu())
+        self.image_density.fit(*shrunk_moments(torch.cat(means).numpy()))
+        self.patch_density.fit(*shrunk_moments(torch.cat(windows).numpy()))
+
     def windows(self, features: Tensor) -> Tensor:
         """Return the mean ``(N, gh gw, C)`` of ``(N, C, gh, gw)`` over the window around each cell, cut at borders."""
         side = self.window
@@ -199,16 +237,45 @@ class CutPasteNetwork(nn.Module):
 
 
 class _OnBackbone(nn.Module):
-    """A few learned layers on the taps of a frozen backbone, at the finer one's grid."""
+    """A few learned layers on the taps of a frozen backbone, at the finer one's grid, and the taps themselves, turned.
 
-    def __init__(self, encoder: TapEncoder, width: int) -> None:
+    Args:
+        encoder: its taps, the finer one first; each channel is brought to mean 0 and variance 1 over normal images.
+        width: channels that are learned.
+        kept: channels that a fixed random matrix makes of the taps.
+    """
+
+    level: Tensor
+    gain: Tensor
+    turn: Tensor
+
+    def __init__(self, encoder: TapEncoder, width: int, kept: int) -> None:
         super().__init__()
         self.backbone = encoder
+        given = sum(encoder.channels)
         # No activation at the end: values around zero have small rounding errors, which a whitening makes larger.
-        self.neck = nn.Sequential(ConvNorm(sum(encoder.channels), width, 1), ConvNorm(width, width, activation="none"))
-        self.channels = width
+        self.neck = nn.Sequential(ConvNorm(given, width, 1), ConvNorm(width, width, activation="none"))
+        self.register_buffer("level", torch.zeros(1, given, 1, 1))
+        self.register_buffer("gain", torch.ones(1, given, 1, 1))
+        matrix = np.random.default_rng((given, kept)).normal(0.0, given**-0.5, (kept, given, 1, 1))
+        self.register_buffer("turn", torch.from_numpy(matrix.astype(np.float32)))
+        self.learned, self.channels = width, width + kept
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return ``(N, learned + kept, gh, gw)``."""
+        cells = (self._cells(pixels) - self.level) * self.gain
+        learned: Tensor = self.neck(cells)
+        return torch.cat([learned, F.conv2d(cells, self.turn)], 1) if len(self.turn) else learned
+
+    @torch.no_grad()
+    def measure(self, images: Pixels) -> None:
+        """Set the statistics of the channels from normal images ``(n, h, w, 3)``."""
+        device = self.level.device
+        cells = torch.cat([self._cells(as_pixels(torch.from_numpy(one[None]).to(device))) for one in images]).double()
+        std, mean = torch.std_mean(cells, dim=(0, 2, 3), correction=0, keepdim=True)
+        self.level.copy_(mean)
+        self.gain.copy_(1.0 / torch.clamp(std, min=1e-6))
+
+    def _cells(self, pixels: Tensor) -> Tensor:
         fine, coarse = self.backbone(pixels)
-        features: Tensor = self.neck(torch.cat([fine, upsample(coarse)], 1))
-        return features
+        return torch.cat([fine, upsample(coarse)], 1)

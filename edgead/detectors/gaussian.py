@@ -33,42 +33,12 @@ class GaussianDensity(nn.Module):
 
     def fit(self, mean: Tensor, covariance: Tensor) -> None:
         """Take a mean ``(C,)`` and a positive definite covariance ``(C, C)``."""
-        lower = torch.linalg.cholesky(covariance.double())
+        mean, covariance = mean.double(), covariance.double()
+        lower = torch.linalg.cholesky(covariance)
         eye = torch.eye(len(lower), dtype=torch.float64, device=lower.device)
         whitening = torch.linalg.solve_triangular(lower, eye, upper=False).T
         self.whitening.copy_(whitening)
-        self.shift.copy_(mean.double() @ whitening)
-
-
-class RunningMoments(nn.Module):
-    """Mean and covariance of embeddings while these are still learned, by exponential averages of each batch's.
-
-    Args:
-        channels: C.
-        momentum: weight of a new batch.
-    """
-
-    mean: Tensor
-    second: Tensor
-    weight: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(channels, dtype=torch.float64))
-        self.register_buffer("second", torch.zeros(channels, channels, dtype=torch.float64))
-        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def update(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Take ``(n, C)`` of a batch; return mean and covariance over what was taken so far."""
-        rows = embeddings.double()
-        self.mean.lerp_(rows.mean(0), self.momentum)
-        self.second.lerp_(rows.T @ rows / len(rows), self.momentum)
-        self.weight.lerp_(torch.ones_like(self.weight), self.momentum)
-        mean = self.mean / self.weight
-        covariance = self.second / self.weight - torch.outer(mean, mean)
-        return mean, add_ridge(covariance)
+        self.shift.copy_(mean @ whitening)
 
 
 def add_ridge(covariance: Tensor) -> Tensor:

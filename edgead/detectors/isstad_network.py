@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from edgead.scoring import GaussianSmoothing
 # Pixel statistics that public weights were trained with, a channel.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+_MASKED = 0.75
 _TOP = 0.1  # share of the pixels that the extended score averages
 
 Score = Literal["product", "probability", "extended"]
@@ -26,8 +28,9 @@ Score = Literal["product", "probability", "extended"]
 class BackboneTokens(nn.Module):
     """The cells of a frozen backbone in the place of a transformer's tokens; ours, for the small profile.
 
-    Pixels ``(N, 3, h, w)`` from 0 to 255 to tokens ``(N, 1 + T, C)``, zeros for the class token. The coarser tap is
-    resized to the finer one's grid, and each channel brought to mean 0 and variance 1 over the training images.
+    Pixels ``(N, 3, h, w)`` from 0 to 255 to tokens ``(N, 1 + T, C)``, zeros for the class token. A token holds all
+    cells of the finest tap that lie in its patch, as a transformer's holds all of its pixels; the coarsest tap is
+    resized. Each channel has mean 0 and variance 1 over the training images.
     """
 
     level: Tensor
@@ -36,7 +39,8 @@ class BackboneTokens(nn.Module):
     def __init__(self, encoder: TapEncoder, grid: Grid) -> None:
         super().__init__()
         self.backbone, self.grid = encoder, grid
-        self.channels = sum(encoder.channels)
+        self.factors = tuple(max(1, grid.patch // stride) for stride in encoder.strides)
+        self.channels = sum(count * f * f for count, f in zip(encoder.channels, self.factors, strict=True))
         self.register_buffer("level", torch.zeros(self.channels))
         self.register_buffer("gain", torch.ones(self.channels))
 
@@ -61,8 +65,9 @@ class BackboneTokens(nn.Module):
         self.gain.copy_(1.0 / torch.clamp(std, min=1e-6))
 
     def _cells(self, pixels: Tensor) -> Tensor:
-        fine, coarse = self.backbone(pixels)
-        return torch.cat([fine, upsample(coarse)], 1).flatten(2).transpose(1, 2)
+        *finer, coarse = self.backbone(pixels)
+        folded = [F.pixel_unshuffle(tap, factor) for tap, factor in zip(finer, self.factors, strict=False)]
+        return torch.cat([*folded, upsample(coarse)], 1).flatten(2).transpose(1, 2)
 
 
 class IsstadDecoder(nn.Module):
@@ -181,3 +186,44 @@ class IsstadNetwork(nn.Module):
         if self.stride == 1:
             return maps
         return torch.nn.functional.avg_pool2d(maps[:, None], self.stride)[:, 0]
+
+
+class MaskedAutoEncoder(nn.Module):
+    """What stage 1 needs beside the network: the token of a masked patch, and the head that gives its pixels."""
+
+    def __init__(self, network: IsstadNetwork) -> None:
+        super().__init__()
+        channels = network.decoder.embed.out_features
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, channels))
+        self.pixels = nn.Linear(channels, 3 * network.grid.patch**2)
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, network: IsstadNetwork, pixels: Tensor, keep: Tensor) -> Tensor:
+        """Return the patches ``(N, T, 3 p p)``, normalised, of pixels of which ``keep (N, K)`` are seen."""
+        encoder, decoder = network.encoder, network.decoder
+        patches = encoder.embed(network.encoder_input(pixels))
+        seen = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
+        embedded = decoder.embed(encoder.encode(seen))
+        tokens = self.mask_token.to(embedded.dtype).repeat(len(pixels), patches.shape[1], 1)
+        # Each seen token goes back to its own place; the rest hold the mask's.
+        tokens = tokens.scatter(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]), embedded[:, 1:])
+        x = torch.cat([embedded[:, :1], tokens], 1) + decoder.pos_embed
+        for block in decoder.blocks[: len(decoder.blocks) // 2]:
+            x = block(x)
+        result: Tensor = self.pixels(decoder.norm(x)[:, 1:])
+        return result
+
+
+def draw_kept(count: int, patches: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return which quarter of the patches each of ``count`` images shows, ``(count, K)``, ascending."""
+    kept = max(1, round((1.0 - _MASKED) * patches))
+    order = np.argsort(rng.random((count, patches)), axis=1)[:, :kept]
+    return np.asarray(np.sort(order, axis=1), np.int64)
+
+
+def masked_error(restored: Tensor, patches: Tensor, keep: Tensor) -> Tensor:
+    """Return the mean squared error of ``(N, T, D)`` over the patches that are not in ``keep (N, K)``."""
+    errors = (restored - patches).square().mean(2)
+    hidden = torch.ones_like(errors).scatter(1, keep, 0.0)
+    return (errors * hidden).sum() / hidden.sum()

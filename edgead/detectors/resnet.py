@@ -57,7 +57,7 @@ class ResNet18(nn.Module):
             self._copy(spec)
         self.register_buffer("mean", torch.tensor(_MEAN).reshape(1, 3, 1, 1))
         self.register_buffer("scale", 1.0 / torch.tensor(_STD).reshape(1, 3, 1, 1))
-        self.channels = _WIDTHS[-1]
+        self.channels = self.learned = _WIDTHS[-1]
 
     def _copy(self, spec: BackboneSpec) -> None:
         import timm

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,26 @@ _LEVELS = np.arange(256, dtype=np.float32)
 
 def jitter(image: Image, rng: np.random.Generator, strength: float = 0.1) -> Image:
     """Return the image a little brighter or darker, with more or less contrast and tint."""
+    return apply_table(image, jitter_table(image, rng, strength))
+
+
+def jitter_table(image: Image, rng: np.random.Generator, strength: float = 0.1) -> NDArray[np.floating]:
+    """Return what `jitter` would do to the image, ``(256, 3)`` for `apply_table`, so that others can share it."""
     tint = rng.uniform(-0.3, 0.3, 3) * strength
     gain = 1.0 + rng.uniform(-strength, strength) + (0.0 if is_grey(image) else tint)
     gain = np.broadcast_to(gain, 3)
     middle = float(image.mean())
     shift = 255.0 * rng.uniform(-0.5, 0.5) * strength
-    return _apply(image, gain * (_LEVELS[:, None] - middle) + middle + shift)
+    return np.asarray(gain * (_LEVELS[:, None] - middle) + middle + shift)
+
+
+def shift(pictures: Sequence[NDArray[Any]], rng: np.random.Generator, reach: int) -> list[NDArray[Any]]:
+    """Return pictures ``(h, w, ...)`` moved alike by up to ``reach`` pixels in each direction, borders repeated."""
+    height, width = pictures[0].shape[:2]
+    down, across = (int(step) for step in rng.integers(-reach, reach + 1, 2))
+    rows = np.clip(np.arange(height) + down, 0, height - 1)
+    columns = np.clip(np.arange(width) + across, 0, width - 1)
+    return [picture[rows][:, columns] for picture in pictures]
 
 
 def strong_jitter(image: Image, rng: np.random.Generator) -> Image:
@@ -70,7 +85,7 @@ def random_crop(image: Image, rng: np.random.Generator) -> Image:
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
-def _apply(image: Image, table: _Table) -> Image:
+def apply_table(image: Image, table: _Table) -> Image:
     """Look every value up in a table ``(256,)`` of all channels or ``(256, 3)`` of each."""
     values = to_bytes(table)
     if values.ndim == 1:
@@ -80,11 +95,11 @@ def _apply(image: Image, table: _Table) -> Image:
 
 def _gamma(image: Image, rng: np.random.Generator) -> Image:
     exponents = rng.uniform(0.5, 2.0, 3)
-    return _apply(image, 255.0 * (_LEVELS[:, None] / 255.0) ** exponents)
+    return apply_table(image, 255.0 * (_LEVELS[:, None] / 255.0) ** exponents)
 
 
 def _brightness(image: Image, rng: np.random.Generator) -> Image:
-    return _apply(image, _LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30))
+    return apply_table(image, _LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30))
 
 
 def _sharpen(image: Image, rng: np.random.Generator) -> Image:
@@ -113,28 +128,28 @@ def _turn_hue(pixels: NDArray[np.float32], angle: float) -> Image:
 
 
 def _solarise(image: Image, rng: np.random.Generator) -> Image:
-    return _apply(image, np.where(rng.uniform(32, 128) <= _LEVELS, 255.0 - _LEVELS, _LEVELS))
+    return apply_table(image, np.where(rng.uniform(32, 128) <= _LEVELS, 255.0 - _LEVELS, _LEVELS))
 
 
 def _posterise(image: Image, rng: np.random.Generator) -> Image:
     step = 2.0 ** rng.integers(3, 7)
-    return _apply(image, np.floor(_LEVELS / step) * step)
+    return apply_table(image, np.floor(_LEVELS / step) * step)
 
 
 def _invert(image: Image, _: np.random.Generator) -> Image:
-    return _apply(image, 255.0 - _LEVELS)
+    return apply_table(image, 255.0 - _LEVELS)
 
 
 def _stretch(image: Image, _: np.random.Generator) -> Image:
     low = image.min(axis=(0, 1)).astype(np.float32)
     span = np.maximum(image.max(axis=(0, 1)) - low, 1)
-    return _apply(image, 255.0 * (_LEVELS[:, None] - low) / span)
+    return apply_table(image, 255.0 * (_LEVELS[:, None] - low) / span)
 
 
 def _equalise(image: Image, _: np.random.Generator) -> Image:
     counts = np.stack([np.bincount(image[:, :, c].ravel(), minlength=256) for c in range(3)], axis=1)
     share = np.cumsum(counts, axis=0, dtype=np.float32)
-    return _apply(image, 255.0 * share / share[-1])
+    return apply_table(image, 255.0 * share / share[-1])
 
 
 def _rotate(image: Image, rng: np.random.Generator) -> Image:

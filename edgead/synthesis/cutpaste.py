@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from edgead.synthesis.augment import jitter
-from edgead.synthesis.forger import Image, Mask, check_pool
+from edgead.synthesis.forger import Image, Mask, check_pool, visible
 
 
 class CutPasteForger:
@@ -17,15 +17,17 @@ class CutPasteForger:
     Args:
         pool: ``(n, h, w, 3)`` uint8, the training images.
         kind: ``paste``, ``scar``, or None for either.
+        least_change: as in `edgead.synthesis.MixForger`; 0 takes all that was pasted.
     """
 
-    def __init__(self, pool: Image, kind: Literal["paste", "scar"] | None = None) -> None:
-        self._pool, self._kind = check_pool(pool), kind
+    def __init__(self, pool: Image, kind: Literal["paste", "scar"] | None = None, *, least_change: int = 0) -> None:
+        self._pool, self._kind, self._least_change = check_pool(pool), kind, least_change
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image, Mask]:
         image = self._pool[index]
         scar = self._kind == "scar" or (self._kind is None and rng.random() < 0.5)
-        return _scar(image, rng) if scar else _paste(image, rng)
+        forged, mask = _scar(image, rng) if scar else _paste(image, rng)
+        return forged, visible(image, forged, mask, self._least_change)
 
 
 def _paste(image: Image, rng: np.random.Generator) -> tuple[Image, Mask]:

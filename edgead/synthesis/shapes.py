@@ -8,25 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.synthesis.augment import flip, strong_jitter
-from edgead.synthesis.forger import Image, Mask, check_pool, is_grey, to_grey
+from edgead.synthesis.forger import Image, Mask, check_pool, is_grey, to_grey, visible
 from edgead.synthesis.saliency import otsu
 
 _LEAST_SIDE = 10  # pixels of 256
 _ON_OBJECT = 0.9
+_MOST_PATCHES = 100
+_PATCH_SIDES = (2.0, 16.0)  # pixels of 256
 
 
 class ShapeForger:
     """Forges as ISSTAD does [C]: 1 to 3 shapes, usually in the box around the largest object, padded by 10 or 20 %.
 
     The content is the same image after one of: strong jitter, grey or blur or two of them; mirrored; half-mixed with
-    uniform noise.
+    uniform noise. Its extended code takes 1 to 100 small patches in their place [C], of 2 to 16 pixels a side at 256,
+    few more often than many [R].
 
     Args:
         pool: ``(n, h, w, 3)`` uint8, the training images.
+        small: share of the forgeries that are small patches.
+        least_change: as in `edgead.synthesis.MixForger`; 0 takes the whole mask, as the code does.
     """
 
-    def __init__(self, pool: Image) -> None:
-        self._pool = check_pool(pool)
+    def __init__(self, pool: Image, *, small: float = 0.0, least_change: int = 0) -> None:
+        self._pool, self._small, self._least_change = check_pool(pool), small, least_change
         self._boxes = [object_box(image) for image in pool]
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Image, Mask]:
@@ -36,15 +41,22 @@ class ShapeForger:
         if rng.random() < _ON_OBJECT:
             pad = float(rng.choice((0.1, 0.2)))
             top, left, bottom, right = _padded(self._boxes[index], pad, height, width)
-        least = max(3.0, _LEAST_SIDE * min(height, width) / 256)
+        unit = min(height, width) / 256
+        least = max(3.0, _LEAST_SIDE * unit)
         mask = np.zeros((height, width), bool)
-        for _ in range(int(rng.integers(1, 4))):
-            size = np.array([rng.uniform(least, max(least + 1, 0.4 * side)) for side in (bottom - top, right - left)])
+        small = self._small > 0 and rng.random() < self._small
+        for _ in range(round(_MOST_PATCHES ** rng.random()) if small else int(rng.integers(1, 4))):
             center = np.array([rng.uniform(top, bottom), rng.uniform(left, right)])
+            if small:
+                reach = np.maximum(1, np.rint(unit * rng.uniform(*_PATCH_SIDES, 2))).astype(int)
+                row, column = center.astype(int)
+                mask[row : row + reach[0], column : column + reach[1]] = True
+                continue
+            size = np.array([rng.uniform(least, max(least + 1, 0.4 * side)) for side in (bottom - top, right - left)])
             mask |= _shape(height, width, center, size, rng)
         forged = image.copy()
         forged[mask] = _content(image, rng)[mask]
-        return forged, mask
+        return forged, visible(image, forged, mask, self._least_change)
 
 
 def object_box(image: Image) -> tuple[int, int, int, int]:

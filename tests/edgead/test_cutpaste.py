@@ -15,16 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgead.backbones import NO_BACKBONE, BackboneSpec
 from edgead.detectors import create_detector
 from edgead.detectors.blocks import fold_batch_norm
-from edgead.detectors.gaussian import GaussianDensity, RunningMoments, shrunk_moments
+from edgead.detectors.cutpaste import balanced_entropy, window_labels
+from edgead.detectors.gaussian import GaussianDensity, shrunk_moments
 from edgead.detectors.resnet import ResNet18
 from edgead.runtime.errors import ConfigError
+from edgead.training import train
 
 RANDOM = BackboneSpec("efficientnet_lite0", "random")
 SIZE = (64, 96)
 
 
 def make(**settings: Any) -> tuple[Any, Any]:
-    detector = create_detector("cutpaste", {"width": 8, "batch": 3, **settings})
+    detector = create_detector("cutpaste", {"width": 8, "kept": 4, "batch": 3, **settings})
     torch.manual_seed(0)
     return detector, detector.network(detector.backbone(RANDOM), SIZE).eval()
 
@@ -79,6 +81,8 @@ def test_the_profile_says_what_the_network_is_made_of() -> None:
     with pytest.raises(ConfigError, match="trains its own network and takes no backbone"):
         full.backbone(BackboneSpec("wide_resnet50_2", "random"))
     assert small.backbone(BackboneSpec("mobilenetv3_large_100", "random")).strides == (8, 16)
+    with pytest.raises(ConfigError, match="kept belongs to profile=small"):
+        create_detector("cutpaste", {"profile": "full", "kept": 64})
     with pytest.raises(ConfigError, match="width belongs to profile=small"):
         create_detector("cutpaste", {"profile": "full", "width": 64})
 
@@ -99,39 +103,87 @@ def test_each_image_comes_as_it_is_with_a_paste_and_with_a_scar() -> None:
     drawn = detector.stages(network, flat, 0)[0].batch(np.random.default_rng(0))
     assert drawn["label"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert drawn["image"].shape == (15, *SIZE, 3)
+    assert drawn["mask"].shape == (15, *SIZE)
+    assert not drawn["mask"][:5].any()
+    assert drawn["mask"][5:].any()
     bright = (drawn["image"].max(3) > 200).sum((1, 2))
     assert (bright[:5] >= 0.9 * 300).all()
     again = detector.stages(network, flat, 0)[0].batch(np.random.default_rng(0))
     assert all(np.array_equal(again[name], drawn[name]) for name in drawn)
 
 
-def test_the_loss_is_the_cross_entropy_of_the_mean_features() -> None:
-    detector, network = make()
+@pytest.mark.parametrize("score", ["image", "patch"])
+def test_the_loss_is_the_cross_entropy_of_what_is_scored(score: str) -> None:
+    detector, network = make(score=score)
+    network.window = 3  # as at 128 pixels; here it would be a cell
     stage = detector.stages(network, pixels(), 0)[0]
     tensors = {name: torch.from_numpy(value) for name, value in stage.batch(np.random.default_rng(0)).items()}
     terms = stage.losses(tensors)
     with torch.no_grad():
-        embeddings = network.encoder(tensors["image"].float().permute(0, 3, 1, 2)).mean((2, 3))
-        expected = F.cross_entropy(stage.helper.layers(embeddings), tensors["label"])
+        features = network.encoder(tensors["image"].float().permute(0, 3, 1, 2))[:, :8]  # what is learned
+        if score == "image":
+            expected = F.cross_entropy(stage.helper(features.mean((2, 3))), tensors["label"])
+        else:
+            labels = window_labels(tensors["label"], tensors["mask"], network.cells, network.window).flatten()
+            chances = torch.softmax(stage.helper(network.windows(features).flatten(0, 1)), 1)
+            assert set(labels.tolist()) == {-100, 0, 1, 2}
+            expected = sum(-torch.log(chances[labels == number, number]).mean() for number in range(3)) / 3
     assert list(terms) == ["classes"]
     assert float(terms["classes"].detach()) == pytest.approx(float(expected), rel=1e-5)
     # The backbone stays as it is.
     assert not any(module is network.encoder.backbone for module in stage.trained)
 
 
-def test_probes_can_be_judged_while_features_still_change() -> None:
-    """After one step the Gaussians are those of the normal third of its images."""
-    detector, network = make(batch=6)
-    stage = detector.stages(network, pixels(), 0)[0]
-    tensors = {name: torch.from_numpy(value) for name, value in stage.batch(np.random.default_rng(0)).items()}
-    stage.losses(tensors)
+def test_a_window_is_of_the_class_that_reaches_its_middle_and_counts_not_where_it_is_touched_beside_it() -> None:
+    masks = torch.zeros(2, 40, 48, dtype=torch.bool)
+    masks[1, 17, 23] = True  # in cell (2, 2) of 5 x 6
+    found = window_labels(torch.tensor([0, 2]), masks, (5, 6), 3).reshape(2, 5, 6)
+    expected = np.zeros((2, 5, 6), int)
+    expected[1, 1:4, 1:4] = -100
+    expected[1, 2, 2] = 2
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_every_class_weighs_the_same_and_one_that_is_not_there_nothing() -> None:
+    logits, labels = torch.randn(9, 3), torch.tensor([0] * 5 + [2] * 3 + [-100])
+    logs = torch.log_softmax(logits, 1)
+    expected = -(logs[:5, 0].mean() + logs[5:8, 2].mean()) / 2
+    assert float(balanced_entropy(logits, labels)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_probes_are_judged_with_gaussians_of_the_features_as_they_are() -> None:
+    detector, network = make(steps=3, evaluations=1)
+    stages = detector.stages(network, pixels(), 0)
+    seen = []
+
+    def judge(judged: Any) -> float:
+        seen.append(judged.patch_density.whitening.clone())
+        judged.measure(pixels())
+        assert torch.equal(judged.patch_density.whitening, seen[-1])
+        return float(len(seen))
+
+    train(network, stages, seed=0, judge=judge, device="cpu")
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+
+
+def test_kept_channels_are_the_taps_of_mean_0_and_variance_1_turned_and_never_learned() -> None:
+    detector, network = make(steps=2, evaluations=1)
+    stages = detector.stages(network, pixels(), 0)
+    stages[0].start()
+    images = planes(pixels())
     with torch.no_grad():
-        normal = network.encoder(tensors["image"][:6].float().permute(0, 3, 1, 2))
-        rows = network.windows(normal).flatten(0, 1).double().numpy()
-    covariance = np.cov(rows.T, bias=True)
-    covariance += 0.05 * np.trace(covariance) / 8 * np.eye(8) + 1e-9 * np.eye(8)
-    found = network.patch_density.whitening.double().numpy()
-    np.testing.assert_allclose(found @ found.T @ covariance, np.eye(8), atol=1e-3)
+        fine, coarse = network.encoder.backbone(images)
+        whole = torch.cat([fine, F.interpolate(coarse, scale_factor=2, mode="bilinear")], 1)
+        deviation, mean = torch.std_mean(whole, (0, 2, 3), correction=0, keepdim=True)
+        expected = torch.einsum("nchw,kc->nkhw", (whole - mean) / deviation, network.encoder.turn[:, :, 0, 0])
+        torch.testing.assert_close(network.encoder(images)[:, 8:], expected, atol=1e-3, rtol=1e-2)
+        before = network.encoder(images)
+    train(network, stages, seed=0, device="cpu")
+    with torch.no_grad():
+        after = network.encoder(images)
+    assert torch.equal(after[:, 8:], before[:, 8:])
+    assert not torch.equal(after[:, :8], before[:, :8])
 
 
 # Score
@@ -146,20 +198,6 @@ def test_distances_are_mahalanobis() -> None:
     inverse = np.linalg.inv(covariance)
     expected = [float(np.sqrt((row - mean) @ inverse @ (row - mean))) for row in rows[:9]]
     np.testing.assert_allclose(density(torch.from_numpy(rows[:9]).float()).numpy(), expected, rtol=1e-4)
-
-
-def test_running_moments_are_weighted_means_of_the_batches() -> None:
-    rng = np.random.default_rng(0)
-    batches = [rng.normal(size=(5, 3)) + number for number in range(3)]
-    moments = RunningMoments(3, momentum=0.1)
-    for batch in batches:
-        mean, covariance = moments.update(torch.from_numpy(batch))
-    weights = np.array([0.9 * 0.9 * 0.1, 0.9 * 0.1, 0.1])
-    weights /= weights.sum()
-    expected = sum(w * b.mean(0) for w, b in zip(weights, batches, strict=True))
-    second = sum(w * b.T @ b / 5 for w, b in zip(weights, batches, strict=True)) - np.outer(expected, expected)
-    np.testing.assert_allclose(mean, expected, atol=1e-9)
-    np.testing.assert_allclose(covariance, second + 0.05 * np.trace(second) / 3 * np.eye(3), atol=1e-6)
 
 
 def test_few_embeddings_of_many_channels_have_a_density() -> None:
@@ -178,6 +216,7 @@ def test_few_embeddings_of_many_channels_have_a_density() -> None:
 @pytest.mark.parametrize("score", ["image", "patch"])
 def test_score_and_map_are_distances_of_the_image_and_of_its_windows(score: str) -> None:
     detector, network = make(score=score, smooth=False)
+    network.window = 3
     images = pixels(7)
     with torch.inference_mode():
         detector.complete(network, images[:5], images[5:])
@@ -186,8 +225,7 @@ def test_score_and_map_are_distances_of_the_image_and_of_its_windows(score: str)
     rows, columns = features.shape[2:]
     assert grid.shape[1:] == (rows, columns) == (8, 12)
     reach = network.window // 2
-    assert network.window == 3  # 64 of 256 pixels are 2 of 8 cells; an odd number of them
-    windows = np.empty((7, rows, columns, 8))
+    windows = np.empty((7, rows, columns, 12))
     for i in range(rows):
         for j in range(columns):
             cut = features[:, :, max(0, i - reach) : i + reach + 1, max(0, j - reach) : j + reach + 1]
@@ -197,11 +235,11 @@ def test_score_and_map_are_distances_of_the_image_and_of_its_windows(score: str)
         from sklearn.covariance import LedoitWolf
 
         fitted = LedoitWolf().fit(train)
-        covariance = fitted.covariance_ + 0.05 * np.trace(fitted.covariance_) / 8 * np.eye(8)
+        covariance = fitted.covariance_ + 0.05 * np.trace(fitted.covariance_) / 12 * np.eye(12)
         away = test - fitted.location_
         return np.sqrt(np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away))
 
-    expected = distances(windows[:5].reshape(-1, 8), windows[5:].reshape(-1, 8)).reshape(2, rows, columns)
+    expected = distances(windows[:5].reshape(-1, 12), windows[5:].reshape(-1, 12)).reshape(2, rows, columns)
     np.testing.assert_allclose(grid.numpy(), expected, rtol=1e-3)
     whole = features.mean((2, 3))
     wanted = expected.max((1, 2)) if score == "patch" else distances(whole[:5], whole[5:])

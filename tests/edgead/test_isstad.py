@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgead.backbones import NO_BACKBONE, BackboneSpec
 from edgead.detectors import create_detector
-from edgead.detectors.isstad import MaskedAutoEncoder, draw_kept, masked_error, pixel_entropy
+from edgead.detectors.isstad import pixel_entropy
+from edgead.detectors.isstad_network import MaskedAutoEncoder, draw_kept, masked_error
 from edgead.detectors.losses import structural_similarity
 from edgead.detectors.vit import SIZES, Grid, VitEncoder, load_mae, patchify, sine_cosine, unpatchify
 from edgead.runtime.errors import ConfigError, DataError
@@ -29,6 +30,10 @@ TINY: dict[str, Any] = {
     "steps": 2,
     "pretraining_steps": 2,
     "map_stride": 1,
+    "small": 0.0,
+    "least_change": 0,
+    "vary": False,
+    "normal_weight": 3.0,
 }
 
 
@@ -203,7 +208,7 @@ def test_the_error_counts_what_was_hidden() -> None:
 # Stage 2
 
 
-def test_normal_pixels_weigh_three_times() -> None:
+def test_normal_pixels_weigh_as_much_as_was_asked_for() -> None:
     logits, mask = torch.randn(2, 2, 3, 4), torch.randint(0, 2, (2, 3, 4))
     total = weight = 0.0
     for n in range(2):
@@ -213,7 +218,7 @@ def test_normal_pixels_weigh_three_times() -> None:
                 own = 1.0 if mask[n, i, j] else 3.0
                 total -= own * math.log(float(chances[mask[n, i, j]]))
                 weight += own
-    assert float(pixel_entropy(logits, mask)) == pytest.approx(total / weight, rel=1e-4)
+    assert float(pixel_entropy(logits, mask, 3.0)) == pytest.approx(total / weight, rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ["clean", "input"])
@@ -254,6 +259,23 @@ def test_the_losses_are_their_formulas_and_the_target_is_what_was_asked_for(targ
     assert terms["SSIM"] == pytest.approx(0.1 * (1 - similarity), rel=1e-3)
 
 
+def test_varied_images_are_moved_and_toned_together_with_their_masks_and_targets() -> None:
+    """A bright square on grey: forged in place, it stays where its mask is, and its target is the square untouched."""
+    flat = np.full((3, 64, 64, 3), 120, np.uint8)
+    flat[:, 20:40, 24:44] = 200
+    detector, network = make(size=(64, 64), vary=True, batch=24)
+    drawn = detector.stages(network, flat, 0)[1].batch(np.random.default_rng(1))
+    places, tones = set(), set()
+    for image, target, mask in zip(drawn["image"], drawn["target"], drawn["mask"], strict=True):
+        assert np.array_equal(image[~mask], target[~mask])
+        rows, columns = (np.flatnonzero((target[..., 0] > target[0, 0, 0]).any(axis)) for axis in (1, 0))
+        assert len(rows) == len(columns) == 20
+        places.add((rows[0] - 20, columns[0] - 24))
+        tones.add(int(target[0, 0, 0]))
+    assert {abs(step) for place in places for step in place} == {0, 1, 2}  # 8 of 256 pixels
+    assert len(tones) > 8
+
+
 def test_the_encoder_learns_in_the_first_stage_only() -> None:
     detector, network = make(evaluations=1)
     stages = detector.stages(network, pixels(), 0)
@@ -278,13 +300,15 @@ def test_a_backbones_cells_are_tokens_of_mean_0_and_variance_1_in_their_order() 
     planes = torch.from_numpy(images).float().permute(0, 3, 1, 2)
     with torch.no_grad():
         tokens = network.encoder(network.encoder_input(planes))
-        fine, coarse = network.encoder.backbone(planes)
-    assert tokens.shape == (4, 1 + 8 * 4, 40 + 112)
+        finest, fine, coarse = network.encoder.backbone(planes)
+    assert tokens.shape == (4, 1 + 8 * 4, 4 * 24 + 40 + 112)
     assert not tokens[:, 0].any()
     rows = tokens[:, 1:].flatten(0, 1)
     assert rows.mean(0).abs().max() < 1e-3
-    torch.testing.assert_close(rows.std(0, correction=0), torch.ones(152), atol=1e-2, rtol=0)
-    whole = torch.cat([fine, F.interpolate(coarse, scale_factor=2, mode="bilinear")], 1)
+    torch.testing.assert_close(rows.std(0, correction=0), torch.ones(248), atol=1e-2, rtol=0)
+    # Each token holds the four cells of the finest tap in its patch, channel by channel.
+    cells = finest.reshape(4, 24, 8, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(4, 96, 8, 4)
+    whole = torch.cat([cells, fine, F.interpolate(coarse, scale_factor=2, mode="bilinear")], 1)
     deviation, mean = torch.std_mean(whole, (0, 2, 3), correction=0)
     expected = (whole[1, :, 6, 2] - mean) / deviation
     torch.testing.assert_close(tokens[1, 1 + 4 * 6 + 2], expected, atol=1e-3, rtol=1e-2)

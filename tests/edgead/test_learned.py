@@ -83,7 +83,7 @@ def test_a_model_says_all_of_its_settings_and_how_it_was_trained(parts: Path, tm
     training = model.card.training
     assert training is not None
     assert len(training.held_out) == 2 == len(model.card.normal_scores) == model.threshold.n_normals
-    assert [one.step for one in training.log.judgements] == [3, 6]
+    assert [one.step for one in training.log.judgements] == [0, 3, 6]
     assert sum(one.chosen for one in training.log.judgements) == 1
     assert create_detector("sgsf", settings).settings.model_dump() == settings
 

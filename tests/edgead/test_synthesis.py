@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from scipy import ndimage
 
 from edgead.data import load_images, open_category
 from edgead.runtime.errors import ConfigError, DataError
@@ -144,6 +146,7 @@ def forgers(pool: Any, textures: Any) -> dict[str, Any]:
         "mix": MixForger(pool, textures, least_change=8),
         "salient": SalientForger(pool, textures),
         "shapes": ShapeForger(pool),
+        "patches": ShapeForger(pool, small=1.0),
         "paste": CutPasteForger(pool, "paste"),
         "scar": CutPasteForger(pool, "scar"),
     }
@@ -179,9 +182,12 @@ def test_what_a_grey_camera_took_stays_grey(name: str, tiles: Any) -> None:
     assert all(is_grey(forger(seed % len(tiles), np.random.default_rng(seed))[0]) for seed in range(20))
 
 
-def test_masks_leave_out_what_hardly_changed(plates: Any, textures: Any) -> None:
+@pytest.mark.parametrize("kind", ["mix", "shapes", "paste"])
+def test_masks_leave_out_what_hardly_changed(kind: str, plates: Any, textures: Any) -> None:
     # A plate's background that is filled with background is no defect.
-    strict, loose = MixForger(plates, textures, least_change=8), MixForger(plates, textures)
+    make: Any = {"mix": partial(MixForger, plates, textures), "shapes": partial(ShapeForger, plates)}
+    make = make.get(kind, partial(CutPasteForger, plates, "paste"))
+    strict, loose = make(least_change=8), make()
     differ = 0
     for seed in range(30):
         image, mask = strict(0, np.random.default_rng(seed))
@@ -225,6 +231,19 @@ def test_shapes_lie_on_the_largest_object_mostly(plates: Any) -> None:
     inside[box[0] : box[2], box[1] : box[3]] = True
     hits = [bool((forger(0, np.random.default_rng(seed))[1] & inside).any()) for seed in range(40)]
     assert sum(hits) > 34
+
+
+def test_small_patches_are_one_to_a_hundred_of_few_pixels(plates: Any) -> None:
+    forger = ShapeForger(plates, small=1.0)
+    counts = []
+    for seed in range(40):
+        labels, count = ndimage.label(forger(0, np.random.default_rng(seed))[1])
+        counts.append(count)
+        if count == 1:
+            rows, columns = ndimage.find_objects(labels)[0]
+            assert max(rows.stop - rows.start, columns.stop - columns.start) <= 16 * SIDE / 256
+    assert 1 in counts
+    assert max(counts) > 15
 
 
 def test_tiles_are_shuffled_or_blanked_by_halves(plates: Any) -> None:

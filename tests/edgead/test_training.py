@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_only_what_a_stage_names_is_trained_and_the_network_ends_frozen() -> Non
 
 
 def test_the_best_judged_state_is_kept_and_patience_ends_a_stage() -> None:
-    values = iter([0.2, 0.9, 0.5, 0.4])
+    values = iter([0.1, 0.2, 0.9, 0.5, 0.4])
     states: list[dict[str, bytes]] = []
 
     def scripted(network: nn.Module) -> float:
@@ -135,14 +136,42 @@ def test_the_best_judged_state_is_kept_and_patience_ends_a_stage() -> None:
 
     net, stages = make()
     log = run(net, stages, judge=scripted)
-    assert weights(net) == states[1]
-    assert [(one.step, one.chosen) for one in log.judgements] == [(3, False), (6, True), (9, False), (12, False)]
+    assert weights(net) == states[2]
+    expected = [(0, False), (3, False), (6, True), (9, False), (12, False)]
+    assert [(one.step, one.chosen) for one in log.judgements] == expected
 
-    values = iter([0.5, 0.4, 0.3, 0.2])
+    values = iter([0.1, 0.5, 0.4, 0.3, 0.2])
     net, stages = make(patience=2)
     log = run(net, stages, judge=scripted)
-    assert [one.step for one in log.judgements] == [3, 6, 9]
+    assert [one.step for one in log.judgements] == [0, 3, 6, 9]
     assert log.points[-1].step == 9
+
+
+def test_a_training_that_does_not_help_leaves_the_stage_as_it_began() -> None:
+    values = iter([0.9, 0.2, 0.5, 0.4, 0.9])
+    states: list[dict[str, bytes]] = []
+
+    def scripted(network: nn.Module) -> float:
+        states.append(weights(network))
+        return next(values)
+
+    net, stages = make()
+    log = run(net, stages, judge=scripted)
+    assert [one.step for one in log.judgements if one.chosen] == [0]
+    assert weights(net) == states[0] != states[-1]
+
+
+def test_what_is_measured_is_set_before_each_judgement() -> None:
+    net, stages = make()
+    order: list[str] = []
+    stages[1] = replace(stages[1], settle=lambda: order.append("settle"))
+
+    def judge(_: nn.Module) -> float:
+        order.append("judge")
+        return 0.0
+
+    run(net, stages, judge=judge)
+    assert order == ["settle", "judge"] * 5
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_step() -> None:
