@@ -43,6 +43,7 @@ from edgead.runtime.native_description import parse_description
 from edgead.runtime.preprocess import resize
 from edgead.runtime.search import RowSearch
 from edgead.runtime.threshold import calibrate
+from edgead.runtime.tuning.setups import find_setups
 from edgead.scoring import GaussianSmoothing
 
 CELLS = 64
@@ -204,6 +205,12 @@ def test_backends_use_native_code_once_it_is_built(
         assert provider.endswith(f"with {native}")
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert check_bundle(bundle, backend=backend).passed
+        with Inspector.open(bundle, backend=backend, threads=2, native_code=False) as inspector:
+            assert "native" not in inspector.describe().provider
+            assert [inspector(image).score for image in images] == pytest.approx(expected, rel=1e-5)
+    with Bundle.open(bundle) as opened:  # what `edgead tune` tries
+        offered = {one.choice.native_code for one in find_setups(opened, backends=[BACKENDS[0]], threads=[2])}
+    assert offered == {"used", "left out"}
 
 
 def test_a_check_sees_what_native_code_gets_wrong(
