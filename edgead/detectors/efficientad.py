@@ -47,7 +47,6 @@ _STRIDES = (4, 8, 16)  # taps that the teacher is taught
 _SAMPLE = 32  # training images, and textures, that statistics are taken from
 _SMALLEST = 64  # pixels; below, nothing is left of the grid
 _JITTER = 0.2
-_MOMENTUM = 0.05  # of the quantiles while the networks still learn
 
 _PROFILES: dict[str, dict[str, Any]] = {
     "small": {
@@ -213,8 +212,6 @@ class EfficientAd(LearnedBase):
             difference = (wanted - network.student(clean)[:, :half].float()).square()
             rebuilt = network.autoencoder(shifted).float()
             overall = (rebuilt - network.student(shifted)[:, half:].float()).square()
-            with torch.no_grad():
-                follow_quantiles(network, difference.mean(1), overall.mean(1))
             return {
                 "student": hard_mean(difference, settings.hard),
                 "strange": masked_energy(network.student(strange)[:, :half].float(), arrays["mask"]),
@@ -229,11 +226,27 @@ class EfficientAd(LearnedBase):
             draw,
             losses,
             start=lambda: network.standardise_teacher(pixels),
+            # Without a scale of their own the larger of the two maps would be judged alone.
+            settle=lambda: scale_maps(network, evenly(pixels, _SAMPLE)),
         )
 
     def complete(self, network: EfficientAdNetwork, pixels: Pixels, held_out: Pixels) -> None:
-        maps = [network.maps(as_pixels(torch.from_numpy(held_out[i : i + 1]))) for i in range(len(held_out))]
-        network.set_quantiles(*_quantiles([torch.cat([pair[which].flatten() for pair in maps]) for which in (0, 1)]))
+        scale_maps(network, held_out)
+
+
+@torch.no_grad()
+def scale_maps(network: EfficientAdNetwork, images: Pixels) -> None:
+    """Scale both maps by the quantiles that they have on normal images ``(n, h, w, 3)``."""
+    device = network.mean.device
+    maps = [network.maps(as_pixels(torch.from_numpy(images[i : i + 1]).to(device))) for i in range(len(images))]
+    network.set_quantiles(*_quantiles([torch.cat([pair[which].flatten() for pair in maps]) for which in (0, 1)]))
+
+
+def evenly(images: Pixels, most: int) -> Pixels:
+    """Return at most so many of the images, evenly taken."""
+    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
+    found: Pixels = images[np.unique(chosen)]
+    return found
 
 
 def hard_mean(differences: Tensor, share: float) -> Tensor:
@@ -247,16 +260,6 @@ def masked_energy(answers: Tensor, mask: Tensor) -> Tensor:
     """Return the mean square of ``(N, C, h / 4 - 8, w / 4 - 8)`` in cells of ``(N, h, w)`` bool, by the share set."""
     share = F.avg_pool2d(mask[:, None].float(), 4)[:, :, CROP:-CROP, CROP:-CROP]
     return (answers.square().mean(1, keepdim=True) * share).sum() / torch.clamp(share.sum(), min=1.0)
-
-
-@torch.no_grad()
-def follow_quantiles(network: EfficientAdNetwork, local: Tensor, overall: Tensor) -> None:
-    """Move the scale of the maps towards that of a batch's, so that they can be judged before training is over."""
-    low, high = _quantiles([local, overall])
-    gain = 0.1 / torch.clamp(high - low, min=1e-9)
-    share = _MOMENTUM if bool((network.gain != 1).any()) else 1.0
-    network.low.lerp_(low, share)
-    network.gain.lerp_(gain, share)
 
 
 def _quantiles(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
