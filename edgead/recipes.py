@@ -30,8 +30,8 @@ class Recipe:
         floor: share of the learning rate that the cosine ends at.
         drops: shares of the steps at which the rate falls to a tenth.
         clip: largest norm of all gradients together; None: as they are.
-        evaluations: how often the network is judged, beside once before the first step; the best state is kept, which
-            is the untrained one where training does not help. 0 keeps the last.
+        evaluations: how often the network is judged; the best of these states is kept. It is also judged before the
+            first step, to show what training is worth. 0 keeps the last.
         patience: judgements without a new best after which the stage ends; None: none ends it.
     """
 

@@ -195,6 +195,9 @@ class _Run:
             value = judge(self._network)
         self._set_modes()
         position.judgements.append(Judgement(stage=self._stage.name, step=position.step, value=value))
+        if position.step == 0:
+            # To compare with, not to keep: planted defects say too little to prefer a network that learned nothing.
+            return False
         if position.best is None or value > position.best:
             position.best, position.best_step, position.stale = value, position.step, 0
             self._best = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}

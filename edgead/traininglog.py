@@ -37,6 +37,14 @@ class TrainingLog(BaseModel):
     points: tuple[LossPoint, ...] = ()
     judgements: tuple[Judgement, ...] = ()
 
+    def gain(self) -> float | None:
+        """Return how much better the kept state was judged than its stage's start; None where nobody judged."""
+        kept = next((one for one in reversed(self.judgements) if one.chosen), None)
+        started = [
+            one.value for one in self.judgements if kept is not None and (one.stage, one.step) == (kept.stage, 0)
+        ]
+        return kept.value - started[0] if kept is not None and started else None
+
 
 def draw_log(log: TrainingLog) -> bytes:
     """Return the loss curves and the judgements of a training as a PNG."""

@@ -198,6 +198,13 @@ def _warn_about_model(out: Output, model: TrainedModel) -> None:
             "THE BACKBONE HAS RANDOM WEIGHTS, as asked for with @random: good for trying things out, not for a line; "
             "leave @random away for trained ones"
         )
+    training = model.card.training
+    gain = None if training is None else training.log.gain()
+    if gain is not None and gain <= 0:
+        out.warn(
+            f"training did not help: planted defects are found no better than before the first step ({gain:+.3f}); "
+            "give more steps or photos, or take another detector"
+        )
     routing = model.card.routing
     if routing is not None:
         for name, category in routing.categories.items():

@@ -147,7 +147,7 @@ def test_the_best_judged_state_is_kept_and_patience_ends_a_stage() -> None:
     assert log.points[-1].step == 9
 
 
-def test_a_training_that_does_not_help_leaves_the_stage_as_it_began() -> None:
+def test_a_training_that_does_not_help_is_seen_and_never_leaves_an_untrained_network() -> None:
     values = iter([0.9, 0.2, 0.5, 0.4, 0.9])
     states: list[dict[str, bytes]] = []
 
@@ -157,8 +157,14 @@ def test_a_training_that_does_not_help_leaves_the_stage_as_it_began() -> None:
 
     net, stages = make()
     log = run(net, stages, judge=scripted)
-    assert [one.step for one in log.judgements if one.chosen] == [0]
-    assert weights(net) == states[0] != states[-1]
+    assert [one.step for one in log.judgements if one.chosen] == [12]
+    assert weights(net) == states[-1] != states[0]
+    assert log.gain() == 0.0
+
+    values = iter([0.5, 0.2, 0.9, 0.4, 0.3])
+    net, stages = make()
+    assert run(net, stages, judge=scripted).gain() == pytest.approx(0.4)
+    assert TrainingLog().gain() is None
 
 
 def test_what_is_measured_is_set_before_each_judgement() -> None:
