@@ -87,8 +87,10 @@ def make_references(
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
         kind = STRUCTURAL[number % len(STRUCTURAL)]
-        references.append((f"good-{prefix}{number}.png", _png(image)))
-        references.append((f"probe-{prefix}{number}-{kind}.png", _png(_plant(image, region, kind, seed + number))))
+        references.append((f"good-{prefix}{number}.png", encode_png(image)))
+        references.append(
+            (f"probe-{prefix}{number}-{kind}.png", encode_png(_plant(image, region, kind, seed + number)))
+        )
     return tuple(references)
 
 
@@ -110,12 +112,12 @@ def calibration_images(
     kept = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
-        kept.append((f"good-{prefix}{number:02}.png", _png(prepare(image, *size, region=region, tiles=tiles))))
+        kept.append((f"good-{prefix}{number:02}.png", encode_png(prepare(image, *size, region=region, tiles=tiles))))
         if number % 2:
             kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
             probe = _plant(image, region, kind, seed + number)
             kept.append(
-                (f"probe-{prefix}{number:02}-{kind}.png", _png(prepare(probe, *size, region=region, tiles=tiles)))
+                (f"probe-{prefix}{number:02}-{kind}.png", encode_png(prepare(probe, *size, region=region, tiles=tiles)))
             )
     return tuple(kept)
 
@@ -131,7 +133,8 @@ def _plant(image: NDArray[np.uint8], region: Region | None, kind: str, seed: int
     return plant_in_region(image, region, kind, seed + _PLANTING * 1000)[0]
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """Return an image ``(h, w, 3)`` uint8 RGB as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is in them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from edgead.runtime.errors import EdgeadError
+from edgead.runtime.errors import DataError, EdgeadError
 
 
 @contextmanager
@@ -38,6 +39,18 @@ def atomic_write(path: Path, error_type: type[EdgeadError], *, durable: bool = T
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal; raises `DataError` where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
+    return digest.hexdigest()
 
 
 def reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgead.runtime.errors import DataError
+from edgead.runtime.files import file_sha256
 
 GOOD = "good"
 GOOD_NAMES = frozenset({"good", "ok", "normal"})  # what others call it
@@ -78,7 +78,7 @@ class Category:
         digest = hashlib.sha256()
         for sample in getattr(self, split):
             for path in (sample.path, *sample.masks):
-                record = json.dumps([relative_name(path, self.root), sample.label, _sha256(path)])
+                record = json.dumps([relative_name(path, self.root), sample.label, file_sha256(path)])
                 digest.update(record.encode() + b"\n")
         return digest.hexdigest()
 
@@ -90,14 +90,3 @@ def relative_name(path: Path, root: Path) -> str:
     except ValueError:  # a list may name images outside of its own folder
         relative = Path(os.path.relpath(path, root)).as_posix()
     return unicodedata.normalize("NFC", relative)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()

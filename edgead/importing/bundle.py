@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from edgead.backbones import BackboneInfo, BackboneSpec, describe_backbone
@@ -20,9 +17,10 @@ from edgead.export.torch_backend import TorchBackend
 from edgead.importing.checkpoint import read_checkpoint
 from edgead.importing.model import AnomalibModel
 from edgead.importing.scoring import scoring_module
+from edgead.photos import encode_png
 from edgead.runtime.decode import find_images, read_image
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.files import reason
+from edgead.runtime.files import file_sha256
 from edgead.runtime.normals import Normals, map_level, picture_signals
 from edgead.runtime.preprocess import resize
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, Threshold, calibrate
@@ -80,7 +78,7 @@ def import_anomalib(
     module, grid = scoring_module(model)
     judged = _Judge(module, model)
     chosen = [files[index] for index in _evenly(len(files), REFERENCE_IMAGES)]
-    references = [(f"image-{number}.png", _png(read_image(file))) for number, file in enumerate(chosen)]
+    references = [(f"image-{number}.png", encode_png(read_image(file))) for number, file in enumerate(chosen)]
     normals: dict[str, Normals] = {}
     own = model.decision.value
     if calibration:
@@ -183,7 +181,7 @@ def _provenance(path: Path, model: AnomalibModel, kept: bool) -> dict[str, Any]:
         PROVENANCE_KEY: {
             "from": "anomalib",
             "model": model.kind,
-            "sha256": _digest(path),
+            "sha256": file_sha256(path),
             **model.about,
             **model.decision.to_dict(),
             "threshold": NOT_CALIBRATED if kept else "set from good parts, not anomalib's",
@@ -203,20 +201,3 @@ def _remarks(model: AnomalibModel, threshold: Threshold) -> list[str]:
     elif not threshold.supported:
         found.append(threshold.explain())
     return found
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}") from error
-    return digest.hexdigest()
-
-
-def _png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
