@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,35 +85,24 @@ def export(
         require("cpu", "onnxruntime")
     from edgead.export.exporting import export_bundle, export_graphs
     from edgead.model import load_model
-    from edgead.runtime.errors import ParityError
 
     trained = load_model(model)
-    write = partial(export_graphs, triton=target == "triton") if folder else export_bundle
+    write: Callable[..., ExportReport] = export_bundle
+    if folder:
+        write = partial(export_graphs, triton=target == "triton")
     with out.progress() as step:
-        try:
-            report = write(
-                trained.exportable(output.stem),
-                output,
-                precisions=[*(["fp16"] if fp16 else []), *(["int8-trt", "int8-cpu"] if int8 else [])],
-                images=images or (),
-                calibration=calibration or (),
-                max_drop=max_drop,
-                allow_drift=allow_drift,
-                fused=single_graph,
-                plain=plain,
-                cache=calibration_cache(),
-                progress=step,
-            )
-        except ParityError as error:
-            if error.report is not None:
-                out.finish(error.report, *layer_tables(error.report["precisions"], explain=True))
-            raise
+        report = export_proved(
+            out,
+            partial(write, trained.exportable(output.stem), output, fused=single_graph, plain=plain, progress=step),
+            precisions=precisions_of(fp16, int8),
+            images=images or (),
+            calibration=calibration or (),
+            max_drop=max_drop,
+            allow_drift=allow_drift,
+        )
     if trained.card.backbone_info["random_weights"]:
         out.warn("the backbone of this model has RANDOM WEIGHTS; the bundle says so in its manifest")
-    if not report.passed:
-        out.warn("a decision changed, and the bundle was written all the same, as --allow-drift asks")
-    for name, reason in report.unavailable.items():
-        out.note(f"not proved on {name}: {reason}")
+    warn_about_export(out, report)
     payload = report.to_dict()
     if onnx_only and target == "bundle":
         size = (trained.card.height, trained.card.width)
@@ -121,6 +110,47 @@ def export(
         for line in payload["trtexec"]:
             out.note(line)
     out.finish(payload, parity_table(report), *layer_tables(payload["precisions"]))
+
+
+def precisions_of(fp16: bool, int8: bool) -> list[str]:
+    """Return the precisions that the options ask for, beside fp32."""
+    return [*(["fp16"] if fp16 else []), *(["int8-trt", "int8-cpu"] if int8 else [])]
+
+
+def export_proved(
+    out: Output,
+    write: Callable[..., ExportReport],
+    *,
+    precisions: Sequence[str],
+    images: Sequence[Path],
+    calibration: Sequence[Path],
+    max_drop: float,
+    allow_drift: bool,
+) -> ExportReport:
+    """Run an export; what it measured is shown where the proof fails, too."""
+    from edgead.runtime.errors import ParityError
+
+    try:
+        return write(
+            precisions=precisions,
+            images=images,
+            calibration=calibration,
+            max_drop=max_drop,
+            allow_drift=allow_drift,
+            cache=calibration_cache(),
+        )
+    except ParityError as error:
+        if error.report is not None:
+            out.finish(error.report, *layer_tables(error.report["precisions"], explain=True))
+        raise
+
+
+def warn_about_export(out: Output, report: ExportReport) -> None:
+    """Say what a bundle was written in spite of, and where nothing was proved."""
+    if not report.passed:
+        out.warn("a decision changed, and the bundle was written all the same, as --allow-drift asks")
+    for name, reason in report.unavailable.items():
+        out.note(f"not proved on {name}: {reason}")
 
 
 def _trtexec(report: ExportReport, size: tuple[int, int]) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import RateOption, calibration_cache, require
-from edgead.cli.exporting import layer_tables, parity_table
+from edgead.cli._options import RateOption, require
+from edgead.cli.exporting import export_proved, layer_tables, parity_table, precisions_of, warn_about_export
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ def import_anomalib(
         require("cpu", "onnxruntime")
     from edgead.export.exporting import export_bundle
     from edgead.importing import import_anomalib as rebuild
-    from edgead.runtime.errors import ParityError
 
     with out.progress() as step:
         imported = rebuild(
@@ -88,28 +88,18 @@ def import_anomalib(
             calibration=calibration or (),
             false_alarm_rate=false_alarm_rate,
         )
-        try:
-            report = export_bundle(
-                imported.exportable,
-                output,
-                precisions=[*(["fp16"] if fp16 else []), *(["int8-trt", "int8-cpu"] if int8 else [])],
-                images=images or (),
-                calibration=calibration or (),
-                max_drop=max_drop,
-                allow_drift=allow_drift,
-                cache=calibration_cache(),
-                progress=step,
-            )
-        except ParityError as error:
-            if error.report is not None:
-                out.finish(error.report, *layer_tables(error.report["precisions"], explain=True))
-            raise
+        report = export_proved(
+            out,
+            partial(export_bundle, imported.exportable, output, progress=step),
+            precisions=precisions_of(fp16, int8),
+            images=images or (),
+            calibration=calibration or (),
+            max_drop=max_drop,
+            allow_drift=allow_drift,
+        )
     for remark in imported.remarks:
         out.warn(remark)
-    if not report.passed:
-        out.warn("a decision changed, and the bundle was written all the same, as --allow-drift asks")
-    for name, reason in report.unavailable.items():
-        out.note(f"not proved on {name}: {reason}")
+    warn_about_export(out, report)
     threshold = imported.exportable.threshold
     payload = {
         **report.to_dict(),
