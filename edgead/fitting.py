@@ -120,7 +120,7 @@ def fit(
     fingerprint = {category.name: category.fingerprint("train") for category in opened}
     sources = [category.name for category in opened for _ in category.train]
     named = [
-        make_references(category, seed, prefix=f"{category.name}-" if pooled else "", region=region)
+        make_references(category, seed, prefix=f"{category.name}-" if pooled else "", region=region, seen=not trained)
         for category in opened
     ]
     references = tuple(one for group in named for one in group)

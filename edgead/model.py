@@ -45,7 +45,8 @@ class TrainedModel:
     Attributes:
         card: what `ModelCard` says.
         module: the scoring module, the routed one of several categories, or a trained network, in eval mode.
-        references: ``(name, PNG bytes)`` of a few good images and of the same images with planted defects.
+        references: ``(name, PNG bytes)`` of a few good images, moved a little where the model was fitted on
+            them, and of the same with planted defects.
         calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
             which an export takes the ranges and thresholds of reduced precisions; a bundle does not carry them.
         region: the part of the images that is judged, as the card says; None: all of it.
