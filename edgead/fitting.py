@@ -34,8 +34,9 @@ from edgead.model_card import CategoryCard, RoutingCard, TrainingCard, check_siz
 from edgead.photos import GoodPhotos, calibration_images, make_references
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.manifest import ThresholdSection, check_member_name, fold_name
+from edgead.runtime.member_names import check_member_name, fold_name
 from edgead.runtime.region import Box, Region, decode_mask, make_region
+from edgead.runtime.sections import ThresholdSection
 from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.runtime.tiling import DEFAULT_OVERLAP, Tiles
 from edgead.runtime.version import __version__

@@ -24,7 +24,7 @@ from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Decision
 from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import MASK_NAME
+from edgead.runtime.member_names import MASK_NAME
 from edgead.runtime.preprocess import resize
 from edgead.runtime.region import Region, encode_mask
 from edgead.runtime.threshold import Threshold

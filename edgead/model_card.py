@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgead.backbones import BackboneInfo, BackboneSpec
 from edgead.runtime.errors import BundleError, ConfigError
-from edgead.runtime.manifest import NormalsSection, RegionSection, ThresholdSection, TilesSection
 from edgead.runtime.preprocess import RESIZE_RULE
 from edgead.runtime.region import Region
+from edgead.runtime.sections import NormalsSection, RegionSection, ThresholdSection, TilesSection
 from edgead.runtime.threshold import Threshold
 from edgead.runtime.tiling import Tiles
 from edgead.runtime.version import __version__

@@ -16,9 +16,9 @@ from edgead.data import Category, Sample, load_images
 from edgead.probes import STRUCTURAL, plant_in_region
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.manifest import NormalsSection
 from edgead.runtime.normals import Normals, picture_signals
 from edgead.runtime.region import Region, prepare
+from edgead.runtime.sections import NormalsSection
 from edgead.runtime.tiling import Tiles
 
 REFERENCE_IMAGES = 4

@@ -22,7 +22,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.frame import Decision, Frame
 from edgead.runtime.heatmap import outline, overlay
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.manifest import ParityRecord
+from edgead.runtime.sections import ParityRecord
 from edgead.runtime.threshold import Threshold
 from edgead.worst_images import Worst, jpeg, thumbnail, worst_images
 

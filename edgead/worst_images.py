@@ -19,8 +19,8 @@ from edgead.runtime.files import reason
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.heatmap import overlay
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.manifest import ParityRecord
 from edgead.runtime.preprocess import resize
+from edgead.runtime.sections import ParityRecord
 
 THUMBNAIL = 256  # pixels of the longer side
 _JPEG_QUALITY = 82

@@ -8,12 +8,14 @@ from edgead.export.exportable import Exportable
 from edgead.export.precisions import FP32
 from edgead.runtime.decode import decode_image
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
-from edgead.runtime.manifest import (
-    MASK_NAME,
+from edgead.runtime.manifest import Manifest
+from edgead.runtime.member_names import MASK_NAME
+from edgead.runtime.preprocess import RESIZE_RULE
+from edgead.runtime.region import encode_mask
+from edgead.runtime.sections import (
     CategorySection,
     DetectorSection,
     InputSection,
-    Manifest,
     MapSection,
     NormalsSection,
     PrecisionSection,
@@ -21,8 +23,6 @@ from edgead.runtime.manifest import (
     ThresholdSection,
     TilesSection,
 )
-from edgead.runtime.preprocess import RESIZE_RULE
-from edgead.runtime.region import encode_mask
 
 
 def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:

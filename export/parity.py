@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.frame import Decision
 from edgead.runtime.limits import BORDERLINE_SHARE, Verdict
-from edgead.runtime.manifest import ParityRecord
+from edgead.runtime.sections import ParityRecord
 
 _RESAMPLES = 500
 

@@ -26,8 +26,9 @@ from edgead.export.thresholds import move_threshold
 from edgead.runtime.backends import Backend
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.limits import Verdict
-from edgead.runtime.manifest import Manifest, PrecisionSection, ThresholdSection
+from edgead.runtime.manifest import Manifest
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, FusedBackend, RoutedBackend, head_file, open_model
+from edgead.runtime.sections import PrecisionSection, ThresholdSection
 from edgead.runtime.threshold import Threshold
 
 FP32, FP16 = "fp32", "fp16"

@@ -22,8 +22,9 @@ from edgead.export.precisions import GraphFiles, PrecisionMaker, Samples, round_
 from edgead.export.rounding import Rounded
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import ConfigError, ParityError
-from edgead.runtime.manifest import Manifest, ParityRecord
+from edgead.runtime.manifest import Manifest
 from edgead.runtime.preprocess import resize
+from edgead.runtime.sections import ParityRecord
 
 SCHEMA = "edgead.export/1"
 DEFAULT_MAX_DROP = 0.05

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
 from edgead.runtime.errors import BundleError
-from edgead.runtime.manifest import check_member_name, fold_name
+from edgead.runtime.member_names import check_member_name, fold_name
 
 MAX_MEMBERS = 4096
 CHUNK = 1 << 20

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
+from edgead.runtime.backends import Backend, BackendInfo, Inference
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
-from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError, suggest
+from edgead.runtime.errors import BackendError, BundleError, DataError
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import Decision
 from edgead.runtime.limits import Limits
+from edgead.runtime.opening import settle_opening
 from edgead.runtime.preprocess import self_check
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import open_model
@@ -181,19 +182,10 @@ def check_bundle(
         ConfigError: unknown backend or precision.
         DataError: ``images`` names something that is not there, or holds no image.
     """
-    chosen, why = choose(backend)
     files = list(find_images(images))
     with Bundle.open(path) as bundle:
-        manifest, native_code, left_out = bundle.manifest, True, None
-        if profile is not None and (backend, precision, threads) == ("auto", None, None):
-            from edgead.runtime.device_profile import settle
-
-            choice, why, left_out = settle(bundle, profile, chosen, why)
-            chosen, precision, threads = choice.backend, choice.precision, choice.threads
-            native_code = choice.native_code != "left out"
-        key = precision or "fp32"
-        if key not in manifest.precisions:
-            raise ConfigError(f"{path} has no precision '{key}'.{suggest(key, manifest.precisions)}")
+        opening = settle_opening(bundle, backend=backend, precision=precision, threads=threads, profile=profile)
+        manifest, key = bundle.manifest, opening.precision
         limits = manifest.limits(key)
         total = len(bundle.references()) + len(files)
         step = iter(range(1, total + 1))
@@ -202,8 +194,8 @@ def check_bundle(
             if progress is not None:
                 progress(next(step), total)
 
-        with bundle.model_files(key, native_code=native_code) as model:
-            network = open_model(chosen, manifest, model, key, threads=threads, bundle=bundle.path)
+        with bundle.model_files(key, native_code=opening.native_code) as model:
+            network = open_model(opening.backend, manifest, model, key, threads=opening.threads, bundle=bundle.path)
             try:
                 info = network.describe()
                 replayed = replay(network, bundle, key, done)
@@ -215,8 +207,8 @@ def check_bundle(
         model_sha256=bundle.sha256,
         precision=key,
         backend=info,
-        why=why,
-        left_out=left_out,
+        why=opening.why,
+        left_out=opening.left_out,
         threshold=limits.value,
         references=tuple(replayed),
         images=judged,

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.native_step import lacking
@@ -21,6 +21,7 @@ from edgead.runtime.cuda_driver import cuda_driver
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.native import find_library
+from edgead.runtime.sections import Section, Text, as_tuple
 from edgead.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -35,26 +36,17 @@ _FLAVOURS = ("", "-gpu", "-cu13", "-cu12", "-cu11")
 _WITH_NATIVE = ("onnxruntime", "openvino")
 
 NativeCode = Literal["used", "left out", "absent"]
-_Text = Annotated[str, Field(min_length=1, max_length=200)]
 _Figure = Annotated[float, Field(ge=0.0)]
 
 
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Device(_Section):
+class Device(Section):
     """What a choice depends on beside the bundle: the processor, how many cores this process may use, the GPUs."""
 
     system: str
     machine: str
     cpu: str | None
     cores: Annotated[int, Field(ge=1)] | None
-    gpus: Annotated[tuple[_Text, ...], BeforeValidator(_as_tuple)] = ()
+    gpus: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = ()
 
     @classmethod
     def here(cls) -> Device:
@@ -66,15 +58,15 @@ class Device(_Section):
         return ", ".join([self.cpu or self.machine, f"{self.cores or '?'} cores", *self.gpus])
 
 
-class Choice(_Section):
+class Choice(Section):
     """What runs a bundle.
 
     ``threads`` None leaves their number to the backend. ``native_code`` says whether native code for a part of the
     graph (`edgead.runtime.native`) was there, and whether it was used.
     """
 
-    backend: _Text
-    precision: _Text
+    backend: Text
+    precision: Text
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None
     native_code: NativeCode
 
@@ -87,7 +79,7 @@ class Choice(_Section):
         return f"{self.backend} {self.precision}, {threads}{native}"
 
 
-class Measured(_Section):
+class Measured(Section):
     """What was measured of the choice.
 
     Attributes:
@@ -106,17 +98,17 @@ class Measured(_Section):
     drift: _Figure
     budget_ms: _Figure | None
     budget_mb: _Figure | None
-    at: _Text
+    at: Text
 
 
-class DeviceProfile(_Section):
+class DeviceProfile(Section):
     """The content of a profile; ``bundle_sha256`` as `Bundle.sha256`, ``versions`` as `versions_of`."""
 
     schema_name: Annotated[Literal["edgead.profile/1"], Field(alias="schema")] = SCHEMA
-    bundle_name: _Text
+    bundle_name: Text
     bundle_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     device: Device
-    versions: dict[_Text, _Text]
+    versions: dict[Text, Text]
     choice: Choice
     measured: Measured
 

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, choose
+from edgead.runtime.backends import Backend, BackendInfo
 from edgead.runtime.backends.standins import ClosedBackend, SharedBackend
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError, suggest
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.limits import Limits
 from edgead.runtime.normals import Normals
+from edgead.runtime.opening import require_parity, settle_opening
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.threshold import Threshold
 from edgead.runtime.tiling import Tiles
 
 if TYPE_CHECKING:
-    from edgead.runtime.manifest import Manifest
     from edgead.runtime.sinks import Sink
     from edgead.runtime.sources import Source
     from edgead.runtime.stream import Stream
@@ -156,41 +156,45 @@ class Inspector:
         from edgead.runtime.bundle import Bundle
         from edgead.runtime.routed import open_model
 
-        chosen, why = choose(backend)
-        asked: dict[str, Any] = {"precision": precision, "threads": threads, "batch": batch}
-        # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
-        asked |= {"backend": chosen if profile is None else backend, "native_code": native_code, "profile": profile}
         with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
             manifest = bundle.manifest
-            left_out = None
-            if profile is not None and (backend, precision, threads) == ("auto", None, None):
-                from edgead.runtime.device_profile import settle
-
-                choice, why, left_out = settle(bundle, profile, chosen, why)
-                chosen, precision, threads = choice.backend, choice.precision, choice.threads
-                native_code = native_code and choice.native_code != "left out"
-            precision = precision or "fp32"
-            if precision not in manifest.precisions:
-                known = suggest(precision, manifest.precisions)
-                raise ConfigError(f"{bundle.path} has no precision '{precision}'.{known}")
-            entry = manifest.precisions[precision]
-            _require_parity(manifest, entry.file, chosen)
-            model = stack.enter_context(bundle.model_files(precision, native_code=native_code))
-            opened = open_model(chosen, manifest, model, precision, threads=threads, batch=batch, bundle=bundle.path)
+            opening = settle_opening(
+                bundle,
+                backend=backend,
+                precision=precision,
+                threads=threads,
+                native_code=native_code,
+                profile=profile,
+            )
+            asked: dict[str, Any] = {"precision": precision, "threads": threads, "batch": batch}
+            # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
+            asked |= {"backend": opening.backend if profile is None else backend}
+            asked |= {"native_code": native_code, "profile": profile}
+            precision = opening.precision
+            require_parity(manifest, manifest.precisions[precision].file, opening.backend)
+            model = stack.enter_context(bundle.model_files(precision, native_code=opening.native_code))
             inspector = cls(
-                opened,
+                open_model(
+                    opening.backend,
+                    manifest,
+                    model,
+                    precision,
+                    threads=opening.threads,
+                    batch=batch,
+                    bundle=bundle.path,
+                ),
                 height=manifest.input.height,
                 width=manifest.input.width,
                 threshold=manifest.limits(precision),
                 name=manifest.name,
-                why=why,
+                why=opening.why,
                 region=bundle.region(),
                 tiles=manifest.tiles(),
             )
             # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
             told = "int8" if precision.startswith("int8") else None
             inspector._model = replace(inspector._model, precision=told, normals=manifest.normals())
-            inspector._asked, inspector._precision, inspector.left_out = asked, precision, left_out
+            inspector._asked, inspector._precision, inspector.left_out = asked, precision, opening.left_out
             inspector._bundle = bundle.path, bundle.sha256
             # The backend maps the extracted weights; they go when the inspector goes.
             inspector._model.cleanup.push(stack.pop_all())
@@ -430,22 +434,4 @@ class Inspector:
             source_id=frame.source_id,
             reason=reason,
             name=frame.name,
-        )
-
-
-def _require_parity(manifest: Manifest, file: str, backend: str) -> None:
-    """Refuse a backend of reduced precision unless the bundle proves that it changed no decision."""
-    if not backend.endswith("-bf16"):
-        return
-    record = manifest.parity.get(file, {}).get(backend)
-    fallback = backend.removesuffix("-bf16")
-    if record is None:
-        raise ConfigError(
-            f"{manifest.name} holds no parity evidence for '{backend}'; use '{fallback}' or export it again"
-        )
-    changed = record.flips + record.borderline
-    if changed:
-        raise ConfigError(
-            f"'{backend}' changed {changed} of {record.images} decisions when {manifest.name} was exported; "
-            f"use '{fallback}'"
         )

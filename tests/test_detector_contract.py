@@ -31,7 +31,7 @@ from edgead.opening import open_inspector
 from edgead.runtime.check import check_bundle
 from edgead.runtime.decode import read_image
 from edgead.runtime.frame import Decision
-from edgead.runtime.manifest import ParityRecord
+from edgead.runtime.sections import ParityRecord
 from edgead.runtime.stream import Stream
 
 SIZE = 128

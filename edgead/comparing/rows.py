@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write, reason
-from edgead.runtime.manifest import ParityRecord, ThresholdSection
+from edgead.runtime.sections import ParityRecord, ThresholdSection
 
 SCHEMA: Literal["edgead.compare-row/1"] = "edgead.compare-row/1"
 FOLDER = "rows"

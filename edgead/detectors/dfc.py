@@ -27,7 +27,7 @@ from edgead.detectors.moments import require_finite
 from edgead.detectors.routing import CategoryModule, RoutedModule, Router
 from edgead.features import FeatureExtractor
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.manifest import fold_name
+from edgead.runtime.member_names import fold_name
 from edgead.scoring import ScoringModule
 
 _PATCHES_AN_IMAGE = 128  # local features kept of each sampled image for the anchors

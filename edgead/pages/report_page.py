@@ -15,7 +15,7 @@ from edgead.pages.markup import Markup, cell, document, element, facts, image, n
 from edgead.reporting import ESCAPES, FALSE_ALARMS, LEFT_OUT, Report
 from edgead.runtime.bench_report import BenchReport, BenchRow
 from edgead.runtime.heatmap import colormap
-from edgead.runtime.manifest import ParityRecord
+from edgead.runtime.sections import ParityRecord
 
 _STAGES = ("wait", "preprocess", "network", "decide")
 

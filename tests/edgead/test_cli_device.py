@@ -12,7 +12,7 @@ import pytest
 from edgead.runtime.bundle import Bundle, write_bundle
 from edgead.runtime.doctor import diagnose
 from edgead.runtime.expected import EXPECTED_NAME, pack_expected
-from edgead.runtime.manifest import MANIFEST_NAME
+from edgead.runtime.member_names import MANIFEST_NAME
 
 
 def rewritten(bundle: Path, target: Path, **members: bytes) -> Path:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgead.runtime.errors import BundleError
-from edgead.runtime.manifest import Manifest, ThresholdSection, check_member_name, parse_manifest
+from edgead.runtime.manifest import Manifest, parse_manifest
+from edgead.runtime.member_names import check_member_name
+from edgead.runtime.sections import ThresholdSection
 from edgead.runtime.threshold import Threshold, calibrate
 
 SHA = "0" * 64
