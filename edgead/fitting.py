@@ -184,7 +184,9 @@ def fit(
     calibration = [
         one
         for category, prefix in zip(opened, prefixes, strict=True)
-        for one in calibration_images(category, (height, width), seed, prefix=prefix, region=region, tiles=cut)
+        for one in calibration_images(
+            category, (height, width), seed, prefix=prefix, region=region, tiles=cut, seen=not trained
+        )
     ]
     model = TrainedModel(card, outcome.module, references, tuple(calibration), region)
     if budget is not None:

@@ -116,16 +116,19 @@ def calibration_images(
     prefix: str = "",
     region: Region | None = None,
     tiles: Tiles | None = None,
+    seen: bool = True,
 ) -> tuple[tuple[str, bytes], ...]:
     """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
 
-    They are others than the references' where there are enough.
+    They are others than the references' where there are enough; ``seen`` as there.
     """
     order = np.random.default_rng(seed).permutation(len(category.train))
     chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
     kept = []
     for number, index in enumerate(sorted(chosen)):
         image = read_image(category.train[index].path)
+        if seen:
+            image = second_shot(image, seed + REFERENCE_IMAGES + number)
         kept.append((f"good-{prefix}{number:02}.png", encode_png(prepare(image, *size, region=region, tiles=tiles))))
         if number % 2:
             kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]

@@ -119,9 +119,8 @@ class Samples:
 
     @property
     def judging(self) -> list[int]:
-        """Indices into `images` of those that set none and score like unseen parts, as far as there are any."""
-        spared = set(range(len(self.verdicts))) - set(self.ranging)
-        return sorted(spared & set(self.unseen)) or sorted(spared) or self.ranging
+        """Indices into `images` of those that set none, as far as there are any."""
+        return sorted(set(range(len(self.verdicts))) - set(self.ranging)) or self.ranging
 
 
 def round_network(full: GraphFiles, samples: Samples) -> Mapping[str, Rounded]:
