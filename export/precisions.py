@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -119,8 +120,9 @@ class Samples:
 
     @property
     def judging(self) -> list[int]:
-        """Indices into `images` of those that set none, as far as there are any."""
-        return sorted(set(range(len(self.verdicts))) - set(self.ranging)) or self.ranging
+        """Indices into `images` of those that set none and get a score, as far as there are any."""
+        spared = set(range(len(self.verdicts))) - set(self.ranging)
+        return sorted(index for index in spared if math.isfinite(self.verdicts[index].score)) or self.ranging
 
 
 def round_network(full: GraphFiles, samples: Samples) -> Mapping[str, Rounded]:
