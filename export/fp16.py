@@ -7,18 +7,24 @@ differences that scores are made of. Input (uint8) and outputs (float32) are tho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgead.export.regions import PARAMETERS, array, constants, convolutions, element_types, network
+from edgead.export.regions import CONVOLUTIONS, PARAMETERS, array, constants, convolutions, element_types, network
 from edgead.runtime.errors import ExportError, ParityError
 
 HALF_MAX = 65504.0
 
 
-def convert_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+def convert_fp16(model: onnx.ModelProto, leading: int = 0) -> onnx.ModelProto:
     """Return a copy of an exported FP32 graph whose convolutional network computes in half.
+
+    Args:
+        model: exported FP32 graph.
+        leading: so many convolutions at the beginning stay in FP32; what they round is what all later ones amplify.
 
     Raises:
         ParityError: there is no convolutional network to convert, so the graph would stay FP32, or a weight does not
@@ -31,7 +37,7 @@ def convert_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     types = element_types(converted)
     if TensorProto.FLOAT16 in types.values():
         raise ExportError("the graph is in half already; convert the FP32 graph")
-    nodes = network(converted)
+    nodes = _behind(network(converted), leading)
     if not nodes:
         raise ParityError("--fp16 finds no convolutional network in this graph, so it would stay FP32; leave it out")
     inside = {node.output[0] for node in nodes}
@@ -78,6 +84,14 @@ def convert_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     _drop_unused_weights(graph)
     return finish(converted)
+
+
+def _behind(nodes: Sequence[onnx.NodeProto], leading: int) -> Sequence[onnx.NodeProto]:
+    """Return the nodes of a network from its convolution number ``leading`` on, counted from 0."""
+    places = [place for place, node in enumerate(nodes) if node.op_type in CONVOLUTIONS]
+    if not leading:
+        return nodes
+    return nodes[places[leading] :] if leading < len(places) else []
 
 
 def finish(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -21,6 +21,7 @@ from edgead.export.fp16 import convert_fp16
 from edgead.export.int8 import CPU, TRT, watched_tensors
 from edgead.export.int8_search import Int8Choice, Judges, choose_int8
 from edgead.export.lint import require_clean
+from edgead.export.regions import convolutions
 from edgead.export.rounding import Rounded, round_weights
 from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.thresholds import move_threshold
@@ -40,6 +41,7 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     TRT: ("tensorrt", "tensorrt-rtx"),
     CPU: ("onnxruntime", "openvino"),
 }
+_FIRST_LEADING = 4
 _HELD_OUT = 4  # every fourth calibration image sets no range and judges those that were set
 Progress = Callable[[str, int, int], None]
 
@@ -53,6 +55,7 @@ class GraphFiles:
         outputs: file name -> names of its outputs.
         section: its entry in the manifest.
         choice: how INT8 was made; None otherwise.
+        leading: of FP16, how many convolutions at the beginning compute in FP32 all the same.
         traced: of FP32, the same graphs with the nodes of the domain ``edgead`` that TensorRT has plugins for.
     """
 
@@ -61,11 +64,21 @@ class GraphFiles:
     outputs: Mapping[str, Sequence[str]]
     section: PrecisionSection
     choice: Int8Choice | None = None
+    leading: int = 0
     traced: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
         return self.section.file
+
+    @property
+    def layers(self) -> int:
+        """How many convolutions the network of the main file has."""
+        return len(convolutions(self.models[self.main].graph))
+
+    def more_leading(self) -> int:
+        """Return how many convolutions at the beginning to leave in FP32 next: twice as many, at most half of all."""
+        return min(2 * self.leading or _FIRST_LEADING, self.layers // 2)
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of this precision, ready for JSON."""
@@ -74,6 +87,8 @@ class GraphFiles:
             found["threshold"] = self.section.threshold.value
         if self.section.categories:
             found["thresholds"] = {name: one.value for name, one in self.section.categories.items()}
+        if self.leading:
+            found["fp16"] = {"layers": self.layers, "leading_in_fp32": self.leading}
         if self.choice is not None:
             choice = self.choice
             found["int8"] = {
@@ -159,13 +174,18 @@ class PrecisionMaker:
     rounded: Mapping[str, Rounded]
     progress: Progress
 
-    def make(self, precision: str, before: Int8Choice | None = None) -> GraphFiles:
-        """Make one of `PRECISIONS` but fp32; ``before`` is an INT8 choice that moved the scores of other images."""
+    def make(self, precision: str, before: Int8Choice | None = None, leading: int = 0) -> GraphFiles:
+        """Make one of `PRECISIONS` but fp32.
+
+        Args:
+            before: an INT8 choice that moved the scores of other images too far.
+            leading: of FP16, see `GraphFiles`.
+        """
         source = self.full.models if self.plain or precision == CPU else self.full.traced
         choice = None
         if precision == FP16:
             self.progress("fp16", 0, 1)
-            models = {_named(file, FP16): convert_fp16(one) for file, one in source.items()}
+            models = {_named(file, FP16): convert_fp16(one, leading) for file, one in source.items()}
         else:
             choice, made = self._choose(precision, source, before)
             models = {_named(file, precision): one for file, one in made.items()}
@@ -175,7 +195,7 @@ class PrecisionMaker:
         allowed = None if precision == FP16 else self.max_drop
         section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision], max_drop=allowed)
         section = _with_thresholds(section, self.model, self._pairs(precision, models))
-        return GraphFiles(precision, models, outputs, section, choice)
+        return GraphFiles(precision, models, outputs, section, choice, leading)
 
     def _choose(
         self, precision: str, source: Mapping[str, onnx.ModelProto], before: Int8Choice | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 from edgead.export.exportable import Exportable
 from edgead.export.graph_files import fp32_graphs, inline_all, split_files, write_files
 from edgead.export.int8 import CPU, TRT
-from edgead.export.int8_search import Int8Choice
-from edgead.export.measuring import Measurement, complaint, fails, measure, note
+from edgead.export.measuring import FP16_DROP, Measurement, complaint, fails, measure, note
 from edgead.export.members import make_manifest
 from edgead.export.ops.nodes import scoring_nodes
-from edgead.export.precisions import GraphFiles, PrecisionMaker, Samples, round_network
+from edgead.export.precisions import FP16, GraphFiles, PrecisionMaker, Samples, round_network
 from edgead.export.rounding import Rounded
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import ConfigError, ParityError
@@ -28,7 +28,7 @@ from edgead.runtime.sections import ParityRecord
 
 SCHEMA = "edgead.export/1"
 DEFAULT_MAX_DROP = 0.05
-_STRICTER = 4  # times that INT8 aims at a lower score error where the images at hand need it
+_STRICTER = 4  # times that more layers stay in FP32 where the images at hand need it
 _MOST_CALIBRATION = 64  # images; more say little about ranges and cost seconds each
 Progress = Callable[[str, int, int], None]
 
@@ -113,18 +113,20 @@ def prove(
     measured, unavailable = _measure(model, manifest, made, named, tell)
     for attempt in range(_STRICTER if maker is not None else 0):
         # Images at hand can tell more than those that layers were chosen by; then more layers stay in FP32.
-        again: dict[str, Int8Choice] = {}
+        again: dict[str, Callable[[], GraphFiles]] = {}
         for files in made:
             worst = max((m.comparison.drop for m in measured if m.precision == files.precision), default=0.0)
             choice = files.choice
-            if choice is not None and settings.max_drop < worst < np.inf and choice.may_go_on(attempt):
-                again[files.precision] = choice.stricter(settings.max_drop / worst)
+            assert maker is not None
+            if files.precision == FP16 and FP16_DROP < worst < np.inf and files.leading < files.more_leading():
+                again[FP16] = partial(maker.make, FP16, leading=files.more_leading())
+            elif choice is not None and settings.max_drop < worst < np.inf and choice.may_go_on(attempt):
+                again[files.precision] = partial(
+                    maker.make, files.precision, choice.stricter(settings.max_drop / worst)
+                )
         if not again:
             break
-        assert maker is not None
-        made = [
-            maker.make(files.precision, again[files.precision]) if files.precision in again else files for files in made
-        ]
+        made = [again[files.precision]() if files.precision in again else files for files in made]
         renewed, _ = _measure(model, manifest, made, named, tell, tuple(again))
         measured = [one for one in measured if one.precision not in again] + renewed
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
@@ -134,7 +136,7 @@ def prove(
     for one in measured:
         graph = next(graph for graph in made if graph.precision == one.precision)
         parity.setdefault(graph.main, {})[one.runtime] = one.comparison.record(
-            drift_allowed=settings.allow_drift and one in failed, note=note(one, graph.choice), half_margin=one.margin
+            drift_allowed=settings.allow_drift and one in failed, note=note(one, graph), half_margin=one.margin
         )
     pairs = [(manifest.precisions[one.precision].file, one.runtime) for one in failed]
     described = {one.precision: one.describe() for one in made}

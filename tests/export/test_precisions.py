@@ -16,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
+from edgead.export import measuring as measuring_module
 from edgead.export import precisions as precisions_module
+from edgead.export import proving as proving_module
 from edgead.export.calibration import METHODS, activation_ranges
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle, export_graphs
@@ -490,8 +492,27 @@ def test_planted_overflow_is_refused(exportable, tmp_path):
     assert not report.passed
 
 
-def swapped(model: onnx.ModelProto) -> onnx.ModelProto:
-    half = convert_fp16(model)
+def test_fp16_spares_the_first_convolutions_where_rounding_moves_scores_too_far(small, tmp_path, monkeypatch):
+    out = tmp_path / "small.edgead"
+    whole = export_bundle(small, out, precisions=["fp16"]).parity["model.fp16.onnx"][SIMULATED]
+    assert "first" not in (whole.note or "")
+    for module in (measuring_module, proving_module):
+        monkeypatch.setattr(module, "FP16_DROP", 0.999 * whole.drop)
+    report = export_bundle(small, out, precisions=["fp16"])
+    spared = report.parity["model.fp16.onnx"][SIMULATED]
+    assert spared.drop < whole.drop
+    assert spared.note == "half arithmetic, simulated, first 2 of 5 convolutions in fp32"
+    assert report.precisions["fp16"]["fp16"] == {"layers": 5, "leading_in_fp32": 2}
+    with Bundle.open(out) as bundle, bundle.model_files("fp16") as file:
+        half = onnx.load(file)
+        assert half_convolutions(half) == (3, 5)
+    for module in (measuring_module, proving_module):
+        monkeypatch.setattr(module, "FP16_DROP", 1e-9)
+    assert "with first 2 of 5 convolutions in fp32" in str(refused(small, tmp_path, precisions=["fp16"]))
+
+
+def swapped(model: onnx.ModelProto, leading: int) -> onnx.ModelProto:
+    half = convert_fp16(model, leading)
     stem = next(node for node in half.graph.node if node.op_type == "Conv")
     weight = constants(half.graph)[stem.input[1]]
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[:, ::-1].copy(), weight.name))
