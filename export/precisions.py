@@ -42,6 +42,7 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     CPU: ("onnxruntime", "openvino"),
 }
 _FIRST_LEADING = 4
+_LEAST_UNSEEN = 3  # images that a line can be laid through
 _HELD_OUT = 4  # every fourth calibration image sets no range and judges those that were set
 Progress = Callable[[str, int, int], None]
 
@@ -124,8 +125,17 @@ class Samples:
 
     @property
     def unseen(self) -> list[int]:
-        """Indices into `images` of those that score like parts which the model has not seen."""
-        return [index for index, verdict in enumerate(self.verdicts) if verdict.score >= self.floor]
+        """Indices into `images` of those that score like parts which the model has not seen.
+
+        Where the models of a small pool, each without a fold of it, were so much worse that hardly any image reaches
+        their least score, the upper half of all images.
+        """
+        scored = [index for index, verdict in enumerate(self.verdicts) if math.isfinite(verdict.score)]
+        found = [index for index in scored if self.verdicts[index].score >= self.floor]
+        if len(found) >= _LEAST_UNSEEN:
+            return found
+        highest = sorted(scored, key=lambda index: -self.verdicts[index].score)
+        return sorted(highest[: max(_LEAST_UNSEEN, len(scored) // 2)])
 
     @property
     def ranging(self) -> list[int]:
