@@ -88,9 +88,9 @@ def convert_fp16(model: onnx.ModelProto, leading: int = 0) -> onnx.ModelProto:
 
 def _behind(nodes: Sequence[onnx.NodeProto], leading: int) -> Sequence[onnx.NodeProto]:
     """Return the nodes of a network from its convolution number ``leading`` on, counted from 0."""
-    places = [place for place, node in enumerate(nodes) if node.op_type in CONVOLUTIONS]
     if not leading:
         return nodes
+    places = [place for place, node in enumerate(nodes) if node.op_type in CONVOLUTIONS]
     return nodes[places[leading] :] if leading < len(places) else []
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, Inference
+from edgead.runtime.backends import Backend, BackendInfo, Inference, choose
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image, find_images, read_image
 from edgead.runtime.errors import BackendError, BundleError, DataError
@@ -182,9 +182,10 @@ def check_bundle(
         ConfigError: unknown backend or precision.
         DataError: ``images`` names something that is not there, or holds no image.
     """
+    chosen = choose(backend)
     files = list(find_images(images))
     with Bundle.open(path) as bundle:
-        opening = settle_opening(bundle, backend=backend, precision=precision, threads=threads, profile=profile)
+        opening = settle_opening(bundle, chosen, backend=backend, precision=precision, threads=threads, profile=profile)
         manifest, key = bundle.manifest, opening.precision
         limits = manifest.limits(key)
         total = len(bundle.references()) + len(files)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo
+from edgead.runtime.backends import Backend, BackendInfo, choose
 from edgead.runtime.backends.standins import ClosedBackend, SharedBackend
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError, suggest
 from edgead.runtime.frame import Decision, Frame, Result
@@ -156,20 +156,27 @@ class Inspector:
         from edgead.runtime.bundle import Bundle
         from edgead.runtime.routed import open_model
 
+        chosen = choose(backend)
         with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
             manifest = bundle.manifest
             opening = settle_opening(
                 bundle,
+                chosen,
                 backend=backend,
                 precision=precision,
                 threads=threads,
                 native_code=native_code,
                 profile=profile,
             )
-            asked: dict[str, Any] = {"precision": precision, "threads": threads, "batch": batch}
-            # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
-            asked |= {"backend": opening.backend if profile is None else backend}
-            asked |= {"native_code": native_code, "profile": profile}
+            asked = {
+                # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
+                "backend": opening.backend if profile is None else backend,
+                "precision": precision,
+                "threads": threads,
+                "batch": batch,
+                "native_code": native_code,
+                "profile": profile,
+            }
             precision = opening.precision
             require_parity(manifest, manifest.precisions[precision].file, opening.backend)
             model = stack.enter_context(bundle.model_files(precision, native_code=opening.native_code))

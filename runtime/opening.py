@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgead.runtime.backends import choose
 from edgead.runtime.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ class Opening:
 
 def settle_opening(
     bundle: Bundle,
+    chosen: tuple[str, str],
     *,
     backend: str = "auto",
     precision: str | None = None,
@@ -42,27 +42,31 @@ def settle_opening(
     native_code: bool = True,
     profile: str | Path | None = None,
 ) -> Opening:
-    """Return what to open a bundle with; arguments as of `edgead.runtime.inspector.Inspector.open`.
+    """Return what to open a bundle with.
 
     A device profile counts only where neither a backend nor a precision nor a number of threads is asked for.
 
+    Args:
+        bundle: opened.
+        chosen: what `edgead.runtime.backends.choose` gave for ``backend``, before the bundle was read.
+        backend, precision, threads, native_code, profile: as of `edgead.runtime.inspector.Inspector.open`.
+
     Raises:
-        BackendUnavailable: the backend's library is missing.
-        ConfigError: unknown backend or precision.
+        ConfigError: unknown precision.
     """
-    chosen, why = choose(backend)
+    name, why = chosen
     left_out = None
     if profile is not None and (backend, precision, threads) == ("auto", None, None):
         from edgead.runtime.device_profile import settle
 
-        choice, why, left_out = settle(bundle, profile, chosen, why)
-        chosen, precision, threads = choice.backend, choice.precision, choice.threads
+        choice, why, left_out = settle(bundle, profile, name, why)
+        name, precision, threads = choice.backend, choice.precision, choice.threads
         native_code = native_code and choice.native_code != "left out"
     precision = precision or "fp32"
     if precision not in bundle.manifest.precisions:
         known = suggest(precision, bundle.manifest.precisions)
         raise ConfigError(f"{bundle.path} has no precision '{precision}'.{known}")
-    return Opening(chosen, precision, threads, native_code, why, left_out)
+    return Opening(name, precision, threads, native_code, why, left_out)
 
 
 def require_parity(manifest: Manifest, file: str, backend: str) -> None:

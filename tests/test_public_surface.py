@@ -68,13 +68,12 @@ def test_the_runtime_works_where_nothing_heavy_is_installed() -> None:
     code = (
         f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
         "import edgead.runtime as runtime\n"
-        "from edgead.runtime.backends import choose\n"
         "from edgead.runtime.doctor import diagnose\n"
         "from edgead.runtime.preprocess import self_check\n"
         "for name in runtime.__all__: getattr(runtime, name)\n"
         "self_check()\n"
         "print(len(diagnose()))\n"
-        "try: choose('auto')\n"
+        "try: runtime.Inspector.open('missing.edgead')\n"
         "except runtime.EdgeadError as error: print(error)\n"
     )
     rows, message = python(code).splitlines()
