@@ -116,9 +116,9 @@ def process(launch: Callable[..., subprocess.Popen[str]]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def plate(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plate(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A category of 16 good training images, 4 good and 4 defective test images, and masks."""
-    source = ci_small / "metal_plate"
+    source = made_images / "plate"
     target = tmp_path_factory.mktemp("data") / "plate"
     for folder, count in (("train/good", 16), ("test/good", 4), ("test/defect", 4)):
         (target / folder).mkdir(parents=True)

@@ -236,8 +236,8 @@ def test_a_full_disk_leaves_the_bundle_that_is_calibrated_in_place(edgead, plate
     assert list(tmp_path.iterdir()) == [bundle]
 
 
-def test_run_warns_of_a_lamp_that_has_aged_and_changes_no_decision(process, plate, plate_bundle, ci_small, tmp_path):
-    good, bundle, dim = sorted((ci_small / "metal_plate/train/good").iterdir()), tmp_path / "c.edgead", tmp_path / "dim"
+def test_run_warns_of_a_lamp_that_has_aged_and_changes_no_decision(process, plate, plate_bundle, made_images, tmp_path):
+    good, bundle, dim = sorted((made_images / "plate/train/good").iterdir()), tmp_path / "c.edgead", tmp_path / "dim"
     with Bundle.open(plate_bundle) as opened:
         assert opened.manifest.normals()[None].images == len(list((plate / "train/good").iterdir()))
     assert process("calibrate", plate_bundle, "--source", good[0].parent, "-o", bundle).code == 0

@@ -558,8 +558,8 @@ def test_summary_has_latency_from_capture_to_decision(folder):
     assert (source["policy"], source["live"], source["captured"], source["error"]) == ("every", False, 8, None)
 
 
-def test_real_images_through_the_loop(ci_small):
-    folder = next(path for path in sorted(ci_small.glob("*/test/good")) if path.is_dir())
+def test_real_images_through_the_loop(made_images):
+    folder = next(path for path in sorted(made_images.glob("*/test/good")) if path.is_dir())
     stream = Stream(inspector(), folder)
     results = list(stream)
     judge = inspector()
