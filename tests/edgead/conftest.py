@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgead.model import TrainedModel
 
 from edgead.cli import run
+from tests.waiting import LONG_S
 
 SIZE = "64"
 _SETTINGS = ("--detector", "padim", "--set", "dimensions=20", "--size", SIZE)
@@ -109,7 +110,7 @@ def process(launch: Callable[..., subprocess.Popen[str]]) -> Command:
 
     def call(*arguments: str | Path, without: Sequence[str] = ()) -> Outcome:
         with launch(arguments, without) as child:
-            out, err = child.communicate(timeout=60)
+            out, err = child.communicate(timeout=LONG_S)
         return Outcome(child.returncode, out, err)
 
     return call
