@@ -14,6 +14,22 @@ from tests.images import CACHE, image_root
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# What one process has to do in a row, since its tests share what is dear to make: a file, of the contract a detector.
+_CONTRACT = "tests/test_detector_contract.py"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the tests to the processes of pytest-xdist; what takes longest comes first, so that none ends late."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        detector = item.callspec.params.get("made", "") if hasattr(item, "callspec") else ""
+        item.add_marker(pytest.mark.xdist_group(f"{file} {detector}" if file == _CONTRACT else file))
+    items.sort(key=lambda item: not item.nodeid.startswith(_CONTRACT))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _ctrl_c_reaches_children() -> None:
     """A shell starts what stands before ``&`` deaf to SIGINT, and so would be every program that a test interrupts."""

@@ -211,7 +211,7 @@ def test_a_process_killed_in_the_middle_goes_on(launch, edgead, parts, tmp_path,
             assert time.monotonic() < deadline
             time.sleep(0.02)
         child.send_signal(end)
-        _, err = child.communicate(timeout=120)
+        _, err = child.communicate(timeout=300)
     assert child.returncode == (130 if end is signal.SIGINT else -end)
     assert "Traceback" not in err
     before = times(folder)
