@@ -3,7 +3,8 @@
 ``int8-trt`` is what TensorRT takes: signed with zero point 0, a pair of its own before each convolution, weights a
 channel, biases in float. ``int8-cpu`` is what ONNX Runtime and OpenVINO run fast: unsigned activations with a zero
 point, stored INT8 weights, INT32 biases, and a pair behind each convolution, so that the whole of it becomes one
-integer kernel. One in the place of the other is refused (TensorRT) or slow (CPU).
+integer kernel. Its weights are such that no processor's sums saturate, see `edgead.export.saturation`. One in the place
+of the other is refused (TensorRT) or slow (CPU).
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def quantise(
         ranges: of `watched_tensors`.
         dialect: ``int8-trt`` or ``int8-cpu``.
         keep: names of convolutions that stay in float.
-        rounded: weights of `edgead.export.rounding.round_weights`; those that are missing are rounded one by one.
+        rounded: weights of `edgead.export.rounding.round_weights`, for ``int8-cpu`` those that are free of saturation;
+            those that are missing are rounded one by one.
 
     Raises:
         ParityError: there is nothing to quantise, so the graph would stay FP32.
@@ -91,7 +93,7 @@ def quantise(
     layout = _Layout.of(copied, keep)
     if not layout.convs:
         raise ParityError("--int8 finds no convolution to quantise in this graph; leave it out")
-    weights = _weights(copied.graph, layout, rounded or {})
+    weights = _weights(copied.graph, layout, rounded or {}, saturation_free=dialect == CPU)
     ranges = _take_pixels_whole(copied.graph, layout, weights, ranges)
     writer = _Writer(copied.graph)
     if dialect == TRT:
@@ -175,11 +177,16 @@ class _Weights:
     bias: NDArray[np.float64] | None
 
 
-def _weights(graph: onnx.GraphProto, layout: _Layout, rounded: Mapping[str, Rounded]) -> dict[str, _Weights]:
+def _weights(
+    graph: onnx.GraphProto, layout: _Layout, rounded: Mapping[str, Rounded], *, saturation_free: bool
+) -> dict[str, _Weights]:
     known = constants(graph)
     found = {}
     for conv in layout.convs:
-        one = rounded.get(conv.name) or round_to_nearest(np.asarray(array(known[conv.input[1]]), np.float32))
+        one = rounded.get(conv.name)
+        if one is None:
+            values = np.asarray(array(known[conv.input[1]]), np.float32)
+            one = round_to_nearest(values, saturation_free=saturation_free)
         bias = np.asarray(array(known[conv.input[2]]), np.float64) if len(conv.input) > 2 and conv.input[2] else None
         if one.correction.any():
             bias = one.correction if bias is None else bias + one.correction
@@ -282,7 +289,7 @@ def _store_weights(conv: onnx.NodeProto, own: _Weights, source: float, writer: _
         # A channel of tiny weights and a large bias would overflow INT32; a coarser weight scale costs it nothing.
         least = np.abs(bias) / (source * (2.0**31 - 1024))
         if (least > rounded.scales).any():
-            rounded = round_to_nearest(rounded.values, least)
+            rounded = round_to_nearest(rounded.values, least, saturation_free=True)
     scales, whole = rounded.scales, rounded.whole
     stem = f"{conv.name}_weight"
     steps = [writer.constant(f"{stem}_scale", scales), writer.constant(f"{stem}_zero", np.zeros(len(scales), np.int8))]

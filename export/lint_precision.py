@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from edgead.export.regions import array, constants, convolutions
+from edgead.export.saturation import may_saturate
 
 _FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.DOUBLE: "float64"}
 # What overflows or loses its small differences in half: sums over many values, squares, quotients.
@@ -174,6 +175,13 @@ def _cpu_convolution(
     source = makers[conv.input[0]]
     if known[source.input[2]].data_type != TensorProto.UINT8:
         yield Problem(conv.name, "its input is signed, which ONNX Runtime runs slowly on x86; use uint8 (int8-cpu)")
+    stored = known.get(makers[conv.input[1]].input[0])
+    if stored is not None and may_saturate(array(stored)):
+        yield Problem(
+            conv.name,
+            "neighbouring weights are so large that sums in 16 bits saturate on processors without VNNI; round them "
+            "with saturation_free",
+        )
     if len(conv.input) > 2 and conv.input[2] in known:
         yield Problem(conv.name, "its bias is float, so ONNX Runtime runs it in float; store it as int32")
     following = users.get(conv.output[0], [])

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from edgead.export.calibration import activation_ranges
 from edgead.export.exportable import Exportable
 from edgead.export.fp16 import convert_fp16
-from edgead.export.int8 import CPU, TRT, watched_tensors
+from edgead.export.int8 import CPU, DIALECTS, TRT, watched_tensors
 from edgead.export.int8_search import Int8Choice, Judges, choose_int8
 from edgead.export.lint import require_clean
 from edgead.export.regions import convolutions
-from edgead.export.rounding import Rounded, round_weights
+from edgead.export.rounding import Rounded, layer_inputs, round_weights
 from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
+from edgead.export.simulate_int8 import SIMULATED_INT8, SimulatedInt8
+from edgead.export.simulation import Simulation
 from edgead.export.thresholds import move_threshold
 from edgead.runtime.backends import Backend
 from edgead.runtime.errors import ConfigError, suggest
@@ -41,6 +43,7 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     TRT: ("tensorrt", "tensorrt-rtx"),
     CPU: ("onnxruntime", "openvino"),
 }
+_SIMULATIONS: Mapping[str, Callable[..., Simulation]] = {SIMULATED: SimulatedFp16, SIMULATED_INT8: SimulatedInt8}
 _FIRST_LEADING = 4
 _LEAST_UNSEEN = 3  # images that a line can be laid through
 _HELD_OUT = 4  # every fourth calibration image sets no range and judges those that were set
@@ -150,9 +153,11 @@ class Samples:
         return sorted(index for index in spared if math.isfinite(self.verdicts[index].score)) or self.ranging
 
 
-def round_network(full: GraphFiles, samples: Samples) -> Mapping[str, Rounded]:
-    """Return the INT8 weights of all files: a router and its heads have one network, whose weights they share."""
-    return round_weights(full.models[full.main], samples.images[samples.ranging])
+def round_network(full: GraphFiles, samples: Samples) -> dict[str, Mapping[str, Rounded]]:
+    """Return dialect -> INT8 weights, of all files: a router and its heads share one network."""
+    model = full.models[full.main]
+    inputs = layer_inputs(model, samples.images[samples.ranging])
+    return {name: round_weights(model, inputs, saturation_free=name == CPU) for name in DIALECTS}
 
 
 def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -169,7 +174,7 @@ class PrecisionMaker:
 
     Attributes:
         full: graph files in FP32.
-        max_drop: see `edgead.export.int8_search.choose_int8`; so are ``rounded`` and ``progress``.
+        max_drop: see `edgead.export.int8_search.choose_int8`; so are ``rounded``, by dialect, and ``progress``.
         cache: folder that keeps calibrated ranges; None keeps none.
         plain: leave no scoring nodes in what is made for TensorRT; what OpenVINO reads has none.
     """
@@ -181,7 +186,7 @@ class PrecisionMaker:
     max_drop: float
     cache: Path | None
     plain: bool
-    rounded: Mapping[str, Rounded]
+    rounded: Mapping[str, Mapping[str, Rounded]]
     progress: Progress
 
     def make(self, precision: str, before: Int8Choice | None = None, leading: int = 0) -> GraphFiles:
@@ -203,7 +208,12 @@ class PrecisionMaker:
         for file, one in models.items():
             require_clean(one, outputs[file], precision)
         allowed = None if precision == FP16 else self.max_drop
-        section = PrecisionSection(file=next(iter(models)), runtimes=RUNTIMES[precision], max_drop=allowed)
+        section = PrecisionSection(
+            file=next(iter(models)),
+            runtimes=RUNTIMES[precision],
+            max_drop=allowed,
+            saturation_free=precision == CPU,  # as the lint has just found
+        )
         section = _with_thresholds(section, self.model, self._pairs(precision, models))
         return GraphFiles(precision, models, outputs, section, choice, leading)
 
@@ -224,15 +234,15 @@ class PrecisionMaker:
         )
         with TemporaryDirectory(prefix="edgead-int8-") as folder:
             opener = partial(_open_candidate, Path(folder), precision, self.manifest)
-            rest = (self.max_drop, self.progress, self.rounded, before)
+            rest = (self.max_drop, self.progress, self.rounded[precision], before)
             return choose_int8(source, ranges, precision, judges, opener, *rest)
 
     def _pairs(self, precision: str, models: Mapping[str, onnx.ModelProto]) -> list[tuple[Verdict, float]]:
         """Return the model's verdicts and the reduced graph's scores of images like unseen parts."""
         samples = self.samples
         with TemporaryDirectory(prefix="edgead-threshold-") as folder:
-            name = SIMULATED if precision == FP16 else "onnxruntime"
-            backend = open_graphs(name, self.manifest, save(models, Path(folder)), precision)
+            main = save(models, Path(folder))
+            backend = open_graphs(simulation_of(precision), self.manifest, main, precision)
             try:
                 return [
                     (samples.verdicts[index], float(backend.run(samples.images[index][None]).score[0]))
@@ -243,21 +253,27 @@ class PrecisionMaker:
 
 
 def open_graphs(name: str, manifest: Manifest, main: Path, precision: str) -> Backend:
-    """Open the graph files of a precision with a registered backend, or simulated."""
-    if name != SIMULATED:
+    """Open the graph files of a precision with a registered backend, or simulated (see `simulation_of`)."""
+    if name not in _SIMULATIONS:
         return open_model(name, manifest, main, precision)
+    simulated = _SIMULATIONS[name]
     if manifest.graph == "single":
-        return SimulatedFp16(main)
+        return simulated(main)
     minimum = manifest.minimum_similarity()
     heads = {category: main.with_name(head_file(category, precision)) for category in minimum}
     if not any(file.is_file() for file in heads.values()):
-        return FusedBackend(SimulatedFp16(main, outputs=FUSED_OUTPUTS), minimum)
-    router = SimulatedFp16(main, outputs=ROUTER_OUTPUTS)
+        return FusedBackend(simulated(main, outputs=FUSED_OUTPUTS), minimum)
+    router = simulated(main, outputs=ROUTER_OUTPUTS)
     with ExitStack() as stack:
         stack.callback(router.close)
-        opened = {category: SimulatedFp16(file) for category, file in heads.items()}
+        opened = {category: simulated(file) for category, file in heads.items()}
         stack.pop_all()
     return RoutedBackend(router, opened, minimum)
+
+
+def simulation_of(precision: str) -> str:
+    """Return the name of the arithmetic that judges a reduced precision, the same on every processor."""
+    return SIMULATED if precision == FP16 else SIMULATED_INT8
 
 
 def save(models: Mapping[str, onnx.ModelProto], folder: Path) -> Path:
@@ -269,7 +285,7 @@ def save(models: Mapping[str, onnx.ModelProto], folder: Path) -> Path:
 
 def _open_candidate(folder: Path, precision: str, manifest: Manifest, models: Mapping[str, onnx.ModelProto]) -> Backend:
     main = save({_named(file, precision): model for file, model in models.items()}, folder)
-    return open_model("onnxruntime", manifest, main, precision)
+    return open_graphs(SIMULATED_INT8, manifest, main, precision)
 
 
 def _named(file: str, precision: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgead.export.exportable import Exportable
 from edgead.export.graph_files import fp32_graphs, inline_all, split_files, write_files
 from edgead.export.int8 import CPU, TRT
-from edgead.export.measuring import FP16_DROP, Measurement, complaint, fails, measure, note
+from edgead.export.measuring import FP16_DROP, Measurement, complaint, counts, fails, measure, note
 from edgead.export.members import make_manifest
 from edgead.export.ops.nodes import scoring_nodes
 from edgead.export.precisions import FP16, GraphFiles, PrecisionMaker, Samples, round_network
@@ -102,7 +102,7 @@ def prove(
     manifest = make_manifest(model, made[0].section)
     maker = None
     if samples is not None:
-        rounded: Mapping[str, Rounded] = {}
+        rounded: Mapping[str, Mapping[str, Rounded]] = {}
         if {TRT, CPU} & set(settings.precisions):
             tell("int8: weights", 0, 1)
             rounded = round_network(made[0], samples)
@@ -115,7 +115,8 @@ def prove(
         # Images at hand can tell more than those that layers were chosen by; then more layers stay in FP32.
         again: dict[str, Callable[[], GraphFiles]] = {}
         for files in made:
-            worst = max((m.comparison.drop for m in measured if m.precision == files.precision), default=0.0)
+            judged = [m for m in measured if m.precision == files.precision and counts(m)]
+            worst = max((m.comparison.drop for m in judged), default=0.0)
             choice = files.choice
             assert maker is not None
             if files.precision == FP16 and FP16_DROP < worst < np.inf and files.leading < files.more_leading():

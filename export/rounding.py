@@ -9,7 +9,9 @@ Surgeon"), and what is left of it in the mean goes into the bias.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,10 +19,10 @@ from numpy.typing import NDArray
 
 from edgead.export.calibration import tensor_values
 from edgead.export.regions import array, constants, convolutions
+from edgead.export.saturation import LEVELS, PAIR_LIMIT, bounds_after, clip_pairs, in_kernel_order, largest_pair
 
 _POSITIONS = 256  # of a layer's output that are looked at in each image
 _DAMPING = 0.01  # added to the covariance's diagonal, as a share of its mean
-_LEVELS = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +46,57 @@ class Rounded:
         return np.asarray(self.whole * self.scales.reshape(shape), np.float32)
 
 
-def round_to_nearest(values: NDArray[np.float32], least: NDArray[np.float64] | float = 0.0) -> Rounded:
-    """Round each weight by itself, with scales of ``least`` or more; a dead channel gets one that harms nobody."""
-    largest = np.abs(values).reshape(len(values), -1).max(1)
-    scales = np.maximum(np.where(largest > 0, largest / _LEVELS, 1.0), least).astype(np.float32)
+def round_to_nearest(
+    values: NDArray[np.float32], least: NDArray[np.float64] | float = 0.0, *, saturation_free: bool = False
+) -> Rounded:
+    """Round each weight by itself; a dead channel gets a scale that has no effect.
+
+    Args:
+        values: ``(O, C, ...)``.
+        least: scales are at least this.
+        saturation_free: keep to the limit of `edgead.export.saturation`.
+    """
+    scales = np.maximum(_scales(values, saturation_free), least).astype(np.float32)
     shape = (-1, *[1] * (values.ndim - 1))
-    whole = np.clip(np.rint(values / scales.reshape(shape)), -_LEVELS, _LEVELS).astype(np.int8)
-    return Rounded(whole, scales, np.zeros(len(values)))
+    whole = np.clip(np.rint(values.astype(np.float64) / scales.reshape(shape)), -LEVELS, LEVELS)
+    if saturation_free:
+        whole = clip_pairs(whole)
+    return Rounded(whole.astype(np.int8), scales, np.zeros(len(values)))
 
 
-def round_weights(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, Rounded]:
-    """Return convolution -> its weights in INT8, of all two-dimensional ones of the network.
+def _scales(values: NDArray[np.floating[Any]], saturation_free: bool) -> NDArray[np.float64]:
+    """Return the scale of each filter that its largest weight needs, or its largest pair of neighbours."""
+    largest = np.abs(values).reshape(len(values), -1).max(1).astype(np.float64) / LEVELS
+    if saturation_free:
+        largest = np.maximum(largest, largest_pair(values) / PAIR_LIMIT)
+    return np.where(largest > 0, largest, 1.0)
+
+
+def round_weights(
+    model: onnx.ModelProto, inputs: Mapping[str, LayerInputs], *, saturation_free: bool = False
+) -> dict[str, Rounded]:
+    """Return convolution -> its weights in INT8, of all that `layer_inputs` saw.
 
     Args:
         model: exported FP32 graph.
-        images: ``(N, h, w, 3)`` uint8, good ones; they give the layers' inputs.
+        inputs: of its layers.
+        saturation_free: keep to the limit of `edgead.export.saturation`, as the graph for CPUs needs it.
+    """
+    known = constants(model.graph)
+    found = {}
+    for node in model.graph.node:
+        if node.name in inputs and node.op_type == "Conv":
+            weights = np.asarray(array(known[node.input[1]]), np.float64)
+            found[node.name] = _compensate(weights, inputs[node.name], saturation_free)
+    return found
+
+
+def layer_inputs(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, LayerInputs]:
+    """Return convolution -> mean and covariance of what it sees, of all two-dimensional ones of the network.
+
+    Args:
+        model: exported FP32 graph.
+        images: ``(N, h, w, 3)`` uint8, normal ones.
 
     Raises:
         ConfigError: there is no image.
@@ -67,31 +105,29 @@ def round_weights(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str
     known = constants(model.graph)
     found = [node for node in convolutions(model.graph) if node.op_type == "Conv"]
     convs = [node for node in found if len(known[node.input[1]].dims) == 4 and set(_ints(node, "dilations")) <= {1}]
-    sums: dict[str, _Moments] = {}
+    sums: dict[str, LayerInputs] = {}
     generator = np.random.default_rng(0)
-    inputs = list(dict.fromkeys(node.input[0] for node in convs))
-    for tensors in tensor_values(model, inputs, images):
+    sources = list(dict.fromkeys(node.input[0] for node in convs))
+    for tensors in tensor_values(model, sources, images):
         for node in convs:
             weights = known[node.input[1]].dims
             patches = _patches(tensors[node.input[0]], node, tuple(weights[2:]), generator)
             group = next(iter(_ints(node, "group")), 1)
-            sums.setdefault(node.name, _Moments.empty(group, patches.shape[0] // group * weights[2] * weights[3]))
+            sums.setdefault(node.name, LayerInputs.empty(group, patches.shape[0] // group * weights[2] * weights[3]))
             sums[node.name].add(patches)
-    return {
-        node.name: _compensate(np.asarray(array(known[node.input[1]]), np.float64), sums[node.name]) for node in convs
-    }
+    return sums
 
 
 @dataclass(slots=True)
-class _Moments:
-    """Sums over the patches that the filters of each group saw: ``(G, K)`` and ``(G, K, K)``."""
+class LayerInputs:
+    """Sums over the patches that the filters of each group saw, ``(G, K)`` and ``(G, K, K)``; K in kernel order."""
 
     count: int
     first: NDArray[np.float64]
     second: NDArray[np.float64]
 
     @classmethod
-    def empty(cls, groups: int, size: int) -> _Moments:
+    def empty(cls, groups: int, size: int) -> LayerInputs:
         return cls(0, np.zeros((groups, size)), np.zeros((groups, size, size)))
 
     def add(self, patches: NDArray[np.float32]) -> None:
@@ -99,7 +135,7 @@ class _Moments:
         groups, size = self.first.shape
         number = patches.shape[1]
         rows = patches.reshape(groups, -1, number, patches.shape[2] * patches.shape[3])
-        rows = rows.transpose(0, 2, 1, 3).reshape(groups, number, size).astype(np.float64)
+        rows = rows.transpose(0, 2, 3, 1).reshape(groups, number, size).astype(np.float64)
         self.count += number
         self.first += rows.sum(1)
         self.second += rows.transpose(0, 2, 1) @ rows
@@ -109,12 +145,13 @@ class _Moments:
         return mean, self.second / self.count - mean[:, :, None] * mean[:, None, :]
 
 
-def _compensate(weights: NDArray[np.float64], moments: _Moments) -> Rounded:
-    mean, covariance = moments.mean_and_covariance()
+def _compensate(weights: NDArray[np.float64], inputs: LayerInputs, saturation_free: bool) -> Rounded:
+    mean, covariance = inputs.mean_and_covariance()
     groups, size = mean.shape
-    plain = round_to_nearest(weights.astype(np.float32))
-    filters = weights.reshape(groups, -1, size)
-    scales = plain.scales.astype(np.float64).reshape(groups, -1)
+    filters = np.asarray(in_kernel_order(weights), np.float64).reshape(groups, -1, size)
+    # As they are stored: what is compensated for is the error of these very numbers.
+    stored = _scales(weights, saturation_free).astype(np.float32)
+    scales = stored.astype(np.float64).reshape(groups, -1)
     spread = np.einsum("gkk->gk", covariance).mean(1)
     # Inputs that never vary say nothing; then each weight is rounded by itself.
     damping = np.where(spread > 0, _DAMPING * spread, 1.0)
@@ -122,12 +159,14 @@ def _compensate(weights: NDArray[np.float64], moments: _Moments) -> Rounded:
     factor = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
     rest, whole = filters.copy(), np.empty_like(filters)
     for place in range(size):
-        whole[:, :, place] = np.clip(np.rint(rest[:, :, place] / scales), -_LEVELS, _LEVELS)
+        before = whole[:, :, place - 1] if saturation_free and place else None
+        whole[:, :, place] = np.clip(np.rint(rest[:, :, place] / scales), *bounds_after(before))
         missed = (rest[:, :, place] - whole[:, :, place] * scales) / factor[:, None, place, place]
         rest[:, :, place:] -= missed[:, :, None] * factor[:, None, place, place:]
     error = filters - whole * scales[:, :, None]
     correction = np.einsum("gok,gk->go", error, mean).reshape(-1)
-    return Rounded(whole.reshape(weights.shape).astype(np.int8), plain.scales, correction)
+    kernel = (len(weights), *weights.shape[2:], weights.shape[1])
+    return Rounded(np.moveaxis(whole.reshape(kernel), -1, 1).astype(np.int8), stored, correction)
 
 
 def _patches(

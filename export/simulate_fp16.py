@@ -20,21 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from edgead.export.fp16 import HALF_MAX
 from edgead.export.ops.nodes import inline_nodes
 from edgead.export.regions import array, element_types
-from edgead.runtime.backends import BackendInfo, Inference
-from edgead.runtime.backends.common import (
-    INPUT,
-    OUTPUTS,
-    as_inference,
-    check_graph,
-    check_images,
-    first_line,
-    load_onnxruntime,
-    run_batches,
-)
-from edgead.runtime.errors import BackendError, ConfigError
+from edgead.export.simulation import Simulation
+from edgead.runtime.backends.common import OUTPUTS
+from edgead.runtime.errors import ConfigError
 
 SIMULATED = "simulated-fp16"
-_BATCH = 4
 
 
 class HalfRange(NamedTuple):
@@ -49,7 +39,7 @@ class HalfRange(NamedTuple):
         return HALF_MAX / self.maximum if self.maximum > 0 else float("inf")
 
 
-class SimulatedFp16:
+class SimulatedFp16(Simulation):
     """Runs an FP16 graph as a device with half arithmetic would; keeps the `Backend` and the `Network` protocol.
 
     Args:
@@ -63,61 +53,18 @@ class SimulatedFp16:
     """
 
     def __init__(self, model: Path, *, threads: int | None = None, outputs: Sequence[str] = OUTPUTS) -> None:
-        onnxruntime = load_onnxruntime()
-        self._outputs = list(outputs)
         rewritten, self._tensors = simulate(inline_nodes(onnx.load(str(model))), model.name)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         # An optimiser could take a rounding for a detour and remove it.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                rewritten.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise BackendError(f"the simulation of {model.name} cannot be loaded: {first_line(error)}") from error
-        inputs = self._session.get_inputs()
-        shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
-        named = [value.name for value in self._session.get_outputs()]
-        check_graph(model.name, [value.name for value in inputs], named, shape, self._outputs)
-        self._height, self._width = int(shape[1] or 0), int(shape[2] or 0)
+        super().__init__(rewritten, model.name, SIMULATED, "fp16", threads, outputs, {}, optimise=False)
         self._maxima = np.zeros(len(self._tensors))
-        self._info = BackendInfo(
-            SIMULATED, "onnxruntime CPUExecutionProvider", "fp16", "simulated", threads or 0, onnxruntime.__version__
-        )
-
-    def run(self, images: NDArray[np.uint8]) -> Inference:
-        """Score ``images (N, h, w, 3)`` uint8."""
-        return as_inference(self.compute(images))
-
-    def compute(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Return the outputs for ``images (N, h, w, 3)`` uint8."""
-        if self._session is None:
-            raise BackendError("the backend is closed")
-        images = check_images(images, self._height, self._width)
-        return run_batches(images, min(len(images), _BATCH), self._run)
 
     @property
     def ranges(self) -> list[HalfRange]:
         """Every half tensor in the order of the graph with its maximum over all images so far; NaN counts as Inf."""
         return [HalfRange(name, float(value)) for name, value in zip(self._tensors, self._maxima, strict=True)]
 
-    def describe(self) -> BackendInfo:
-        """Return what really runs."""
-        return self._info
-
-    def close(self) -> None:
-        """Release the session; calling it twice is allowed."""
-        self._session = None
-
     def _run(self, images: NDArray[np.uint8]) -> Sequence[Any]:
-        try:
-            found: list[Any] = self._session.run([*self._outputs, _MAXIMA], {INPUT: images})
-        except Exception as error:
-            raise BackendError(f"the simulation failed: {first_line(error)}") from error
+        found = self._fetch([*self._outputs, _MAXIMA], images)
         maxima = found.pop()
         self._maxima = np.maximum(self._maxima, np.where(np.isnan(maxima), np.inf, maxima))
         return found

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo, Inference, Network, open_backend, open_network
+from edgead.runtime.backends.saturation import require_exact_sums
 from edgead.runtime.errors import BackendError, BundleError, EngineMissing
 from edgead.runtime.tiling import TiledBackend
 
@@ -158,8 +159,9 @@ def open_model(
 
     Raises:
         BundleError: a head is missing.
-        BackendUnavailable, BackendError: as `open_backend`.
+        BackendUnavailable, BackendError: as `open_backend`, and `require_exact_sums`.
     """
+    require_exact_sums(manifest, precision, backend)
     try:
         opened = _open_graphs(backend, manifest, model, precision, threads, batch)
         tiles = manifest.tiles()

@@ -246,7 +246,8 @@ class PrecisionSection(Section):
     are the members ``head-<category>.<precision>.onnx``; without such members ``file`` routes and scores. A routed
     precision other than fp32 has the thresholds of its ``categories`` here. ``max_drop`` is how far its scores may lie
     from those of the trained model, as a share of the way from the median normal score to the threshold (None: what is
-    usual for the precision).
+    usual for the precision). ``saturation_free`` says that an INT8 graph gives the same sums on processors that add
+    byte products up in 16 bits; graphs of earlier versions may not.
     """
 
     file: GraphFile
@@ -254,6 +255,7 @@ class PrecisionSection(Section):
     threshold: ThresholdSection | None = None
     categories: dict[ComponentName, ThresholdSection] = {}
     max_drop: Annotated[float, Field(gt=0.0)] | None = None
+    saturation_free: bool = False
 
 
 class ParityRecord(Section):
