@@ -33,12 +33,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgead.runtime.backends import Backend, available, open_backend
 from edgead.runtime.backends.common import openvino_core
-from edgead.runtime.bench import describe_machine
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image
 from edgead.runtime.engine_cache import CACHE_VARIABLE
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.preprocess import resize
 
 BACKENDS = ("onnxruntime", "openvino")

@@ -31,9 +31,9 @@ from benchmarks.peer_report import print_report, summary
 from benchmarks.worker import Worker, as_frame
 from edgead.data import Sample, open_category
 from edgead.metrics import image_auroc
-from edgead.runtime.bench import describe_machine
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
+from edgead.runtime.machine import describe_machine
 
 PINNED = (
     "anomalib==2.7.0",

@@ -28,8 +28,8 @@ from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.limits import UNKNOWN_CATEGORY
 from edgead.runtime.region import Region
-from edgead.runtime.routed import UNKNOWN_CATEGORY
 
 SCHEMA = "edgead.eval/1"
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")

@@ -14,7 +14,7 @@ from edgead.evaluation import CategoryReport, ImageScore, evaluate
 from edgead.metrics import image_auroc
 from edgead.opening import open_inspector
 from edgead.runtime.backends import BackendInfo
-from edgead.runtime.bench import bench, describe_machine
+from edgead.runtime.bench import bench
 from edgead.runtime.bench_report import BenchReport
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import read_image
@@ -22,6 +22,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.frame import Decision, Frame
 from edgead.runtime.heatmap import outline, overlay
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.sections import ParityRecord
 from edgead.runtime.threshold import Threshold
 from edgead.worst_images import Worst, jpeg, thumbnail, worst_images

@@ -12,12 +12,13 @@ from torch import nn
 
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import Backend
+from edgead.runtime.backends.tiled_backend import TiledBackend
 from edgead.runtime.limits import Limits
 from edgead.runtime.normals import Normals
 from edgead.runtime.region import Region, prepare
 from edgead.runtime.routed import RoutedBackend
 from edgead.runtime.threshold import Threshold
-from edgead.runtime.tiling import TiledBackend, Tiles
+from edgead.runtime.tiling import Tiles
 
 
 @dataclass(frozen=True, slots=True)

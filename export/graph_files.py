@@ -18,8 +18,9 @@ from edgead.export.parts import split
 from edgead.export.precisions import FP32, GraphFiles
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
+from edgead.runtime.member_names import head_file
 from edgead.runtime.native import native_files
-from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
+from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS
 from edgead.runtime.sections import PrecisionSection
 
 FP32_FILE = "model.fp32.onnx"

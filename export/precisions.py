@@ -31,7 +31,8 @@ from edgead.runtime.backends import Backend
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.limits import Verdict
 from edgead.runtime.manifest import Manifest
-from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, FusedBackend, RoutedBackend, head_file, open_model
+from edgead.runtime.member_names import head_file
+from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, FusedBackend, RoutedBackend, open_model
 from edgead.runtime.sections import PrecisionSection, ThresholdSection
 from edgead.runtime.threshold import Threshold
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
     as_inference,
@@ -20,6 +20,7 @@ from edgead.runtime.backends.common import (
     run_batches,
 )
 from edgead.runtime.errors import BackendError
+from edgead.runtime.frame import Inference
 
 _BATCH = 4
 # It quantises float weights between 8-bit tensors: layers that were kept in FP32, and those of a simulation.

@@ -22,8 +22,9 @@ from edgead.runtime.errors import (
 from edgead.runtime.frame import Decision, Frame, Result
 
 if TYPE_CHECKING:
-    from edgead.runtime.backends import Backend, BackendInfo, Inference
+    from edgead.runtime.backends import Backend, BackendInfo
     from edgead.runtime.bundle import Bundle
+    from edgead.runtime.frame import Inference
     from edgead.runtime.inspector import Inspector
     from edgead.runtime.page.sink import LivePage
     from edgead.runtime.sinks import Sink, open_sink

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +23,7 @@ from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import Decision, Frame
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.limits import Verdict
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.manifest import Manifest
 from edgead.runtime.preprocess import resize
 from edgead.runtime.timings import Latency
@@ -312,22 +310,6 @@ def _latency(values_ms: Sequence[float]) -> Latency:
     ordered = sorted(values_ms)
     p50, p95, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95, 0.99))
     return Latency(p50, p95, p99, ordered[-1], len(ordered))
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return system, processor and usable cores, as every report names them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        text = ""
-    match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", text, re.MULTILINE)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu": match[1].strip() if match else platform.processor() or None,
-        "cores": usable,
-    }
 
 
 def _versions() -> dict[str, str]:

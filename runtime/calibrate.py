@@ -21,10 +21,10 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.limits import UNKNOWN_CATEGORY
 from edgead.runtime.manifest import Manifest
 from edgead.runtime.normals import Normals, map_level, picture_signals
 from edgead.runtime.region import prepare
-from edgead.runtime.routed import UNKNOWN_CATEGORY
 from edgead.runtime.sections import NormalsSection, ThresholdSection
 from edgead.runtime.sources import Source, open_source
 from edgead.runtime.threshold import Threshold, calibrate, normals_needed

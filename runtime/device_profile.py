@@ -16,10 +16,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.native_step import lacking
-from edgead.runtime.bench import describe_machine
 from edgead.runtime.cuda_driver import cuda_driver
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import atomic_write, reason
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.native import find_library
 from edgead.runtime.sections import Section, Text, as_tuple
 from edgead.runtime.version import __version__

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Inference
 from edgead.runtime.errors import BundleError
-from edgead.runtime.routed import UNKNOWN_CATEGORY
+from edgead.runtime.frame import Inference
+from edgead.runtime.limits import UNKNOWN_CATEGORY
 
 REFERENCES = "references/"
 EXPECTED_NAME = "references/expected.npz"

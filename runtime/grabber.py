@@ -13,18 +13,17 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 from edgead.runtime.errors import EdgeadError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.health import Health, State
 from edgead.runtime.sources import Source
 from edgead.runtime.uri import redact
 
 _log = logging.getLogger("edgead.stream")
 
 Item = Frame | BadFrame
-State = Literal["waiting", "running", "reconnecting", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +49,6 @@ class Survival:
     def delay_s(self, failures: int, chance: float) -> float:
         """Return the delay after so many failures in a row (0: the first), ``chance`` from 0 to 1."""
         return min(self.longest_s, self.first_s * 2.0 ** min(failures, 30)) * (0.5 + 0.5 * chance)
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How a source is at one instant.
-
-    Attributes:
-        state: ``waiting`` for its first frame, ``running``, ``reconnecting``, ``ended``.
-        reconnects: times it was lost and delivered again.
-        attempts: openings that were tried for that.
-        stuck: threads that have not come back from its driver.
-        resized: times its pictures changed their size.
-        last_loss: why it was lost last; None where it never was.
-    """
-
-    state: State
-    reconnects: int
-    attempts: int
-    stuck: int
-    resized: int
-    last_loss: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(slots=True, eq=False)

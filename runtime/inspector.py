@@ -255,7 +255,7 @@ class Inspector:
             BundleError: the file is not the one that was opened (what it judges with is in memory, and stays).
         """
         from edgead.runtime.bundle import Bundle
-        from edgead.runtime.check import problems, replay
+        from edgead.runtime.replay import problems, replay
 
         if self._asked is None or self._bundle is None:
             raise ConfigError("only an inspector that was opened from a bundle has references to test itself with")
@@ -416,7 +416,7 @@ class Inspector:
 
     def _prove(self, path: str | Path) -> None:
         from edgead.runtime.bundle import Bundle
-        from edgead.runtime.check import problems, replay
+        from edgead.runtime.replay import problems, replay
 
         with Bundle.open(Path(path)) as bundle:
             found = list(problems(replay(self._model.backend, bundle, self._precision)))

@@ -12,7 +12,8 @@ from functools import partial
 
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import BadFrame
-from edgead.runtime.grabber import Grabber, Health, Item, Survival, describe
+from edgead.runtime.grabber import Grabber, Item, Survival, describe
+from edgead.runtime.health import Health
 from edgead.runtime.ledger import Ledger
 from edgead.runtime.sources import Source
 

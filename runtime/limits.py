@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from edgead.runtime.backends import Inference
-from edgead.runtime.frame import Decision, decide
+from edgead.runtime.frame import Decision, Inference, decide
 
 # A changed decision of a reduced precision counts as borderline only this close to the threshold, as a share of its
 # distance to the median normal score (design section 5).
@@ -26,6 +25,10 @@ class Verdict(NamedTuple):
     def same(self, other: Verdict) -> bool:
         """Whether another verdict says the same of the part: its decision and, where routed, its category."""
         return self.decision is other.decision and self.category == other.category
+
+
+# How a reason begins, so that an evaluation can tell a part that nobody knows from a failure.
+UNKNOWN_CATEGORY = "unknown category"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,3 +36,8 @@ def check_member_name(name: str) -> str:
 def fold_name(name: str) -> str:
     """Return the form in which two names collide on a file system that ignores case or Unicode composition."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def head_file(category: str, precision: str) -> str:
+    """Return the name of a head's graph file in a bundle."""
+    return f"head-{category}.{precision}.onnx"

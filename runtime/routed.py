@@ -14,23 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, Inference, Network, open_backend, open_network
+from edgead.runtime.backends import Backend, BackendInfo, Network, open_backend, open_network
 from edgead.runtime.backends.saturation import require_exact_sums
+from edgead.runtime.backends.tiled_backend import TiledBackend
 from edgead.runtime.errors import BackendError, BundleError, EngineMissing
-from edgead.runtime.tiling import TiledBackend
+from edgead.runtime.frame import Inference
+from edgead.runtime.limits import UNKNOWN_CATEGORY
+from edgead.runtime.member_names import head_file
 
 if TYPE_CHECKING:
     from edgead.runtime.manifest import Manifest
 
 ROUTER_OUTPUTS = ("votes", "similarity")
 FUSED_OUTPUTS = ("score", "map", *ROUTER_OUTPUTS)
-# How a reason begins, so that an evaluation can tell a part that nobody knows from a failure.
-UNKNOWN_CATEGORY = "unknown category"
-
-
-def head_file(category: str, precision: str) -> str:
-    """Return the name of a head's graph file in a bundle."""
-    return f"head-{category}.{precision}.onnx"
 
 
 class RoutedBackend:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from edgead.runtime.drift import DriftSink
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.grabber import Item, Survival
@@ -20,6 +19,7 @@ from edgead.runtime.intake import LATE, PAUSED, STOPPED, Feed, Intake
 from edgead.runtime.judging import HUNG, FrameJudge, Judge
 from edgead.runtime.ledger import Ledger
 from edgead.runtime.sinks import Sink, open_sink
+from edgead.runtime.sinks.drift import DriftSink
 from edgead.runtime.sinks.worker import SinkWorker
 from edgead.runtime.sources import Clock, Source, open_source
 from edgead.runtime.summary import SourceSummary, State, StreamSummary

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgead.runtime.drift import DriftState
-from edgead.runtime.grabber import Health
+from edgead.runtime.health import Health
 from edgead.runtime.ledger import Counts
-from edgead.runtime.sinks.worker import SinkReport
+from edgead.runtime.sink_report import SinkReport
 from edgead.runtime.timings import Latency
 
 State = Literal["ready", "running", "paused", "hung", "draining", "ended"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgead.runtime.errors import BackendError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from edgead.runtime.backends import Backend, BackendInfo, Inference
+    from edgead.runtime.frame import Inference
 
 MOST_TILES = 64
 DEFAULT_OVERLAP = 4
@@ -122,34 +122,6 @@ class Tiles:
 
         starts = [number * (cells - self.overlap) for number in range(tiles)]
         return [(pixel(start), pixel(start + cells)) for start in starts]
-
-
-class TiledBackend:
-    """A backend of tiles as one of whole pictures; their tiles stand below each other, as `Tiles.cut` puts them.
-
-    Args:
-        backend: judges tiles; closed together with this one.
-        tiles: how pictures are cut.
-    """
-
-    def __init__(self, backend: Backend, tiles: Tiles) -> None:
-        self._backend = backend
-        self._tiles = tiles
-
-    def run(self, images: NDArray[np.uint8]) -> Inference:
-        """Score ``images (N, count * h, w, 3)``."""
-        if images.ndim != 4 or images.shape[1] % self._tiles.count:
-            raise BackendError(f"pictures of {self._tiles.count} tiles are wanted, got {images.shape}")
-        number, height, width, channels = images.shape
-        count = self._tiles.count
-        tiles = np.ascontiguousarray(images).reshape(number * count, height // count, width, channels)
-        return self._tiles.join(self._backend.run(tiles))
-
-    def describe(self) -> BackendInfo:
-        return self._backend.describe()
-
-    def close(self) -> None:
-        self._backend.close()
 
 
 def parse_tiles(text: str) -> tuple[int, int]:

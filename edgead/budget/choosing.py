@@ -25,10 +25,11 @@ from edgead.export.exporting import write_draft
 from edgead.features import FeatureExtractor
 from edgead.model_card import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
-from edgead.runtime.bench import DEFAULT_FRAME_SIZE, describe_machine, take_turns
+from edgead.runtime.bench import DEFAULT_FRAME_SIZE, take_turns
 from edgead.runtime.decode import decode_image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.ranking import Ranking
 
 FRAMES = 60  # timed a rung

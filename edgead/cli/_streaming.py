@@ -22,7 +22,7 @@ from rich.text import Text
 from edgead.cli._output import Output
 from edgead.cli._upkeep import Upkeep
 from edgead.runtime.backends import batch_size, choose
-from edgead.runtime.drift import DriftSink, DriftWatch
+from edgead.runtime.drift import DriftWatch
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import Decision
 from edgead.runtime.grabber import Survival
@@ -30,6 +30,7 @@ from edgead.runtime.inspector import Inspector
 from edgead.runtime.ledger import Counts
 from edgead.runtime.page.sink import LivePage
 from edgead.runtime.sinks import Sink
+from edgead.runtime.sinks.drift import DriftSink
 from edgead.runtime.sources import REGISTRY, parse_address
 from edgead.runtime.stream import Stream
 from edgead.runtime.summary import StreamSummary

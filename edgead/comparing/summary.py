@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from edgead.comparing.rows import Outcome, Row
 from edgead.delong import compare_auroc, holm
 from edgead.evaluation import METRICS
-from edgead.runtime.bench import describe_machine
 from edgead.runtime.errors import DataError
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.compare/1"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
@@ -26,6 +26,7 @@ from edgead.runtime.backends.native_step import NativeStep, parts_for
 from edgead.runtime.cuda_driver import require_gpu
 from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
+from edgead.runtime.frame import Inference
 from edgead.runtime.native import QUERIES
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
@@ -25,6 +25,7 @@ from edgead.runtime.backends.common import (
 )
 from edgead.runtime.backends.native_step import Feeds, NativeStep, parts_for
 from edgead.runtime.errors import BackendError, BackendUnavailable
+from edgead.runtime.frame import Inference
 from edgead.runtime.native import QUERIES
 
 _SCORING_NODE = b"plugin_namespace"  # an attribute of each, see edgead.export.ops

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, Inference
+from edgead.runtime.backends import Backend, BackendInfo
 from edgead.runtime.errors import BackendError
+from edgead.runtime.frame import Inference
 
 # Locks are not fair: who asks again at once may get it before one who has been waiting.
 _COURTESY_S = 0.001

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import OUTPUTS, as_inference, check_images, check_settings, first_line, run_batches
 from edgead.runtime.backends.tensorrt_engine import EngineRunner
 from edgead.runtime.backends.tensorrt_library import Target, load_cuda, load_library, load_plugin
@@ -27,6 +27,7 @@ from edgead.runtime.engine_key import (
     plugin_from_environment,
 )
 from edgead.runtime.errors import BackendError, EngineMissing
+from edgead.runtime.frame import Inference
 
 
 class TensorRtBackend:

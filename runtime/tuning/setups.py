@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgead.runtime.backends import REGISTRY, available, choose
-from edgead.runtime.bench import describe_machine, meant_for
+from edgead.runtime.bench import meant_for
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.device_profile import MOST_THREADS, Choice, NativeCode, native_offered
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.machine import describe_machine
 
 _ALL_COUNTS = 4  # up to so many cores every number of threads is tried, above them powers of two
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import REGISTRY, available
-from edgead.runtime.bench import DEFAULT_FRAME_SIZE, check_frames, describe_machine, frame_pool, take_turns
+from edgead.runtime.bench import DEFAULT_FRAME_SIZE, check_frames, frame_pool, take_turns
 from edgead.runtime.board import describe_board
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.decode import decode_image
@@ -23,6 +23,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.isolation import ask
 from edgead.runtime.limits import Verdict
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.native import find_library
 from edgead.runtime.region import prepare
 from edgead.runtime.scratch import private_directory

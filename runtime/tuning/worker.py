@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from edgead.runtime.bundle import Bundle
-from edgead.runtime.check import problems, replay
 from edgead.runtime.device_profile import Choice
 from edgead.runtime.frame import Frame
 from edgead.runtime.isolation import answer
 from edgead.runtime.limits import Limits, Verdict
+from edgead.runtime.replay import problems, replay
 from edgead.runtime.tuning.setups import Setup
 
 _WARM_UP, _COUNTED = 3, 9

@@ -28,7 +28,8 @@ from edgead.runtime.check import check_bundle
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.frame import Decision
-from edgead.runtime.routed import UNKNOWN_CATEGORY, FusedBackend
+from edgead.runtime.limits import UNKNOWN_CATEGORY
+from edgead.runtime.routed import FusedBackend
 
 # timm's backbone for tests: real layers, quick to export; random weights tell patterns this plain apart.
 QUICK = {"size": 64, "backbone": "test_resnet@random"}

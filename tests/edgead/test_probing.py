@@ -17,8 +17,9 @@ from edgead.heldout import OUT_OF_FOLD, PHOTOS, VALIDATION, TrainingRecord, find
 from edgead.opening import open_inspector
 from edgead.probes import KINDS, STRUCTURAL
 from edgead.probing import ProbeReport, probe
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.frame import Inference
 from edgead.runtime.inspector import Inspector
 
 INFO = BackendInfo(name="fixed", provider="numpy", precision="fp32", device="cpu", threads=1, version="1")

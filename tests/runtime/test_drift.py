@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgead.runtime.drift import LEAST_PARTS, DriftSink, DriftWatch
+from edgead.runtime.drift import LEAST_PARTS, DriftWatch
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.normals import QUANTILES, SIGNALS, Normals, picture_signals, sharpness
+from edgead.runtime.sinks.drift import DriftSink
 
 STEP = {"score": 1.0, "level": 0.1, "brightness": 8.0, "focus": 30.0}
 CENTER = {"score": 10.0, "level": 2.0, "brightness": 120.0, "focus": 400.0}

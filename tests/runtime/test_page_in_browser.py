@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.grabber import Health
+from edgead.runtime.health import Health
 from edgead.runtime.ledger import Counts
 from edgead.runtime.limits import Limits
 from edgead.runtime.page.sink import LivePage

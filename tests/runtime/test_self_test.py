@@ -7,10 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from edgead.runtime.backends import Inference
 from edgead.runtime.bundle import replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
-from edgead.runtime.frame import Decision
+from edgead.runtime.frame import Decision, Inference
 from edgead.runtime.inspector import Inspector
 
 pytest.importorskip("onnxruntime")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decode import read_image
 from edgead.runtime.errors import BackendError, ConfigError, SourceError, SourceLost
-from edgead.runtime.frame import BadFrame, Decision, Frame
+from edgead.runtime.frame import BadFrame, Decision, Frame, Inference
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import Delivery, Source

@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import available
-from edgead.runtime.bench import describe_machine
 from edgead.runtime.bundle import Bundle
 from edgead.runtime.device_profile import Choice
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError, DataError
 from edgead.runtime.expected import EXPECTED_NAME, pack_expected
 from edgead.runtime.inspector import Inspector
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.ranking import Ranking
 from edgead.runtime.timings import Latency
 from edgead.runtime.tuning.choosing import complain, mark, pick

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import BackendError
-from edgead.runtime.frame import Frame
+from edgead.runtime.frame import Frame, Inference
 from edgead.runtime.grabber import Survival
 from edgead.runtime.inspector import Inspector
 from edgead.runtime.sources import Delivery, Source
