@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgead.data import open_category
-    from edgead.evaluation import evaluate
+    from edgead.evaluation.evaluation import evaluate
     from edgead.export.exporting import export_bundle
     from edgead.fitting import fit
-    from edgead.model import TrainedModel, load_model
+    from edgead.model.model import TrainedModel, load_model
     from edgead.opening import open_inspector
     from edgead.runtime.version import __version__ as __version__
 
@@ -32,11 +32,11 @@ __all__ = [
 # name -> (module, extra that brings what the module needs)
 _LAZY = {
     "__version__": ("runtime.version", ""),
-    "TrainedModel": ("model", "export"),
-    "evaluate": ("evaluation", "train"),
+    "TrainedModel": ("model.model", "export"),
+    "evaluate": ("evaluation.evaluation", "train"),
     "export_bundle": ("export.exporting", "export"),
     "fit": ("fitting", "export"),
-    "load_model": ("model", "export"),
+    "load_model": ("model.model", "export"),
     "open_category": ("data", "train"),
     "open_inspector": ("opening", "cpu"),
 }

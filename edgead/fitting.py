@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgead.backbones import (
+from edgead.budget import check_budget, choose
+from edgead.data import Category, open_category
+from edgead.data.training_images import GoodPhotos, calibration_images, make_references
+from edgead.detectors import create_detector, default_size, learns, pools_categories
+from edgead.detectors.base import Fit, fit_closed_form
+from edgead.detectors.dfc import PooledFit
+from edgead.detectors.learned import LearnedFit, LearnedModule, fit_learned
+from edgead.detectors.routing import RoutedModule
+from edgead.features.backbones import (
     DEFAULT_BACKBONE,
     DEFAULT_TAPS,
     NO_BACKBONE_INFO,
@@ -20,28 +28,20 @@ from edgead.backbones import (
     build_backbone,
     describe_backbone,
 )
-from edgead.budget import check_budget, choose
-from edgead.coreset import Progress, silent
-from edgead.data import Category, open_category
-from edgead.detectors import create_detector, default_size, learns, pools_categories
-from edgead.detectors.base import Fit, fit_closed_form
-from edgead.detectors.dfc import PooledFit
-from edgead.detectors.learned import LearnedFit, LearnedModule, fit_learned
-from edgead.detectors.routing import RoutedModule
-from edgead.features import build_extractor
-from edgead.model import TrainedModel
-from edgead.model_card import CategoryCard, RoutingCard, TrainingCard, check_size, make_card
-from edgead.photos import GoodPhotos, calibration_images, make_references
-from edgead.runtime.decode import read_image
+from edgead.features.coreset import Progress, silent
+from edgead.features.features import build_extractor
+from edgead.features.scoring import ScoringModule
+from edgead.model.model import TrainedModel
+from edgead.model.model_card import CategoryCard, RoutingCard, TrainingCard, check_size, make_card
+from edgead.runtime.bundle.layout import check_member_name, fold_name
+from edgead.runtime.bundle.manifest_schema import ThresholdSection
+from edgead.runtime.decision.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.member_names import check_member_name, fold_name
-from edgead.runtime.region import Box, Region, decode_mask, make_region
-from edgead.runtime.sections import ThresholdSection
-from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, calibrate
-from edgead.runtime.tiling import DEFAULT_OVERLAP, Tiles
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
+from edgead.runtime.imaging.tiling import DEFAULT_OVERLAP, Tiles
 from edgead.runtime.version import __version__
-from edgead.scoring import ScoringModule
-from edgead.training import run_key
+from edgead.training.training import run_key
 
 _LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
 

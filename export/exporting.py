@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgead.export.exportable import Exportable
-from edgead.export.graph import export_onnx
-from edgead.export.graph_files import Trace, fp32_graphs, split_files, write_files
-from edgead.export.int8 import TRT
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.members import make_manifest, reference_members
 from edgead.export.model_repository import triton_files
-from edgead.export.precisions import FP32, check_precisions
-from edgead.export.proving import DEFAULT_MAX_DROP, ExportReport, Settings, prove
-from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
+from edgead.export.parity.gate import DEFAULT_MAX_DROP, ExportReport, Settings, prove
+from edgead.export.precision.graph_files import Trace, fp32_graphs, split_files, write_files
+from edgead.export.precision.qdq import TRT
+from edgead.export.precision.variants import FP32, check_precisions
+from edgead.runtime.bundle.bundle import Bundle, check_bundle_path, write_bundle
 from edgead.runtime.errors import ConfigError, ExportError
 from edgead.runtime.files import reason
 

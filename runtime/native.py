@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.engine_cache import EngineCache
-from edgead.runtime.engine_key import EngineKey
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.engine_key import EngineKey
 from edgead.runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from edgead.runtime.native_description import Description
+    from edgead.runtime.bundle.native_description import Description
 
 _FOLDER = Path(__file__).parent
 SOURCES = (_FOLDER / "search.c", _FOLDER / "gaussians.c")
@@ -96,7 +96,7 @@ def find_parts(model: Path) -> NativeParts | None:
         BackendError: their description is not one, or see `find_library`.
     """
     # Its parser comes with a package that a backend's file must load without.
-    from edgead.runtime.native_description import parse_description
+    from edgead.runtime.bundle.native_description import parse_description
 
     queries, score, described = (model.with_name(name) for name in native_files(model.name))
     if not (queries.is_file() and score.is_file() and described.is_file()):

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VIOLATIONS = [
     ("runtime/frame.py", "import torch", "edgead.runtime.frame -> torch"),
     ("runtime/sources/video.py", "def late() -> None:\n    import rich", "edgead.runtime.sources.video -> rich"),
-    ("export/lint.py", "import edgead.detectors.padim", "edgead.export.lint -> edgead.detectors.padim"),
-    ("export/weights.py", "import timm", "edgead.export.weights -> timm"),
-    ("edgead/metrics.py", "from edgead.cli import main", "edgead.metrics -> edgead.cli"),
+    ("export/graph/lint.py", "import edgead.detectors.padim", "edgead.export.graph.lint -> edgead.detectors.padim"),
+    ("export/graph/external_weights.py", "import timm", "edgead.export.graph.external_weights -> timm"),
+    ("edgead/metrics/metrics.py", "from edgead.cli import main", "edgead.metrics.metrics -> edgead.cli"),
     ("edgead/synthesis/shapes.py", "import edgead.probes.scene", "edgead.synthesis.shapes -> edgead.probes.scene"),
     ("edgead/new_module.py", "", "edgead.new_module"),
 ]

@@ -20,20 +20,20 @@ import torch
 
 from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, learns, pools_categories
-from edgead.evaluation import evaluate
+from edgead.evaluation.evaluation import evaluate
 from edgead.export.exporting import export_bundle
-from edgead.export.precisions import PRECISIONS
-from edgead.export.proving import ExportReport
-from edgead.export.simulate_fp16 import SIMULATED
-from edgead.export.simulate_int8 import SIMULATED_INT8
+from edgead.export.parity.gate import ExportReport
+from edgead.export.precision.simulate_fp16 import SIMULATED
+from edgead.export.precision.simulate_int8 import SIMULATED_INT8
+from edgead.export.precision.variants import PRECISIONS
 from edgead.fitting import fit
-from edgead.model import TrainedModel, load_model
+from edgead.model.model import TrainedModel, load_model
 from edgead.opening import open_inspector
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.bundle.manifest_schema import ParityRecord
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.frame import Decision
-from edgead.runtime.sections import ParityRecord
-from edgead.runtime.stream import Stream
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.streaming.stream import Stream
 
 SIZE = 128
 BACKENDS = ("onnxruntime", "openvino")

@@ -68,8 +68,8 @@ def test_the_runtime_works_where_nothing_heavy_is_installed() -> None:
     code = (
         f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
         "import edgead.runtime as runtime\n"
-        "from edgead.runtime.doctor import diagnose\n"
-        "from edgead.runtime.preprocess import self_check\n"
+        "from edgead.runtime.device.doctor import diagnose\n"
+        "from edgead.runtime.imaging.preprocess import self_check\n"
         "for name in runtime.__all__: getattr(runtime, name)\n"
         "self_check()\n"
         "print(len(diagnose()))\n"
@@ -94,7 +94,11 @@ def test_training_names_without_torch_name_the_extra() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("edgead.runtime.backends.onnxruntime_backend", "edgead.runtime.sources.camera", "edgead.runtime.page.sink"),
+        *(
+            "edgead.runtime.backends.onnxruntime_backend",
+            "edgead.runtime.sources.camera",
+            "edgead.runtime.dashboard.sink",
+        ),
         *(f"edgead.runtime.sinks.{name}" for name in ("gpio", "modbus", "mqtt", "prometheus", "video", "webhook")),
     ],
 )

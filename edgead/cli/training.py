@@ -31,11 +31,11 @@ from edgead.cli._probing import (
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.evaluation import CategoryReport, EvalReport
-    from edgead.metrics import Metric
-    from edgead.model import TrainedModel
-    from edgead.model_card import BudgetCard
-    from edgead.runtime.threshold import Threshold
+    from edgead.evaluation.evaluation import CategoryReport, EvalReport
+    from edgead.metrics.metrics import Metric
+    from edgead.model.model import TrainedModel
+    from edgead.model.model_card import BudgetCard
+    from edgead.runtime.decision.threshold import Threshold
 
 PANEL = "Train, measure, export"
 
@@ -118,9 +118,9 @@ def fit(
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
     from edgead.fitting import fit as fit_model
-    from edgead.model import check_model_path
-    from edgead.runtime.region import parse_box
-    from edgead.runtime.tiling import parse_tiles
+    from edgead.model.model import check_model_path
+    from edgead.runtime.imaging.roi import parse_box
+    from edgead.runtime.imaging.tiling import parse_tiles
 
     check_model_path(output)
     box = None if roi is None else parse_box(roi)
@@ -298,8 +298,8 @@ def evaluate(
         return
     planted.refuse()
     from edgead.data import open_category
-    from edgead.evaluation import EvalReport
-    from edgead.evaluation import evaluate as evaluate_category
+    from edgead.evaluation.evaluation import EvalReport
+    from edgead.evaluation.evaluation import evaluate as evaluate_category
     from edgead.opening import open_inspector
 
     opened = [open_category(path, need_test=True) for path in categories]
@@ -326,7 +326,7 @@ def evaluate(
 
 def _eval_tables(report: EvalReport, model: Path) -> list[Any]:
     from edgead.cli._output import table
-    from edgead.evaluation import METRICS
+    from edgead.evaluation.evaluation import METRICS
 
     headings = ["image AUROC", "pixel AUROC", "AUPRO", "F1-max", "false alarms at zero escapes"]
     rows = [[one.name, *(_interval(one.metric(name)) for name in METRICS)] for one in report.categories]

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 
 from edgead.data.category import GOOD, GOOD_NAMES, Category, Layout, Sample, relative_name
 from edgead.data.csv_list import read_csv
-from edgead.runtime.decode import IMAGE_SUFFIXES
 from edgead.runtime.errors import ConfigError, DataError, suggest
+from edgead.runtime.imaging.decode import IMAGE_SUFFIXES
 
 _TRUTH = "ground_truth"
 

@@ -30,15 +30,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec
-from edgead.detectors.blocks import ConvNorm, double, upsample
-from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
 from edgead.detectors.losses import anomaly_probability, focal, shrink, structural_similarity
-from edgead.recipes import Batch, Recipe, Stage
-from edgead.scoring import GaussianSmoothing
+from edgead.detectors.networks.blocks import ConvNorm, double, upsample
+from edgead.detectors.networks.encoders import TapEncoder, as_pixels
+from edgead.features.backbones import BackboneSpec
+from edgead.features.scoring import GaussianSmoothing
 from edgead.synthesis import SalientForger, is_grey, open_textures
 from edgead.synthesis.augment import jitter
+from edgead.training.recipes import Batch, Recipe, Stage
 
 _STRIDES = (2, 4, 8, 16)  # of the backbone's taps
 _FORGED = 0.75

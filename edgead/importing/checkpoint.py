@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from edgead.backbones import Backbone, fold_backbone, load_timm
+from edgead.features.backbones import Backbone, fold_backbone, load_timm
 from edgead.importing.model import ONLY_TWO, PADIM, PATCHCORE, AnomalibModel, Decision, Preparation, blur_line
 from edgead.runtime.errors import BackendUnavailable, ConfigError, DataError
 

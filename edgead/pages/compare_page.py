@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgead.comparing.rows import Outcome
 from edgead.comparing.summary import Group
 from edgead.comparing.tables import MISSING, p_value
-from edgead.evaluation import METRICS
+from edgead.evaluation.evaluation import METRICS
 from edgead.pages import plots
 from edgead.pages.markup import Markup, cell, document, element, facts, join, number, section, table
 

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.decode import IMAGE_SUFFIXES, read_image
 from edgead.runtime.errors import DataError
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.decode import IMAGE_SUFFIXES, read_image
+from edgead.runtime.imaging.preprocess import resize
 from edgead.synthesis.augment import augment
 from edgead.synthesis.forger import Image, to_bytes, to_grey
 from edgead.synthesis.perlin import perlin, random_perlin

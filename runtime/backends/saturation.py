@@ -16,9 +16,9 @@ from edgead.runtime.backends import open_backend
 from edgead.runtime.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from edgead.runtime.manifest import Manifest
+    from edgead.runtime.bundle.manifest import Manifest
 
-# Made by `edgead.export.saturation.probe_graph`: its score is PROBE_SCORE for white pixels where sums are exact.
+# Made by `edgead.export.graph.saturation.probe_graph`: its score is PROBE_SCORE for white pixels where sums are exact.
 PROBE = Path(__file__).with_name("saturation_probe.onnx")
 PROBE_SIDE, PROBE_SCORE = 4, 200.0
 _CPU_BACKENDS = ("onnxruntime", "openvino")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from edgead.runtime.backends import Backend, BackendInfo
 from edgead.runtime.errors import BackendError
 from edgead.runtime.frame import Inference
-from edgead.runtime.tiling import Tiles
+from edgead.runtime.imaging.tiling import Tiles
 
 
 class TiledBackend:

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from edgead.runtime.drift import DriftWatch
+from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
+from edgead.runtime.decision.drift import DriftWatch
 from edgead.runtime.frame import Frame, Result
-from edgead.runtime.normals import Normals, map_level, picture_signals
-from edgead.runtime.region import Region, prepare
+from edgead.runtime.imaging.roi import Region, prepare
+from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.sinks import Sink
-from edgead.runtime.tiling import Tiles
 
 _log = logging.getLogger("edgead.drift")
 

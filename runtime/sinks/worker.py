@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from edgead.runtime.frame import Frame, Result
-from edgead.runtime.sink_report import SinkReport
 from edgead.runtime.sinks import Sink
+from edgead.runtime.status.sink_report import SinkReport
 from edgead.runtime.uri import redact
 
 _RESULTS = 4096

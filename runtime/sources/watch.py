@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edgead.runtime.decode import IMAGE_SUFFIXES, read_image
 from edgead.runtime.errors import DataError, SourceError
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging.decode import IMAGE_SUFFIXES, read_image
 from edgead.runtime.sources import Address, Clock, Source
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.imaging.decode import read_image
 from tests.waiting import lines, wait_for
 
 posix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
@@ -281,7 +281,7 @@ def test_a_signal_under_load_ends_it_within_two_seconds_with_the_summary(launch,
 
 @posix
 def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, tmp_path):
-    from edgead.runtime.bundle import replace_manifest
+    from edgead.runtime.bundle.bundle import replace_manifest
 
     bundle = tmp_path / "line.edgead"
     shutil.copy(plate_bundle, bundle)

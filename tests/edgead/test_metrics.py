@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from edgead.metrics import (
+from edgead.metrics.metrics import (
     Metric,
     aupro,
     count_pixels,
@@ -22,7 +22,7 @@ from edgead.metrics import (
     pixel_auroc,
 )
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.maps import resize_map
+from edgead.runtime.imaging.anomaly_map import resize_map
 
 IMAGE_METRICS = [image_auroc, f1_max, false_alarm_rate_at_zero_escapes]
 

@@ -14,7 +14,7 @@ import onnxruntime
 
 from edgead.runtime.backends import open_backend
 from edgead.runtime.backends.saturation import saturates
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
 
 PRECISION = "int8-cpu"
 

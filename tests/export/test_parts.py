@@ -22,29 +22,29 @@ from edgead.detectors.heads import (
     pack_triangles,
 )
 from edgead.detectors.npad import NPadHead
-from edgead.export.building import BuildOptions, build_engines
+from edgead.export.engines.building import BuildOptions, build_engines
+from edgead.export.engines.native import build_native
 from edgead.export.exportable import Exportable, Routing
 from edgead.export.exporting import export_bundle, export_graphs
-from edgead.export.graph import export_onnx
-from edgead.export.native import build_native
+from edgead.export.graph.native_split import split
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.parts import split
 from edgead.export.torch_backend import TorchBackend
+from edgead.features.scoring import GaussianSmoothing
 from edgead.runtime.backends import available
-from edgead.runtime.bundle import Bundle, write_bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import decode_image
-from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.bundle.bundle import Bundle, write_bundle
+from edgead.runtime.bundle.native_description import parse_description
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.device.tuning.search_space import find_setups
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.native import load_library, native_files
-from edgead.runtime.native_description import parse_description
-from edgead.runtime.preprocess import resize
 from edgead.runtime.search import RowSearch
-from edgead.runtime.threshold import calibrate
-from edgead.runtime.tuning.setups import find_setups
-from edgead.scoring import GaussianSmoothing
 
 CELLS = 64
 WIDE = 64  # channels, at which the factors of 64 locations are large enough

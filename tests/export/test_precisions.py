@@ -16,32 +16,32 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from edgead.export import measuring as measuring_module
-from edgead.export import precisions as precisions_module
-from edgead.export import proving as proving_module
-from edgead.export.calibration import METHODS, activation_ranges
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle, export_graphs
-from edgead.export.fp16 import convert_fp16, half_convolutions
-from edgead.export.graph import export_onnx
-from edgead.export.int8 import CPU, DIALECTS, TRT, quantisable, quantise, watched_tensors
-from edgead.export.int8_search import Judges, choose_int8
-from edgead.export.lint import lint
-from edgead.export.precisions import PRECISIONS
-from edgead.export.regions import constants, network
-from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
-from edgead.export.simulate_int8 import SIMULATED_INT8, SimulatedInt8, _parts, simulate_int8
-from edgead.export.thresholds import move_threshold
+from edgead.export.graph.lint import lint
+from edgead.export.graph.partition import constants, network
+from edgead.export.graph.tracing import export_onnx
+from edgead.export.parity import gate as proving_module
+from edgead.export.parity import measuring as measuring_module
+from edgead.export.precision import variants as precisions_module
+from edgead.export.precision.activation_ranges import METHODS, activation_ranges
+from edgead.export.precision.fp16 import convert_fp16, half_convolutions
+from edgead.export.precision.layer_search import Judges, choose_int8
+from edgead.export.precision.qdq import CPU, DIALECTS, TRT, quantisable, quantise, watched_tensors
+from edgead.export.precision.simulate_fp16 import SIMULATED, SimulatedFp16
+from edgead.export.precision.simulate_int8 import SIMULATED_INT8, SimulatedInt8, _parts, simulate_int8
+from edgead.export.precision.threshold_transfer import move_threshold
+from edgead.export.precision.variants import PRECISIONS
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend
-from edgead.runtime.bench import bench
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import decode_image
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.device.bench import bench
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import ConfigError, ExportError, ParityError
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.preprocess import resize
-from edgead.runtime.threshold import calibrate
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 
 SIZE = 64
 
@@ -105,7 +105,7 @@ _graphs: dict[float, bytes] = {}
 @pytest.fixture(autouse=True)
 def _trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tracing of torch takes seconds, and the same module always gives the same graph."""
-    monkeypatch.setattr("edgead.export.graph_files.export_onnx", traced)
+    monkeypatch.setattr("edgead.export.precision.graph_files.export_onnx", traced)
 
 
 def traced(module: nn.Module, height: int, width: int, outputs: tuple[str, ...] = ("score", "map")) -> onnx.ModelProto:
@@ -635,7 +635,7 @@ def test_layers_stay_in_float_until_the_images_at_hand_agree(small, tmp_path, mo
     report = export_bundle(model, tmp_path / "a.edgead", **arguments)
     assert report.passed
     assert all(record.drop <= 0.02 for record in report.parity[f"model.{CPU}.onnx"].values())
-    monkeypatch.setattr("edgead.export.proving._STRICTER", 0)
+    monkeypatch.setattr("edgead.export.parity.gate._STRICTER", 0)
     once = refused(model, tmp_path, **arguments)
     assert once.report is not None
     assert len(report.precisions[CPU]["int8"]["kept"]) > len(once.report["precisions"][CPU]["int8"]["kept"])

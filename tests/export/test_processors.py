@@ -22,18 +22,18 @@ from torch import Tensor, nn
 
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle
-from edgead.export.int8 import CPU
-from edgead.export.saturation import probe_graph
-from edgead.export.simulate_int8 import SimulatedInt8
+from edgead.export.graph.saturation import probe_graph
+from edgead.export.precision.qdq import CPU
+from edgead.export.precision.simulate_int8 import SimulatedInt8
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend, saturation
-from edgead.runtime.bundle import Bundle, replace_manifest
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import decode_image
+from edgead.runtime.bundle.bundle import Bundle, replace_manifest
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import BackendUnavailable
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.preprocess import resize
-from edgead.runtime.threshold import calibrate
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 
 EMULATOR = shutil.which("qemu-x86_64")
 RUNTIMES = ("onnxruntime", "openvino")
@@ -136,9 +136,9 @@ def test_an_int8_graph_gives_the_same_integers_and_decisions(bundle: Path, cpu: 
 @needs_emulator
 def test_a_graph_that_may_saturate_gives_others_there(loud: Exportable, tmp_path: Path, monkeypatch) -> None:
     # What the bound is for: the same model rounded without it.
-    monkeypatch.setattr("edgead.export.rounding.bounds_after", lambda _: (-127, 127))
-    monkeypatch.setattr("edgead.export.rounding.largest_pair", lambda values: np.zeros(len(values)))
-    monkeypatch.setattr("edgead.export.lint_precision.may_saturate", lambda _: False)
+    monkeypatch.setattr("edgead.export.precision.gptq.bounds_after", lambda _: (-127, 127))
+    monkeypatch.setattr("edgead.export.precision.gptq.largest_pair", lambda values: np.zeros(len(values)))
+    monkeypatch.setattr("edgead.export.graph.lint_precision.may_saturate", lambda _: False)
     # Where this processor is one of those, its own runtime shows the fault already.
     export_bundle(loud, tmp_path / "loud.edgead", precisions=[CPU], max_drop=0.2, allow_drift=True)
     np.save(tmp_path / "images.npy", network_images(loud))

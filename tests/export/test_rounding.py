@@ -9,11 +9,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgead.export.calibration import activation_ranges
-from edgead.export.int8 import CPU, DIALECTS, TRT, quantisable, quantise, savings, watched_tensors
-from edgead.export.lint import lint
-from edgead.export.rounding import Rounded, layer_inputs, round_to_nearest, round_weights
-from edgead.export.saturation import PAIR_LIMIT, clip_pairs, in_kernel_order, largest_pair, may_saturate
+from edgead.export.graph.lint import lint
+from edgead.export.graph.saturation import (
+    PAIR_LIMIT,
+    clip_pairs,
+    in_kernel_order,
+    largest_pair,
+    may_saturate,
+)
+from edgead.export.precision.activation_ranges import activation_ranges
+from edgead.export.precision.gptq import Rounded, layer_inputs, round_to_nearest, round_weights
+from edgead.export.precision.qdq import CPU, DIALECTS, TRT, quantisable, quantise, savings, watched_tensors
 from edgead.runtime.errors import ConfigError
 
 SIDE = 32

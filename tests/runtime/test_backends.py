@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import REGISTRY, Backend, available, choose, open_backend
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 
 # bfloat16 keeps 8 bits of each factor.

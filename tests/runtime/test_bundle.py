@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgead.runtime.bundle import Bundle, replace_manifest, write_bundle
+from edgead.runtime.bundle.bundle import Bundle, replace_manifest, write_bundle
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError
-from edgead.runtime.manifest import Manifest
-from edgead.runtime.threshold import Threshold
 
 MakeManifest = Callable[..., Manifest]
 MakeBundle = Callable[..., Path]
@@ -107,7 +107,7 @@ def test_the_written_file_follows_the_umask(small: Path) -> None:
 
 
 def test_large_archives_use_64_bits(tmp_path: Path) -> None:
-    from edgead.runtime.archive import NewEntry, read_entries, write_entries
+    from edgead.runtime.bundle.zip_archive import NewEntry, read_entries, write_entries
 
     contents = {"a": b"x" * 300, "b": b"y" * 50, "weights/c": b"z" * 500}
     path = tmp_path / "x.zip"

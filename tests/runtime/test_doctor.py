@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import REGISTRY, available
-from edgead.runtime.doctor import PROBE_GRAPH, cpu_features, diagnose, jetson_release, opencv_video
+from edgead.runtime.device.doctor import PROBE_GRAPH, cpu_features, diagnose, jetson_release, opencv_video
 
 
 def doctor_in_new_process(prelude: str = "") -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Rows by name, and the top-level modules that were imported."""
     program = (
-        f"{prelude}\nimport json, sys\nfrom edgead.runtime.doctor import diagnose\n"
+        f"{prelude}\nimport json, sys\nfrom edgead.runtime.device.doctor import diagnose\n"
         "rows = [row.to_dict() for row in diagnose()]\n"
         "print(json.dumps([rows, [m for m in sys.modules if '.' not in m]]))\n"
     )
@@ -147,7 +147,7 @@ def test_opencv_build_information() -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    program = "from edgead.runtime.doctor import diagnose; diagnose()"
+    program = "from edgead.runtime.device.doctor import diagnose; diagnose()"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)

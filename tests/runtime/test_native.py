@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgead.export.native import build_native
-from edgead.runtime.engine_cache import EngineCache
+from edgead.export.engines.native import build_native
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.bundle.native_description import parse_description
 from edgead.runtime.errors import BackendError
 from edgead.runtime.native import SOURCES, Workers, find_library
-from edgead.runtime.native_description import parse_description
 
 PROBE = Path(__file__).with_name("native_probe.c")
 

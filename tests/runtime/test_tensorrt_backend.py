@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgead.runtime.backends import available, choose
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.cuda_driver import cuda_driver
 from edgead.runtime.errors import BackendUnavailable
 
 FAKE = Path(__file__).with_name("fake_gpu")
@@ -173,7 +173,7 @@ for opening in (Inspector.open, check_bundle):
         opening(sys.argv[1], backend="tensorrt")
     except EdgeadError as error:
         print(error)
-with __import__("edgead.runtime.bundle", fromlist=["Bundle"]).Bundle.open(sys.argv[1]) as bundle:
+with __import__("edgead.runtime.bundle.bundle", fromlist=["Bundle"]).Bundle.open(sys.argv[1]) as bundle:
     with bundle.model_files("fp32") as model:
         # The graph keeps its weights in another file, so that the engine here is the whole graph.
         key = replace(key, graph=graph_digest(model))
@@ -202,7 +202,7 @@ with Bundle.open(sys.argv[1]) as bundle, bundle.model_files("fp32") as file:
 def test_states_of_the_driver(on_gpu: Callable[..., list[str]]) -> None:
     program = (
         "from edgead.runtime.backends import available, choose, unavailable\n"
-        "from edgead.runtime.cuda_driver import cuda_driver\n"
+        "from edgead.runtime.backends.cuda_driver import cuda_driver\n"
         "print(cuda_driver().problem)\nprint('tensorrt' in available(), choose('auto')[0])\nprint(unavailable())"
     )
     assert on_gpu(program, prelude="")[:2] == ["None", "True onnxruntime"]
@@ -240,7 +240,7 @@ except EdgeadError as error:
 
 def test_the_doctor_sees_driver_and_libraries(on_gpu: Callable[..., list[str]]) -> None:
     program = (
-        "from edgead.runtime.doctor import diagnose\n"
+        "from edgead.runtime.device.doctor import diagnose\n"
         "for row in diagnose():\n    print(row.name, '|', row.status, '|', row.detail, '|', row.mend)"
     )
     rows = {line.split(" | ")[0]: line for line in on_gpu(program, prelude="")}

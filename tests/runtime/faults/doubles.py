@@ -11,9 +11,9 @@ import numpy as np
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import BackendError
 from edgead.runtime.frame import Frame, Inference
-from edgead.runtime.grabber import Survival
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sources import Delivery, Source
+from edgead.runtime.streaming.grabber import Survival
 
 SHAPE = (8, 8, 3)
 # Losses are over in milliseconds here, so that hundreds fit into a test.
