@@ -83,9 +83,9 @@ import functools, json, os, signal, sys, time
 from pathlib import Path
 import torch
 from edgead.fitting import fit
-from edgead.model import load_model
+from edgead.model.model import load_model
 from edgead.opening import open_inspector
-from edgead.runtime.decode import read_image
+from edgead.runtime.imaging.decode import read_image
 
 torch.set_num_threads(1)  # a fork has none of its parent's threads
 

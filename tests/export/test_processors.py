@@ -34,6 +34,7 @@ from edgead.runtime.errors import BackendUnavailable
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.inspection.inspector import Inspector
+from tests import aarch64
 
 EMULATOR = shutil.which("qemu-x86_64")
 RUNTIMES = ("onnxruntime", "openvino")
@@ -96,12 +97,16 @@ def bundle(loud: Exportable, tmp_path: Path) -> Path:
 def run_here(bundle: Path, cpu: str | None, runtimes: tuple[str, ...] = RUNTIMES) -> dict[str, np.ndarray]:
     """Run `run_int8.py` on this processor, or on an emulated one."""
     out = bundle.with_name(f"{cpu or 'here'}.npz")
-    program = [sys.executable, str(Path(__file__).with_name("run_int8.py"))]
-    emulator = [] if cpu is None else [str(EMULATOR), "-cpu", cpu]
     root = str(Path(__file__).parents[2])
+    python, path = [sys.executable], os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    if cpu in aarch64.PROCESSORS:
+        python, path = aarch64.command(cpu), aarch64.path(root)
+    elif cpu is not None:
+        python = [str(EMULATOR), "-cpu", cpu, *python]
+    program = [*python, str(Path(__file__).with_name("run_int8.py"))]
     done = subprocess.run(
-        [*emulator, *program, str(bundle), str(bundle.with_name("images.npy")), str(out), *runtimes],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
+        [*program, str(bundle), str(bundle.with_name("images.npy")), str(out), *runtimes],
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -116,7 +121,7 @@ def run_here(bundle: Path, cpu: str | None, runtimes: tuple[str, ...] = RUNTIMES
     "cpu",
     [
         "Haswell",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Skylake-Server", "Cascadelake-Server", "max")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Skylake-Server", "Cascadelake-Server")),
     ],
 )
 def test_an_int8_graph_gives_the_same_integers_and_decisions(bundle: Path, cpu: str) -> None:
@@ -131,6 +136,20 @@ def test_an_int8_graph_gives_the_same_integers_and_decisions(bundle: Path, cpu: 
         assert here[f"{name}/decisions"].tolist() == there[f"{name}/decisions"].tolist()
         scale = np.ptp(here[f"{name}/score"])
         assert np.abs(here[f"{name}/score"] - there[f"{name}/score"]).max() < 1e-3 * scale
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(aarch64.missing() is not None, reason=str(aarch64.missing()))
+@pytest.mark.parametrize("cpu", aarch64.PROCESSORS)
+def test_arm_gives_the_same_integers_and_decisions(bundle: Path, cpu: str) -> None:
+    here, there = run_here(bundle, None), run_here(bundle, cpu)
+    for name in (name for name in here if name.startswith("tensor/")):
+        assert np.array_equal(here[name], there[name]), name
+    for name in RUNTIMES:
+        assert not there[f"{name}/saturates"]
+        assert here[f"{name}/decisions"].tolist() == there[f"{name}/decisions"].tolist()
+        scale = np.ptp(here[f"{name}/score"])
+        assert np.abs(here[f"{name}/score"] - there[f"{name}/score"]).max() < 2e-2 * scale
 
 
 @needs_emulator

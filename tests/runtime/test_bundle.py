@@ -164,9 +164,9 @@ def test_a_missing_folder_is_named(tmp_path: Path, make_manifest: MakeManifest) 
 DISK_FULL = """
 import sys
 from pathlib import Path
-from edgead.runtime.bundle import write_bundle
+from edgead.runtime.bundle.bundle import write_bundle
 from edgead.runtime.errors import BundleError
-from edgead.runtime.manifest import Manifest
+from edgead.runtime.bundle.manifest import Manifest
 if sys.argv[3] == "limit":
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -23,8 +23,8 @@ KEY = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 BUILDER = """
 import sys, time
 from pathlib import Path
-from edgead.runtime.engine_cache import EngineCache
-from edgead.runtime.engine_key import EngineKey
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.engine_key import EngineKey
 folder, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 key = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 cache = EngineCache(folder)

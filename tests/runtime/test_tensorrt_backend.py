@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 from cuda.bindings import runtime as cudart
 from edgead.runtime.backends import open_backend
-from edgead.runtime.engine_cache import EngineCache
-from edgead.runtime.engine_key import EngineKey, graph_digest
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.engine_key import EngineKey, graph_digest
 from edgead.runtime.errors import EdgeadError
 model = Path(sys.argv[1])
 key = EngineKey(graph_digest(model), "tensorrt", "10.3.0", "8.7", "fp32")
@@ -166,8 +166,8 @@ def test_the_command_in_the_message_names_the_bundle(
     path = make_bundle("my part.edgead")
     lines = on_gpu(
         """
-from edgead.runtime.check import check_bundle
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.inspection.inspector import Inspector
 for opening in (Inspector.open, check_bundle):
     try:
         opening(sys.argv[1], backend="tensorrt")
@@ -193,7 +193,7 @@ print(report.passed, report.backend.name, report.max_score_difference)
 # Writes the graph of the bundle with its weights inside.
 WHOLE = """
 import onnx
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
 with Bundle.open(sys.argv[1]) as bundle, bundle.model_files("fp32") as file:
     Path(sys.argv[2]).write_bytes(onnx.load(str(file)).SerializeToString())
 """
