@@ -13,7 +13,6 @@ from typing import Any
 from edgead.export.engines.isolation import ask_library
 from edgead.export.engines.layer_precision import Layer, count
 from edgead.export.engines.native import build_native
-from edgead.runtime.backends.cuda_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.backends.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.backends.engine_key import (
     PORTABLE,
@@ -22,6 +21,7 @@ from edgead.runtime.backends.engine_key import (
     graph_precision,
     plugin_digest,
 )
+from edgead.runtime.backends.gpu_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle.bundle import Bundle

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra, suggest
 from edgead.runtime.frame import Inference
 

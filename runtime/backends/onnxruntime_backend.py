@@ -22,8 +22,8 @@ from edgead.runtime.backends.common import (
     load_onnxruntime,
     run_batches,
 )
-from edgead.runtime.backends.cuda_driver import require_gpu
 from edgead.runtime.backends.engine_key import graph_precision
+from edgead.runtime.backends.gpu_driver import require_gpu
 from edgead.runtime.backends.native_step import NativeStep, parts_for
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.frame import Inference

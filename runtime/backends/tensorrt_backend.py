@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import OUTPUTS, as_inference, check_images, check_settings, first_line, run_batches
-from edgead.runtime.backends.cuda_driver import require_gpu
 from edgead.runtime.backends.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.backends.engine_key import (
     PORTABLE,
@@ -24,6 +23,7 @@ from edgead.runtime.backends.engine_key import (
     plugin_digest,
     plugin_from_environment,
 )
+from edgead.runtime.backends.gpu_driver import require_gpu
 from edgead.runtime.backends.tensorrt_engine import EngineRunner
 from edgead.runtime.backends.tensorrt_library import Target, load_cuda, load_library, load_plugin
 from edgead.runtime.errors import BackendError, EngineMissing

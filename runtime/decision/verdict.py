@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.frame import Decision, Inference, decide
 
 # A changed decision of a reduced precision counts as borderline only this close to the threshold, as a share of its
@@ -56,3 +57,20 @@ class Limits:
             return Verdict(score, threshold, Decision.NOT_INSPECTED, category, reason)
         decision, reason = decide(score, threshold)
         return Verdict(score, threshold, decision, category, reason)
+
+    def changed(self, value: float, category: str | None, name: str) -> tuple[float, Limits]:
+        """Return the threshold that another one replaces, and the limits with it.
+
+        Args:
+            value: raw score; category: of a routed model, which has one for each; name: of the model, for messages.
+
+        Raises:
+            ConfigError: no such category, or none where there is one for each.
+        """
+        if category is None and self.categories:
+            raise ConfigError(f"a routed model has a threshold for each category: {', '.join(self.categories)}")
+        if category is None:
+            return self.value, Limits(value)
+        if category not in self.categories:
+            raise ConfigError(f"{name} has no category '{category}'.{suggest(category, self.categories)}")
+        return self.categories[category], Limits(self.value, {**self.categories, category: value})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.decode import find_images, read_image
 from edgead.runtime.inspection.replay import ImagesCheck, NetworkInput, ReferenceCheck, problems, replay
-from edgead.runtime.inspection.run_config import settle_opening
+from edgead.runtime.inspection.run_config import RunConfig, RunOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Progress = Callable[[int, int], None]
 
@@ -102,13 +105,11 @@ class CheckReport:
 
 def check_bundle(
     path: str | Path,
+    config: RunConfig | None = None,
     *,
-    backend: str = "auto",
-    images: Sequence[Path] = (),
-    precision: str | None = None,
-    threads: int | None = None,
-    profile: str | Path | None = None,
+    images: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    **options: Unpack[RunOptions],
 ) -> CheckReport:
     """Verify a bundle and replay its reference images on this device.
 
@@ -118,13 +119,11 @@ def check_bundle(
 
     Args:
         path: a ``.edgead`` file.
-        backend: registry name or ``auto``.
+        config: what is asked for; with a profile, what is checked is what ``edgead run`` would use.
         images: more images, or folders that are searched for them; they are judged and must give finite scores.
             A file that is no readable image is reported, counts as `NOT_INSPECTED`, and does not fail the check.
-        precision: a key of the manifest's ``precisions``; None means ``fp32``.
-        threads: CPU threads; None leaves the choice to the backend.
-        profile: as `Inspector.open`; what is checked is then what ``edgead run`` would use.
         progress: called with (done, total) after each image.
+        options: fields of `RunConfig`, which count more than ``config``.
 
     Raises:
         BundleError: damaged, unsafe, or without references, so that nothing can be proved.
@@ -132,11 +131,12 @@ def check_bundle(
         ConfigError: unknown backend or precision.
         DataError: ``images`` names something that is not there, or holds no image.
     """
-    chosen = choose(backend)
-    files = list(find_images(images))
+    config = replace(config or RunConfig(), **options)
+    chosen = choose(config.backend)
+    files = list(find_images([Path(image) for image in images]))
     with Bundle.open(path) as bundle:
-        opening = settle_opening(bundle, chosen, backend=backend, precision=precision, threads=threads, profile=profile)
-        manifest, key = bundle.manifest, opening.precision
+        opening = config.settle(bundle, chosen)
+        manifest, key, settled = bundle.manifest, opening.precision, opening.config
         limits = manifest.limits(key)
         total = len(bundle.references()) + len(files)
         step = iter(range(1, total + 1))
@@ -145,8 +145,8 @@ def check_bundle(
             if progress is not None:
                 progress(next(step), total)
 
-        with bundle.model_files(key, native_code=opening.native_code) as model:
-            network = open_model(opening.backend, manifest, model, key, threads=opening.threads, bundle=bundle.path)
+        with bundle.model_files(key, native_code=settled.native_code) as model:
+            network = open_model(settled.backend, manifest, model, key, threads=settled.threads, bundle=bundle.path)
             try:
                 info = network.describe()
                 replayed = replay(network, bundle, key, done)

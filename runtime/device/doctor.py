@@ -21,8 +21,8 @@ import numpy as np
 
 from edgead.runtime.backends import REGISTRY, open_backend
 from edgead.runtime.backends.common import first_line
-from edgead.runtime.backends.cuda_driver import cuda_driver
 from edgead.runtime.backends.engine_cache import default_folder
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.backends.tensorrt_library import cuda_extra
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.imaging.preprocess import RESIZE_RULE, self_check

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, ValidationError
 
 from edgead.runtime.backends import REGISTRY
-from edgead.runtime.backends.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.bundle.manifest_schema import Section, Text, as_tuple
 from edgead.runtime.errors import ConfigError

@@ -8,26 +8,29 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Backend, BackendInfo, choose
+from edgead.runtime.backends import Backend, BackendInfo
 from edgead.runtime.backends.proxies import ClosedBackend, SharedBackend
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
-from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError, suggest
+from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
-from edgead.runtime.inspection.run_config import require_parity, settle_opening
+from edgead.runtime.inspection.loading import ServingModel, load_bundle
+from edgead.runtime.inspection.run_config import RunConfig, RunOptions
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgead.runtime.sinks import Sink
     from edgead.runtime.sources import Source
     from edgead.runtime.streaming.stream import Stream
@@ -36,18 +39,6 @@ if TYPE_CHECKING:
 _CLOSE_S = 2.0
 
 _log = logging.getLogger("edgead.inspector")
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What judges; a hot swap replaces all of it at once."""
-
-    backend: Backend
-    limits: Limits
-    name: str
-    cleanup: ExitStack
-    precision: str | None  # where the runtime cannot tell
-    normals: Mapping[str | None, Normals] = field(default_factory=dict)
 
 
 class Inspector:
@@ -89,8 +80,8 @@ class Inspector:
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         cleanup = ExitStack()
         cleanup.callback(backend.close)
-        self._model = _Model(backend, threshold, name, cleanup, None)
-        self._asked: Mapping[str, Any] | None = None
+        self._model = ServingModel(backend, threshold, name, cleanup)
+        self._asked: RunConfig | None = None
         self._precision = "fp32"
         self._bundle: tuple[Path, str] | None = None
         self._lock = threading.Lock()
@@ -124,87 +115,37 @@ class Inspector:
         return SharedBackend(self._lock, lambda: self._model.backend)
 
     @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        *,
-        backend: str = "auto",
-        precision: str | None = None,
-        threads: int | None = None,
-        batch: int = 1,
-        native_code: bool = True,
-        profile: str | Path | None = None,
-    ) -> Inspector:
+    def open(cls, path: str | Path, config: RunConfig | None = None, **options: Unpack[RunOptions]) -> Inspector:
         """Open a bundle on this device.
 
         Args:
-            path: a ``.edgead`` file; every check of design section 2 runs before anything of it is used.
-            backend: registry name or ``auto``; a named backend never falls back to another.
-            precision: a key of the manifest's ``precisions``; None means ``fp32``.
-            threads: CPU threads of the backend; None leaves the choice to it.
-            batch: batch size the backend is compiled for.
-            native_code: False: the graph computes all, though native code for a part of it is there.
-            profile: what ``edgead tune`` wrote, a file or the folder that holds the bundle's. It is used where it was
-                made for this bundle on this device, and where neither a backend nor a precision nor a number of threads
-                is asked for; ``why`` says so, and ``left_out`` why it was not. None: there is none.
+            path: a ``.edgead`` file; every check of its archive and manifest runs before anything of it is used.
+            config: what is asked for; None: the defaults of `RunConfig`.
+            options: fields of `RunConfig`, such as ``precision="int8-cpu"``, which count more than ``config``.
 
         Raises:
             BundleError: the bundle is damaged, unsafe or newer than this version.
             BackendUnavailable: the backend's library is missing.
             ConfigError: unknown backend or precision.
-        """
-        from edgead.runtime.backends.routed_backend import open_model
-        from edgead.runtime.bundle.bundle import Bundle
 
-        chosen = choose(backend)
-        with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
-            manifest = bundle.manifest
-            opening = settle_opening(
-                bundle,
-                chosen,
-                backend=backend,
-                precision=precision,
-                threads=threads,
-                native_code=native_code,
-                profile=profile,
-            )
-            asked = {
-                # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
-                "backend": opening.backend if profile is None else backend,
-                "precision": precision,
-                "threads": threads,
-                "batch": batch,
-                "native_code": native_code,
-                "profile": profile,
-            }
-            precision = opening.precision
-            require_parity(manifest, manifest.precisions[precision].file, opening.backend)
-            model = stack.enter_context(bundle.model_files(precision, native_code=opening.native_code))
-            inspector = cls(
-                open_model(
-                    opening.backend,
-                    manifest,
-                    model,
-                    precision,
-                    threads=opening.threads,
-                    batch=batch,
-                    bundle=bundle.path,
-                ),
-                height=manifest.input.height,
-                width=manifest.input.width,
-                threshold=manifest.limits(precision),
-                name=manifest.name,
-                why=opening.why,
-                region=bundle.region(),
-                tiles=manifest.tiles(),
-            )
-            # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
-            told = "int8" if precision.startswith("int8") else None
-            inspector._model = replace(inspector._model, precision=told, normals=manifest.normals())
-            inspector._asked, inspector._precision, inspector.left_out = asked, precision, opening.left_out
-            inspector._bundle = bundle.path, bundle.sha256
-            # The backend maps the extracted weights; they go when the inspector goes.
-            inspector._model.cleanup.push(stack.pop_all())
+        Example:
+            >>> with Inspector.open("screw.edgead", backend="openvino") as inspect:
+            ...     print(inspect(image).decision)
+        """
+        loaded = load_bundle(path, replace(config or RunConfig(), **options))
+        model = loaded.model
+        inspector = cls(
+            model.backend,
+            height=loaded.height,
+            width=loaded.width,
+            threshold=model.limits,
+            name=model.name,
+            why=loaded.opening.why,
+            region=loaded.region,
+            tiles=loaded.tiles,
+        )
+        inspector._model, inspector._asked, inspector._bundle = model, loaded.asked, loaded.source
+        inspector._precision, inspector.left_out = loaded.opening.precision, loaded.opening.left_out
         return inspector
 
     def swap(self, path: str | Path) -> None:
@@ -226,7 +167,7 @@ class Inspector:
         if self._asked is None:
             raise ConfigError("only an inspector that was opened from a bundle can go on with another one")
         with self._swapping:
-            fresh = type(self).open(path, **self._asked)
+            fresh = type(self).open(path, self._asked)
             try:
                 self._require_same_input(fresh, path)
                 fresh._prove(path)
@@ -288,16 +229,7 @@ class Inspector:
         if not math.isfinite(value):
             raise ConfigError(f"a threshold is a finite number, not {value}")
         with self._lock:
-            limits = self._model.limits
-            if category is None and limits.categories:
-                raise ConfigError(f"a routed model has a threshold for each category: {', '.join(limits.categories)}")
-            if category is None:
-                before, limits = limits.value, Limits(value)
-            elif category in limits.categories:
-                before = limits.categories[category]
-                limits = Limits(limits.value, {**limits.categories, category: value})
-            else:
-                raise ConfigError(f"{self.name} has no category '{category}'.{suggest(category, limits.categories)}")
+            before, limits = self._model.limits.changed(value, category, self.name)
             self._model = replace(self._model, limits=limits)
         return before
 

@@ -212,7 +212,7 @@ def test_a_worker_ends_with_its_parent(
 def test_wrong_input_is_refused_before_any_library_is_started(
     arguments: dict[str, Any], error: type[Exception], message: str, bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from edgead.runtime.backends.cuda_driver import cuda_driver
+    from edgead.runtime.backends.gpu_driver import cuda_driver
 
     if cuda_driver().found and error is BackendUnavailable:
         pytest.skip("this machine has an NVIDIA driver")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgead.runtime.backends import available, choose
-from edgead.runtime.backends.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.errors import BackendUnavailable
 
 FAKE = Path(__file__).with_name("fake_gpu")
@@ -202,7 +202,7 @@ with Bundle.open(sys.argv[1]) as bundle, bundle.model_files("fp32") as file:
 def test_states_of_the_driver(on_gpu: Callable[..., list[str]]) -> None:
     program = (
         "from edgead.runtime.backends import available, choose, unavailable\n"
-        "from edgead.runtime.backends.cuda_driver import cuda_driver\n"
+        "from edgead.runtime.backends.gpu_driver import cuda_driver\n"
         "print(cuda_driver().problem)\nprint('tensorrt' in available(), choose('auto')[0])\nprint(unavailable())"
     )
     assert on_gpu(program, prelude="")[:2] == ["None", "True onnxruntime"]
