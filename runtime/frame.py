@@ -101,6 +101,20 @@ class Result:
     name: str | None = None
     area: tuple[float, float, float, float] | None = None
 
+    @classmethod
+    def not_inspected(cls, frame: Frame | BadFrame, reason: str, threshold: float = math.nan) -> Result:
+        """Return the result of a frame that nobody judged."""
+        return cls(
+            score=math.nan,
+            threshold=threshold,
+            decision=Decision.NOT_INSPECTED,
+            frame_index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            source_id=frame.source_id,
+            reason=reason,
+            name=frame.name,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (schema ``edgead.result/1``): no map, NaN as null."""
         return {

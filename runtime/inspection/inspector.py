@@ -22,10 +22,10 @@ from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError
-from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.frame import Frame, Result
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
-from edgead.runtime.inspection.loading import ServingModel, load_bundle
+from edgead.runtime.inspection.loading import ServingModel, load_bundle, require_same_input
 from edgead.runtime.inspection.run_config import RunConfig, RunOptions
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Inspector:
         with self._swapping:
             fresh = type(self).open(path, self._asked)
             try:
-                self._require_same_input(fresh, path)
+                require_same_input(path, self, fresh)
                 fresh._prove(path)
                 with self._lock:
                     if self._closed:
@@ -278,12 +278,12 @@ class Inspector:
         try:
             with self._lock:
                 if self._unfit:
-                    return [self._not_inspected(frame, self._unfit) for frame in frames]
+                    return [Result.not_inspected(frame, self._unfit, self.threshold) for frame in frames]
                 # One look at it: frames that are judged together are judged by one model and its own thresholds.
                 model = self._model
                 inference = model.backend.run(images)
         except EdgeadError as error:
-            return [self._not_inspected(frame, str(error)) for frame in frames]
+            return [Result.not_inspected(frame, str(error), self.threshold) for frame in frames]
         inferred = time.perf_counter()
         results = []
         for index, frame in enumerate(frames):
@@ -333,19 +333,6 @@ class Inspector:
         finally:
             self._lock.release()
 
-    def _require_same_input(self, fresh: Inspector, path: str | Path) -> None:
-        if (fresh.height, fresh.width) != (self.height, self.width):
-            raise ConfigError(
-                f"{path} takes images of {fresh.width}x{fresh.height}, this model {self.width}x{self.height}; "
-                "stop the stream and start it with the new bundle"
-            )
-        regions_differ = not self.region.same(fresh.region) if self.region is not None else fresh.region is not None
-        if regions_differ or self.tiles != fresh.tiles:
-            raise ConfigError(
-                f"{path} judges another region or other tiles of the frame; "
-                "stop the stream and start it with the new bundle"
-            )
-
     def _prove(self, path: str | Path) -> None:
         from edgead.runtime.bundle.bundle import Bundle
         from edgead.runtime.inspection.replay import problems, replay
@@ -362,15 +349,3 @@ class Inspector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _not_inspected(self, frame: Frame, reason: str) -> Result:
-        return Result(
-            score=float("nan"),
-            threshold=self.threshold,
-            decision=Decision.NOT_INSPECTED,
-            frame_index=frame.index,
-            timestamp_ns=frame.timestamp_ns,
-            source_id=frame.source_id,
-            reason=reason,
-            name=frame.name,
-        )

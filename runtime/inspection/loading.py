@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from edgead.runtime.backends import Backend, choose
 from edgead.runtime.backends.routed_backend import open_model
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.errors import ConfigError
 from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.inspection.run_config import Opening, RunConfig, require_parity
@@ -94,4 +96,33 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
             opening,
             asked,
             (bundle.path, bundle.sha256),
+        )
+
+
+class TakesFrames(Protocol):
+    """What the frames of an inspector must look like."""
+
+    height: int
+    width: int
+    region: Region | None
+    tiles: Tiles | None
+
+
+def require_same_input(path: str | Path, running: TakesFrames, fresh: TakesFrames) -> None:
+    """Refuse a bundle that cannot take over in the middle of a stream.
+
+    Raises:
+        ConfigError: it takes images of another size, or another region or other tiles of a frame.
+    """
+    if (fresh.height, fresh.width) != (running.height, running.width):
+        raise ConfigError(
+            f"{path} takes images of {fresh.width}x{fresh.height}, this model {running.width}x{running.height}; "
+            "stop the stream and start it with the new bundle"
+        )
+    before, after = running.region, fresh.region
+    regions_differ = not before.same(after) if before is not None else after is not None
+    if regions_differ or running.tiles != fresh.tiles:
+        raise ConfigError(
+            f"{path} judges another region or other tiles of the frame; "
+            "stop the stream and start it with the new bundle"
         )

@@ -93,16 +93,7 @@ class FrameJudge:
 
     def not_inspected(self, item: Item, reason: str) -> Result:
         """Return the Result of a frame that nobody judged."""
-        return Result(
-            score=math.nan,
-            threshold=float(getattr(self._inspector, "threshold", math.nan)),
-            decision=Decision.NOT_INSPECTED,
-            frame_index=item.index,
-            timestamp_ns=item.timestamp_ns,
-            source_id=item.source_id,
-            reason=reason,
-            name=item.name,
-        )
+        return Result.not_inspected(item, reason, float(getattr(self._inspector, "threshold", math.nan)))
 
     def _ask(self, frames: Sequence[Frame]) -> list[Result]:
         """Judge frames in the worker's thread; one that spoils a batch spoils itself only."""

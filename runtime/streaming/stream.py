@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError
-from edgead.runtime.frame import BadFrame, Decision, Frame, Result
+from edgead.runtime.frame import Decision, Result
 from edgead.runtime.sinks import Sink, open_sink
 from edgead.runtime.sinks.drift import DriftSink
 from edgead.runtime.sinks.worker import SinkWorker
@@ -21,21 +20,17 @@ from edgead.runtime.sources import Clock, Source, open_source
 from edgead.runtime.status.frame_ledger import Ledger
 from edgead.runtime.status.latency import Timings
 from edgead.runtime.status.summary import SourceSummary, State, StreamSummary
-from edgead.runtime.streaming.frame_queue import LATE, PAUSED, STOPPED, Feed, Intake
-from edgead.runtime.streaming.grabber import Item, Survival
-from edgead.runtime.streaming.inference_thread import HUNG, FrameJudge, Judge
+from edgead.runtime.streaming.frame_queue import Intake
+from edgead.runtime.streaming.grabber import Survival
+from edgead.runtime.streaming.inference_thread import FrameJudge, Judge
+from edgead.runtime.streaming.settlement import FrameSettler, Taken
 from edgead.runtime.uri import redact
-
-STALE = "stale"
-UNREADABLE = "unreadable frame"
 
 # How often a loop whose backend hangs looks whether it is back.
 _LOOK_S = 0.05
 _GRACE_S = 0.5
 
 _log = logging.getLogger("edgead.stream")
-
-Taken = tuple[Feed, Item]
 
 
 class Stream:
@@ -132,6 +127,7 @@ class Stream:
         self._sinks = targets
         self._workers: list[SinkWorker] = []
         self._timings = Timings()
+        self._settle = FrameSettler(self._judge, self._ledger, self._timings, clock, self._deadline)
         self._decisions = dict.fromkeys((decision.value for decision in Decision), 0)
         self._begun: float | None = None
         self._seconds: float | None = None
@@ -349,75 +345,6 @@ class Stream:
             return [taken]
         time.sleep(0.001)  # every source may have ended, and then `take` returns at once
         return []
-
-    def _settle(self, group: list[Taken]) -> list[tuple[Result, Frame | None]]:
-        """Settle frames in the ledger; returns a Result for each that gives one, in order, with its picture."""
-        settled: list[tuple[Result, Frame | None]] = []
-        chosen: list[tuple[Feed, Frame]] = []
-        started_ns = self._clock()
-        for feed, item in group:
-            kept = self._sort(feed, item, started_ns)
-            if isinstance(kept, Frame):
-                chosen.append((feed, kept))
-            elif kept is not None:
-                settled.append((kept, item if isinstance(item, Frame) else None))
-        if chosen:
-            settled += self._ask(chosen, started_ns)
-        return settled
-
-    def _sort(self, feed: Feed, item: Item, started_ns: int) -> Frame | Result | None:
-        """Return the frame where it is to be judged; else settle it, and return its Result where it gives one."""
-        limit = feed.source.delivery.max_age_s
-        reason = None
-        if isinstance(item, BadFrame) and item.reason == PAUSED:
-            reason = PAUSED
-        elif limit is not None and started_ns - item.timestamp_ns > limit * 1e9:
-            reason = LATE if feed.every else STALE
-        elif time.monotonic() > self._deadline():
-            reason = STOPPED
-        elif self._judge.hung:
-            reason = HUNG
-        if reason is not None and not feed.every:
-            self._ledger.dropped(feed.name, reason)
-            return None
-        if isinstance(item, BadFrame) and reason != PAUSED:
-            self._ledger.failed(feed.name, LATE if item.reason == LATE else UNREADABLE)
-            return self._judge.not_inspected(item, redact(item.reason))
-        if reason is not None:
-            self._ledger.failed(feed.name, reason)
-            return self._judge.not_inspected(item, reason)
-        assert isinstance(item, Frame)
-        return item
-
-    def _ask(self, chosen: list[tuple[Feed, Frame]], started_ns: int) -> list[tuple[Result, Frame | None]]:
-        frames = [frame for _, frame in chosen]
-        try:
-            results = self._judge(frames, self._deadline)
-        except BaseException:
-            # Ctrl-C in the middle of a frame: nobody gets a Result, and the ledger still adds up.
-            for feed, _ in chosen:
-                self._ledger.dropped(feed.name, STOPPED)
-            raise
-        ended_ns = self._clock()
-        settled: list[tuple[Result, Frame | None]] = []
-        for number, (feed, frame) in enumerate(chosen):
-            if results is None and not self._judge.hung and not feed.every:
-                self._ledger.dropped(feed.name, STOPPED)
-                continue
-            if results is None:
-                self._ledger.failed(feed.name, HUNG if self._judge.hung else STOPPED)
-                settled.append((self._judge.not_inspected(frame, self._judge.hung or STOPPED), frame))
-                continue
-            result = results[number]
-            end_to_end_ms = (ended_ns - frame.timestamp_ns) / 1e6
-            stages = {"wait": (started_ns - frame.timestamp_ns) / 1e6, **result.timings}
-            if math.isfinite(result.score):
-                self._ledger.inspected(feed.name)
-                self._timings.record(end_to_end_ms, stages)
-            else:
-                self._ledger.failed(feed.name, result.reason or "no valid score")
-            settled.append((replace(result, timings={**stages, "end_to_end": end_to_end_ms}), frame))
-        return settled
 
 
 def _as_list(sources: str | Path | Source | Sequence[str | Path | Source]) -> list[str | Path | Source]:
