@@ -30,7 +30,8 @@ from edgead.evaluation.evaluation import evaluate
 from edgead.features.backbones import BackboneSpec
 from edgead.features.scoring import GaussianSmoothing
 from edgead.fitting import fit
-from edgead.metrics.metrics import count_pixels, image_auroc, pixel_auroc
+from edgead.metrics.metrics import image_auroc
+from edgead.metrics.pixels import count_pixels, pixel_auroc
 from edgead.opening import open_inspector
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write

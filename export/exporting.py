@@ -16,7 +16,8 @@ from edgead.export.parity.gate import DEFAULT_MAX_DROP, ExportReport, Settings, 
 from edgead.export.precision.graph_files import Trace, fp32_graphs, split_files, write_files
 from edgead.export.precision.qdq import TRT
 from edgead.export.precision.variants import FP32, check_precisions
-from edgead.runtime.bundle.bundle import Bundle, check_bundle_path, write_bundle
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.writing import check_bundle_path, write_bundle
 from edgead.runtime.errors import ConfigError, ExportError
 from edgead.runtime.files import reason
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from edgead.export.graph.tracing import export_onnx, export_part, join
 from edgead.export.ops.nodes import inline_nodes
-from edgead.features.backbones import Backbone
 from edgead.features.features import FeatureExtractor
+from edgead.features.folding import Backbone
 
 if TYPE_CHECKING:
     import onnx

@@ -16,9 +16,9 @@ from edgead.detectors import pools_categories
 from edgead.detectors.base import TrainingImages, fit_module
 from edgead.detectors.routing import RoutedModule
 from edgead.export.exportable import Exportable, Routing
-from edgead.features.backbones import Backbone
 from edgead.features.coreset import Progress
 from edgead.features.features import FeatureExtractor
+from edgead.features.folding import Backbone
 from edgead.features.scoring import ScoringModule
 from edgead.probes import KINDS, plant
 from edgead.runtime.decision.paired_auroc import Ranking

@@ -288,7 +288,7 @@ def calibrate(
     threads: ThreadsOption = None,
 ) -> None:
     """Set the thresholds of a bundle again, from good parts before this camera."""
-    from edgead.runtime.bundle.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
 
     check_bundle_path(output)
     from edgead.runtime.device.recalibration import calibrate_bundle

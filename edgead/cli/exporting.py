@@ -71,7 +71,7 @@ def export(
     Exits with 3, and writes nothing, where a decision changes on a runtime that is installed here, where FP16 as a
     device computes it flips one or overflows, or where INT8 moves scores by more than --max-drop.
     """
-    from edgead.runtime.bundle.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
     from edgead.runtime.errors import ConfigError, suggest
 
     targets = ("bundle", "triton")

@@ -163,7 +163,7 @@ def _again(
     bundles: Sequence[Path], model: Path | None, train: Path | None, sizes: Sequence[int] | None, output: Path | None
 ) -> Refitting | None:
     """Return the model to fit again, None where none is given."""
-    from edgead.runtime.bundle.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
     from edgead.runtime.errors import ConfigError
 
     if model is None:

@@ -14,16 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.data import Category, Sample, load_mask, prefetch
-from edgead.metrics.metrics import (
-    BOOTSTRAP,
-    Metric,
-    aupro,
-    count_pixels,
-    f1_max,
-    false_alarm_rate_at_zero_escapes,
-    image_auroc,
-    pixel_auroc,
-)
+from edgead.metrics.metrics import BOOTSTRAP, Metric, f1_max, false_alarm_rate_at_zero_escapes, image_auroc
+from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import DataError

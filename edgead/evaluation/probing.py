@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from edgead.data import prefetch
 from edgead.evaluation.evaluation import Inspecting
 from edgead.evaluation.validation_normals import Normals
-from edgead.metrics.metrics import BOOTSTRAP, Metric, count_pixels, image_auroc, pixel_auroc
+from edgead.metrics.metrics import BOOTSTRAP, Metric, image_auroc
+from edgead.metrics.pixels import count_pixels, pixel_auroc
 from edgead.probes import KINDS, plant_in_region, read_scene
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import ConfigError, DataError, suggest

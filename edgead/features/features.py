@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgead.features.backbones import Backbone
+from edgead.features.folding import Backbone
 
 
 class FeatureExtractor(nn.Module):

@@ -7,7 +7,7 @@ import hashlib
 import onnx
 from onnx import numpy_helper
 
-from edgead.runtime.bundle.bundle import WEIGHTS
+from edgead.runtime.bundle.layout import WEIGHTS
 
 # Smaller tensors stay in the graph file; above this a copy per precision or in memory starts to hurt.
 LARGE_BYTES = 1 << 20

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgead.runtime.bundle.bundle import WEIGHTS
+from edgead.runtime.bundle.layout import WEIGHTS
 from edgead.runtime.bundle.native_description import Constant, Description
 from edgead.runtime.native import DISTANCES, QUERIES
 from edgead.runtime.search import MOST_CHANNELS

@@ -5,6 +5,10 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+SUFFIX = ".edgead"
+WEIGHTS = "weights/"
+
+
 MANIFEST_NAME: Final = "manifest.json"
 MASK_NAME: Final = "mask.png"
 SIGNATURE_NAME: Final = "signature.ed25519"

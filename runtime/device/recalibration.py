@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgead.runtime.bundle.bundle import Bundle, replace_manifest
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import NormalsSection, ThresholdSection
 from edgead.runtime.bundle.references import expected_inferences
+from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
 from edgead.runtime.decision.threshold import Threshold, calibrate, normals_needed
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY

@@ -74,8 +74,7 @@ class Inspector:
         self.width = width
         self.why = why
         self.left_out: str | None = None
-        self.region = region
-        self.tiles = tiles
+        self.region, self.tiles = region, tiles
         if not isinstance(threshold, Limits):
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         cleanup = ExitStack()

@@ -98,8 +98,7 @@ class Stream:
             raise ConfigError("this inspector judges frames one by one; leave batch at 1")
         self._judge = FrameJudge(inspector, hang_s)
         self._clock = clock
-        self._max_frames = max_frames
-        self._duration = duration_s
+        self._max_frames, self._duration = max_frames, duration_s
         self._drain = drain_s
         self._batch, self._batch_deadline = batch, batch_deadline_s
         self._give_up = give_up_s

@@ -281,7 +281,7 @@ def test_a_signal_under_load_ends_it_within_two_seconds_with_the_summary(launch,
 
 @posix
 def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, tmp_path):
-    from edgead.runtime.bundle.bundle import replace_manifest
+    from edgead.runtime.bundle.writing import replace_manifest
 
     bundle = tmp_path / "line.edgead"
     shutil.copy(plate_bundle, bundle)

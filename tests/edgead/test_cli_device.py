@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgead.runtime.bundle.bundle import Bundle, write_bundle
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.layout import MANIFEST_NAME
 from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.device.doctor import diagnose
 
 

@@ -189,7 +189,7 @@ def test_roc_curve_has_the_area_of_the_auroc():
 
 
 def test_mean_roc_has_the_area_of_the_mean_auroc(make_row):
-    from edgead.pages.compare_page import _mean_roc
+    from edgead.pages.compare_sections import _mean_roc
 
     rows = [make_row("a", seed) for seed in range(3)]
     x, y = _mean_roc([row.outcome for row in rows])

@@ -19,8 +19,8 @@ from onnx import TensorProto, checker, helper, numpy_helper
 from edgead.export.engines.building import BuildOptions, build_engines
 from edgead.export.engines.layer_precision import Layer, count, engine_layers, require_precision
 from edgead.runtime.backends.engine_cache import EngineCache
-from edgead.runtime.bundle.bundle import write_bundle
 from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, ParityError
 from edgead.runtime.imaging.preprocess import RESIZE_RULE

@@ -33,8 +33,9 @@ from edgead.export.torch_backend import TorchBackend
 from edgead.features.scoring import GaussianSmoothing
 from edgead.runtime.backends import available
 from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
-from edgead.runtime.bundle.bundle import Bundle, write_bundle
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.native_description import parse_description
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.device.tuning.search_space import find_setups

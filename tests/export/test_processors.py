@@ -27,7 +27,8 @@ from edgead.export.precision.qdq import CPU
 from edgead.export.precision.simulate_int8 import SimulatedInt8
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend, saturation
-from edgead.runtime.bundle.bundle import Bundle, replace_manifest
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import BackendUnavailable

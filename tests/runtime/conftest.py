@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgead.runtime.bundle.bundle import write_bundle
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.references import pack_expected
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.imaging.preprocess import RESIZE_RULE, resize_reference
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgead.runtime.bundle.bundle import Bundle, replace_manifest, write_bundle
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.writing import replace_manifest, write_bundle
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError
 

@@ -18,10 +18,11 @@ from PIL import Image
 
 from edgead.runtime.backends import BackendInfo, available
 from edgead.runtime.backends.routed_backend import FusedBackend, RoutedBackend
-from edgead.runtime.bundle.bundle import Bundle, write_bundle
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.layout import head_file
 from edgead.runtime.bundle.manifest import Manifest, parse_manifest
 from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected, unpack_expected
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.decision.threshold import Threshold, calibrate
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY, Limits
 from edgead.runtime.device.bench import bench

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from edgead.runtime.bundle.bundle import replace_manifest
+from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.frame import Decision, Inference
 from edgead.runtime.inspection.inspector import Inspector
