@@ -165,7 +165,7 @@ def test_a_missing_folder_is_named(tmp_path: Path, make_manifest: MakeManifest) 
 DISK_FULL = """
 import sys
 from pathlib import Path
-from edgead.runtime.bundle.bundle import write_bundle
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.errors import BundleError
 from edgead.runtime.bundle.manifest import Manifest
 if sys.argv[3] == "limit":
