@@ -11,15 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgead.api import Model, fit, load_model
     from edgead.data import open_category
     from edgead.evaluation.evaluation import evaluate
     from edgead.export.exporting import export_bundle
-    from edgead.fitting import fit
-    from edgead.model.model import TrainedModel, load_model
+    from edgead.fitting import FitConfig
+    from edgead.model.model import TrainedModel
     from edgead.opening import open_inspector
     from edgead.runtime.version import __version__ as __version__
 
 __all__ = [
+    "FitConfig",
+    "Model",
     "TrainedModel",
     "evaluate",
     "export_bundle",
@@ -35,8 +38,10 @@ _LAZY = {
     "TrainedModel": ("model.model", "export"),
     "evaluate": ("evaluation.evaluation", "train"),
     "export_bundle": ("export.exporting", "export"),
-    "fit": ("fitting", "export"),
-    "load_model": ("model.model", "export"),
+    "FitConfig": ("fitting", "export"),
+    "Model": ("api", "export"),
+    "fit": ("api", "export"),
+    "load_model": ("api", "export"),
     "open_category": ("data", "train"),
     "open_inspector": ("opening", "cpu"),
 }
@@ -52,3 +57,7 @@ def __getattr__(name: str) -> Any:
         from edgead.runtime.errors import BackendUnavailable, missing_extra
 
         raise BackendUnavailable(missing_extra(str(error.name), extra)) from error
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

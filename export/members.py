@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgead.export.exportable import Exportable
-from edgead.export.precision.variants import FP32
+from edgead.export.options import FP32
 from edgead.runtime.bundle.layout import MASK_NAME
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import (

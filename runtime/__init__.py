@@ -82,3 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'edgead.runtime' has no attribute '{name}'")
     return getattr(import_module(f"edgead.runtime.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

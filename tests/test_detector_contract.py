@@ -22,10 +22,10 @@ from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, learns, pools_categories
 from edgead.evaluation.evaluation import evaluate
 from edgead.export.exporting import export_bundle
+from edgead.export.options import PRECISIONS
 from edgead.export.parity.gate import ExportReport
 from edgead.export.precision.simulate_fp16 import SIMULATED
 from edgead.export.precision.simulate_int8 import SIMULATED_INT8
-from edgead.export.precision.variants import PRECISIONS
 from edgead.fitting import fit
 from edgead.model.model import TrainedModel, load_model
 from edgead.opening import open_inspector

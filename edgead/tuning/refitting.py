@@ -15,7 +15,7 @@ from edgead.budget.choosing import varied
 from edgead.data import Category, open_category
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.export.exporting import export_bundle
-from edgead.export.parity.gate import DEFAULT_MAX_DROP
+from edgead.export.options import DEFAULT_MAX_DROP
 from edgead.features.backbones import BackboneSpec, build_backbone
 from edgead.features.coreset import Progress, silent
 from edgead.features.features import build_extractor

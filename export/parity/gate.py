@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from edgead.export.exportable import Exportable
 from edgead.export.members import make_manifest
 from edgead.export.ops.nodes import scoring_nodes
+from edgead.export.options import CPU, FP16, TRT, ExportOptions
 from edgead.export.parity.measuring import FP16_DROP, Measurement, complaint, counts, fails, measure, note
 from edgead.export.precision.gptq import Rounded
 from edgead.export.precision.graph_files import fp32_graphs, inline_all, split_files, write_files
-from edgead.export.precision.qdq import CPU, TRT
-from edgead.export.precision.variants import FP16, GraphFiles, PrecisionMaker, Samples, round_network
+from edgead.export.precision.variants import GraphFiles, PrecisionMaker, Samples, round_network
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import ParityRecord
 from edgead.runtime.errors import ConfigError, ParityError
@@ -27,7 +27,6 @@ from edgead.runtime.imaging.decode import decode_image, find_images, read_image
 from edgead.runtime.imaging.preprocess import resize
 
 SCHEMA = "edgead.export/1"
-DEFAULT_MAX_DROP = 0.05
 _STRICTER = 4  # times that more layers stay in FP32 where the images at hand need it
 _MOST_CALIBRATION = 64  # images; more say little about ranges and cost seconds each
 Progress = Callable[[str, int, int], None]
@@ -74,42 +73,28 @@ class ExportReport:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    precisions: tuple[str, ...]
-    images: Sequence[Path]
-    calibration: Sequence[Path]
-    max_drop: float
-    allow_drift: bool
-    fused: bool
-    plain: bool
-    cache: Path | None
-
-
 def prove(
-    model: Exportable, out: Path, settings: Settings, tell: Progress
+    model: Exportable, out: Path, options: ExportOptions, tell: Progress
 ) -> tuple[list[GraphFiles], Manifest, ExportReport]:
     """Make and prove all graph files; returns them with manifest and report."""
-    if settings.fused and model.routing is None:
+    if options.fused and model.routing is None:
         raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
-    if not settings.max_drop > 0:
-        raise ConfigError(f"--max-drop must be above 0, got {settings.max_drop}")
-    if model.tiles is not None and len(settings.precisions) > 1:
+    if model.tiles is not None and len(options.precisions) > 1:
         raise ConfigError(f"{model.name} judges tiles, which is done in fp32 only so far; leave --fp16 and --int8 away")
-    named = _load(model, settings.images)
-    samples = _samples(model, settings) if len(settings.precisions) > 1 else None
-    made = [fp32_graphs(model, settings.fused, tell)]
+    named = _load(model, options.images)
+    samples = _samples(model, options) if len(options.precisions) > 1 else None
+    made = [fp32_graphs(model, options.fused, tell)]
     manifest = make_manifest(model, made[0].section)
     maker = None
     if samples is not None:
         rounded: Mapping[str, Mapping[str, Rounded]] = {}
-        if {TRT, CPU} & set(settings.precisions):
+        if {TRT, CPU} & set(options.precisions):
             tell("int8: weights", 0, 1)
             rounded = round_network(made[0], samples)
             tell("int8: weights", 1, 1)
-        drop, cache, plain = settings.max_drop, settings.cache, settings.plain
+        drop, cache, plain = options.max_drop, options.cache, options.plain
         maker = PrecisionMaker(model, manifest, made[0], samples, drop, cache, plain, rounded, tell)
-        made += [maker.make(precision) for precision in settings.precisions[1:]]
+        made += [maker.make(precision) for precision in options.precisions[1:]]
     measured, unavailable = _measure(model, manifest, made, named, tell)
     for attempt in range(_STRICTER if maker is not None else 0):
         # Images at hand can tell more than those that layers were chosen by; then more layers stay in FP32.
@@ -121,10 +106,8 @@ def prove(
             assert maker is not None
             if files.precision == FP16 and FP16_DROP < worst < np.inf and files.leading < files.more_leading():
                 again[FP16] = partial(maker.make, FP16, leading=files.more_leading())
-            elif choice is not None and settings.max_drop < worst < np.inf and choice.may_go_on(attempt):
-                again[files.precision] = partial(
-                    maker.make, files.precision, choice.stricter(settings.max_drop / worst)
-                )
+            elif choice is not None and options.max_drop < worst < np.inf and choice.may_go_on(attempt):
+                again[files.precision] = partial(maker.make, files.precision, choice.stricter(options.max_drop / worst))
         if not again:
             break
         made = [again[files.precision]() if files.precision in again else files for files in made]
@@ -132,18 +115,18 @@ def prove(
         measured = [one for one in measured if one.precision not in again] + renewed
     manifest = manifest.model_copy(update={"precisions": {one.precision: one.section for one in made}})
 
-    failed = [one for one in measured if fails(one, settings.max_drop)]
+    failed = [one for one in measured if fails(one, options.max_drop)]
     parity: dict[str, dict[str, ParityRecord]] = {}
     for one in measured:
         graph = next(graph for graph in made if graph.precision == one.precision)
         parity.setdefault(graph.main, {})[one.runtime] = one.comparison.record(
-            drift_allowed=settings.allow_drift and one in failed, note=note(one, graph), half_margin=one.margin
+            drift_allowed=options.allow_drift and one in failed, note=note(one, graph), half_margin=one.margin
         )
     pairs = [(manifest.precisions[one.precision].file, one.runtime) for one in failed]
     described = {one.precision: one.describe() for one in made}
     report = ExportReport(out, None, 0, parity, unavailable, pairs, described)
-    if failed and not settings.allow_drift:
-        raise ParityError(complaint(failed[0], settings.max_drop, made), report.to_dict())
+    if failed and not options.allow_drift:
+        raise ParityError(complaint(failed[0], options.max_drop, made), report.to_dict())
     return made, manifest.model_copy(update={"parity": parity}), report
 
 
@@ -167,7 +150,7 @@ def _measure(
         return measure(model, manifest, whole, inlined, named, tell, only)
 
 
-def _load(model: Exportable, images: Sequence[Path]) -> list[tuple[str, NDArray[np.uint8]]]:
+def _load(model: Exportable, images: Sequence[str | Path]) -> list[tuple[str, NDArray[np.uint8]]]:
     """Return ``(name, (h, w, 3) uint8)`` at network size."""
     if not images:
         if not model.references:
@@ -177,13 +160,13 @@ def _load(model: Exportable, images: Sequence[Path]) -> list[tuple[str, NDArray[
     return [("/".join(path.parts[-3:]), model.prepare(read_image(path))) for path in find_images(images)]
 
 
-def _samples(model: Exportable, settings: Settings) -> Samples:
+def _samples(model: Exportable, options: ExportOptions) -> Samples:
     """Return the images that ranges and thresholds of reduced precisions are made from, judged by the model itself."""
     size = (model.height, model.width)
     # They were cut and resized when the model was fitted.
     held = {name: resize(decode_image(data, name), *size) for name, data in model.calibration}
-    if settings.calibration:
-        paths = list(find_images(settings.calibration))
+    if options.calibration:
+        paths = list(find_images(options.calibration))
         step = -(-len(paths) // _MOST_CALIBRATION)
         good = [model.prepare(read_image(path)) for path in paths[::step]]
     else:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.export.exportable import Exportable
+from edgead.export.options import CPU, FP16, FP32
 from edgead.export.parity.comparison import Comparison
-from edgead.export.precision.qdq import CPU
 from edgead.export.precision.simulate_fp16 import SIMULATED, HalfRange, SimulatedFp16
 from edgead.export.precision.simulate_int8 import SIMULATED_INT8
-from edgead.export.precision.variants import FP16, FP32, GraphFiles, open_graphs
+from edgead.export.precision.variants import GraphFiles, open_graphs
 from edgead.runtime.backends import REGISTRY, Backend, available, unavailable
 from edgead.runtime.backends.routed_backend import FusedBackend, RoutedBackend
 from edgead.runtime.bundle.manifest import Manifest

@@ -15,8 +15,8 @@ from edgead.export.graph.lint import require_clean
 from edgead.export.graph.native_split import split
 from edgead.export.graph.tracing import OUTPUTS, export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.precision.qdq import CPU
-from edgead.export.precision.variants import FP32, GraphFiles
+from edgead.export.options import CPU, FP32
+from edgead.export.precision.variants import GraphFiles
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.routed_backend import FUSED_OUTPUTS, ROUTER_OUTPUTS
 from edgead.runtime.bundle.layout import head_file

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgead.export.graph.partition import array, constants, convolutions, network
+from edgead.export.options import CPU, TRT
 from edgead.export.precision.activation_ranges import Ranges
 from edgead.export.precision.fp16 import finish
 from edgead.export.precision.gptq import Rounded, round_to_nearest
 from edgead.runtime.errors import ExportError, ParityError
 
-TRT = "int8-trt"
-CPU = "int8-cpu"
 DIALECTS = (TRT, CPU)
 _FEW_CHANNELS = 8
 _CONVERSION = 30.0  # multiplications in 8 bits that take as long as converting one number

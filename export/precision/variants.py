@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from edgead.export.exportable import Exportable
 from edgead.export.graph.lint import require_clean
 from edgead.export.graph.partition import convolutions
+from edgead.export.options import CPU, FP16, FP32, TRT
 from edgead.export.precision.activation_ranges import activation_ranges
 from edgead.export.precision.fp16 import convert_fp16
 from edgead.export.precision.gptq import Rounded, layer_inputs, round_weights
 from edgead.export.precision.layer_search import Int8Choice, Judges, choose_int8
-from edgead.export.precision.qdq import CPU, DIALECTS, TRT, watched_tensors
+from edgead.export.precision.qdq import DIALECTS, watched_tensors
 from edgead.export.precision.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.precision.simulate_int8 import SIMULATED_INT8, SimulatedInt8
 from edgead.export.precision.simulation import Simulation
@@ -40,10 +41,7 @@ from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import PrecisionSection, ThresholdSection
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Verdict
-from edgead.runtime.errors import ConfigError, suggest
 
-FP32, FP16 = "fp32", "fp16"
-PRECISIONS = (FP32, FP16, TRT, CPU)
 # The backends each graph file is made for; a name that is not registered yet waits for its issue.
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
     FP16: ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
@@ -165,14 +163,6 @@ def round_network(full: GraphFiles, samples: Samples) -> dict[str, Mapping[str, 
     model = full.models[full.main]
     inputs = layer_inputs(model, samples.images[samples.ranging])
     return {name: round_weights(model, inputs, saturation_free=name == CPU) for name in DIALECTS}
-
-
-def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
-    """Return the precisions in order, fp32 first; raises `ConfigError` for an unknown one."""
-    for name in precisions:
-        if name not in PRECISIONS:
-            raise ConfigError(f"unknown precision '{name}'.{suggest(name, PRECISIONS)}")
-    return tuple(name for name in PRECISIONS if name == FP32 or name in precisions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def check_bundle(
     """
     config = replace(config or RunConfig(), **options)
     chosen = choose(config.backend)
-    files = list(find_images([Path(image) for image in images]))
+    files = list(find_images(images))
     with Bundle.open(path) as bundle:
         opening = config.settle(bundle, chosen)
         manifest, key, settled = bundle.manifest, opening.precision, opening.config

@@ -26,14 +26,15 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 _MASK_FOLDERS = frozenset({"ground_truth"})
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Return the image files among and below ``paths``, each folder's sorted by relative path; masks are left out.
 
     Raises:
         DataError: a path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
-    for path in paths:
+    for given in paths:
+        path = Path(given).expanduser()
         if path.is_file():
             found.append(path)
             continue
@@ -53,7 +54,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read one image file.
 
     Returns:
@@ -63,6 +64,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, empty, truncated or no image.
     """
+    path = Path(path).expanduser()
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, Edgead
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.inspection.judged import JudgedResult, judged, with_image
 from edgead.runtime.inspection.loading import ServingModel, load_bundle, require_same_input
 from edgead.runtime.inspection.run_config import RunConfig, RunOptions
 
@@ -248,6 +249,12 @@ class Inspector:
 
         return Stream(self, sources, sinks=sinks, max_frames=max_frames, duration_s=duration_s)
 
+    @overload
+    def __call__(self, frame: Frame) -> Result: ...
+
+    @overload
+    def __call__(self, frame: NDArray[np.uint8]) -> JudgedResult: ...
+
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Result:
         """Judge one frame.
 
@@ -260,9 +267,11 @@ class Inspector:
         Raises:
             DataError: the array has another shape or dtype.
         """
-        if not isinstance(frame, Frame):
-            frame = Frame(frame, 0, time.monotonic_ns(), "array", "gray" if frame.ndim == 2 else "rgb")
-        return self.inspect_batch((frame,))[0]
+        if isinstance(frame, Frame):
+            return self.inspect_batch((frame,))[0]
+        array = np.ascontiguousarray(frame)
+        taken = Frame(array, 0, time.monotonic_ns(), "array", "gray" if array.ndim == 2 else "rgb")
+        return with_image(self.inspect_batch((taken,))[0], taken.to_rgb())
 
     def inspect_batch(self, frames: Sequence[Frame]) -> list[Result]:
         """Judge several frames in one run of the network; stage times are shared equally between them."""
@@ -284,7 +293,7 @@ class Inspector:
         except EdgeadError as error:
             return [Result.not_inspected(frame, str(error), self.threshold) for frame in frames]
         inferred = time.perf_counter()
-        results = []
+        results: list[Result] = []
         for index, frame in enumerate(frames):
             verdict = model.limits.judge(inference, index)
             timings = {
@@ -292,22 +301,8 @@ class Inspector:
                 "network": (inferred - prepared) * 1e3 / len(frames),
                 "decide": (time.perf_counter() - inferred) * 1e3 / len(frames),
             }
-            results.append(
-                Result(
-                    score=verdict.score,
-                    threshold=verdict.threshold,
-                    decision=verdict.decision,
-                    frame_index=frame.index,
-                    timestamp_ns=frame.timestamp_ns,
-                    source_id=frame.source_id,
-                    category=verdict.category,
-                    map=inference.map[index],
-                    timings=timings,
-                    reason=verdict.reason,
-                    name=frame.name,
-                    area=None if self.region is None else self.region.area,
-                )
-            )
+            area = None if self.region is None else self.region.area
+            results.append(judged(frame, verdict, inference.map[index], timings, area))
         return results
 
     def describe(self) -> BackendInfo:

@@ -28,7 +28,7 @@ from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.knn import knn_reference, knn_score_op, knn_search, knn_search_op
 from edgead.export.ops.mahalanobis import mahalanobis_reference, mahalanobis_score, mahalanobis_score_op
 from edgead.export.ops.nodes import attach_bodies, inline_nodes, scoring_nodes
-from edgead.export.precision.qdq import CPU, TRT
+from edgead.export.options import CPU, TRT
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend
 from edgead.runtime.bundle.bundle import Bundle

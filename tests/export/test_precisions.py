@@ -21,17 +21,17 @@ from edgead.export.exporting import export_bundle, export_graphs
 from edgead.export.graph.lint import lint
 from edgead.export.graph.partition import constants, network
 from edgead.export.graph.tracing import export_onnx
+from edgead.export.options import CPU, PRECISIONS, TRT
 from edgead.export.parity import gate as proving_module
 from edgead.export.parity import measuring as measuring_module
 from edgead.export.precision import variants as precisions_module
 from edgead.export.precision.activation_ranges import METHODS, activation_ranges
 from edgead.export.precision.fp16 import convert_fp16, half_convolutions
 from edgead.export.precision.layer_search import Judges, choose_int8
-from edgead.export.precision.qdq import CPU, DIALECTS, TRT, quantisable, quantise, watched_tensors
+from edgead.export.precision.qdq import DIALECTS, quantisable, quantise, watched_tensors
 from edgead.export.precision.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.precision.simulate_int8 import SIMULATED_INT8, SimulatedInt8, _parts, simulate_int8
 from edgead.export.precision.threshold_transfer import move_threshold
-from edgead.export.precision.variants import PRECISIONS
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend
 from edgead.runtime.bundle.bundle import Bundle

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle
 from edgead.export.graph.saturation import probe_graph
-from edgead.export.precision.qdq import CPU
+from edgead.export.options import CPU
 from edgead.export.precision.simulate_int8 import SimulatedInt8
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend, saturation

@@ -17,9 +17,10 @@ from edgead.export.graph.saturation import (
     largest_pair,
     may_saturate,
 )
+from edgead.export.options import CPU, TRT
 from edgead.export.precision.activation_ranges import activation_ranges
 from edgead.export.precision.gptq import Rounded, layer_inputs, round_to_nearest, round_weights
-from edgead.export.precision.qdq import CPU, DIALECTS, TRT, quantisable, quantise, savings, watched_tensors
+from edgead.export.precision.qdq import DIALECTS, quantisable, quantise, savings, watched_tensors
 from edgead.runtime.errors import ConfigError
 
 SIDE = 32
