@@ -35,7 +35,7 @@ from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.native import native_files
+from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.scratch import private_directory
 from edgead.scoring import ScoringModule
 

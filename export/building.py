@@ -20,7 +20,8 @@ from edgead.runtime.cuda_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, suggest
-from edgead.runtime.native import SOURCES, load_library
+from edgead.runtime.backends.native.library import load_library
+from edgead.runtime.backends.native.sources import SOURCES
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"

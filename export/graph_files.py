@@ -18,7 +18,7 @@ from edgead.export.parts import split
 from edgead.export.precisions import FP32, GraphFiles
 from edgead.export.weights import LARGE_BYTES, split_weights
 from edgead.runtime.backends import REGISTRY
-from edgead.runtime.native import native_files
+from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.routed import FUSED_OUTPUTS, ROUTER_OUTPUTS, head_file
 from edgead.runtime.sections import PrecisionSection
 
@@ -59,7 +59,7 @@ def inline_all(models: Mapping[str, onnx.ModelProto]) -> dict[str, onnx.ModelPro
 def split_files(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes]:
     """Return all graph files and, once each, the weights that several of them may share.
 
-    With ``parts`` a graph that native code speeds up is there in two parts as well (`edgead.runtime.native`).
+    With ``parts`` a graph that native code speeds up is there in two parts as well (`edgead.runtime.backends.native`).
     """
     graphs = [pair for one in made for pair in one.models.items()]
     files: dict[str, bytes] = {}

@@ -11,18 +11,18 @@ from contextlib import suppress
 
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.native import SOURCES, load_library, native_key
+from edgead.runtime.backends.native.library import load_library, native_key
+from edgead.runtime.backends.native.sources import FLAGS, SOURCES
 from edgead.runtime.version import __version__
 
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
 _SECONDS = 120.0
 
 
 def build_native(
     cache: EngineCache, *, rebuild: bool = False, on_wait: Callable[[], None] | None = None
 ) -> tuple[StoredEngine, bool]:
-    """Compile `edgead.runtime.native.SOURCES` into the cache; returns the library, and whether it was there already.
+    """Compile `edgead.runtime.backends.native.sources.SOURCES` into the cache; returns the library, and whether it was there already.
 
     Args:
         cache: where the library goes; the backends for CPUs find it there.
@@ -47,7 +47,7 @@ def build_native(
                     return stored, True
         with cache.scratch() as library:
             started = time.perf_counter()
-            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(library), "-lm"]
+            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(library), "-lm"]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
             except (OSError, subprocess.TimeoutExpired) as error:

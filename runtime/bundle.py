@@ -22,7 +22,7 @@ from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, unpack_expected
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edgead.runtime.member_names import MANIFEST_NAME, SIGNATURE_NAME, check_member_name, fold_name
-from edgead.runtime.native import native_files
+from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.native_description import parse_description
 from edgead.runtime.region import Region
 from edgead.runtime.routed import head_file
@@ -161,7 +161,7 @@ class Bundle:
 
         The folder is removed on exit; the bundle may be closed before. In a routed bundle the graph file is the
         router's, and the heads of the same precision lie beside it; so do the parts of graphs that native code speeds
-        up (`edgead.runtime.native`), unless ``native_code`` is False: then the whole graph runs.
+        up (`edgead.runtime.backends.native`), unless ``native_code`` is False: then the whole graph runs.
 
         Raises:
             ConfigError: the bundle has no such precision.

@@ -23,7 +23,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.isolation import ask
 from edgead.runtime.limits import Verdict
-from edgead.runtime.native import find_library
+from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.region import prepare
 from edgead.runtime.scratch import private_directory
 from edgead.runtime.timings import Latency

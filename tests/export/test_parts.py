@@ -38,10 +38,10 @@ from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.native import load_library, native_files
+from edgead.runtime.backends.native.library import load_library, native_files
 from edgead.runtime.native_description import parse_description
 from edgead.runtime.preprocess import resize
-from edgead.runtime.search import RowSearch
+from edgead.runtime.backends.native.knn import RowSearch
 from edgead.runtime.threshold import calibrate
 from edgead.runtime.tuning.setups import find_setups
 from edgead.scoring import GaussianSmoothing

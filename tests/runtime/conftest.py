@@ -31,7 +31,7 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from edgead.export.native import build_native
     from edgead.runtime.engine_cache import EngineCache
     from edgead.runtime.errors import BackendUnavailable
-    from edgead.runtime.native import find_library, load_library
+    from edgead.runtime.backends.native.library import find_library, load_library
 
     cache = EngineCache(tmp_path_factory.mktemp("engines"))
     try:
