@@ -30,12 +30,12 @@ from edgead.export.parts import split
 from edgead.export.weights import split_weights
 from edgead.features import build_extractor
 from edgead.runtime.backends import available, open_backend
+from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.bench import describe_machine
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.scratch import private_directory
 from edgead.scoring import ScoringModule
 

@@ -13,6 +13,8 @@ from typing import Any
 from edgead.export.isolation import ask_library
 from edgead.export.layer_precision import Layer, count
 from edgead.export.native import build_native
+from edgead.runtime.backends.native.library import load_library
+from edgead.runtime.backends.native.sources import SOURCES
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle import Bundle
@@ -20,8 +22,6 @@ from edgead.runtime.cuda_driver import CudaDevice, cuda_driver, require_gpu
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, suggest
-from edgead.runtime.backends.native.library import load_library
-from edgead.runtime.backends.native.sources import SOURCES
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"

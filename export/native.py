@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from edgead.runtime.engine_cache import EngineCache, StoredEngine
-from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.backends.native.library import load_library, native_key
 from edgead.runtime.backends.native.sources import FLAGS, SOURCES
+from edgead.runtime.engine_cache import EngineCache, StoredEngine
+from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.version import __version__
 
 _COMPILERS = ("cc", "gcc", "clang")
@@ -22,7 +22,7 @@ _SECONDS = 120.0
 def build_native(
     cache: EngineCache, *, rebuild: bool = False, on_wait: Callable[[], None] | None = None
 ) -> tuple[StoredEngine, bool]:
-    """Compile `edgead.runtime.backends.native.sources.SOURCES` into the cache; returns the library, and whether it was there already.
+    """Compile the runtime's native code into the cache; returns the library, and whether it was there already.
 
     Args:
         cache: where the library goes; the backends for CPUs find it there.

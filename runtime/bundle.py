@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from edgead.runtime.archive import CHUNK, MAX_MEMBERS, Entry, NewEntry, damaged, read_entries, write_entries
+from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.errors import BundleError, ConfigError, DataError, suggest
 from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, unpack_expected
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edgead.runtime.member_names import MANIFEST_NAME, SIGNATURE_NAME, check_member_name, fold_name
-from edgead.runtime.backends.native.library import native_files
 from edgead.runtime.native_description import parse_description
 from edgead.runtime.region import Region
 from edgead.runtime.routed import head_file

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, ValidationError
 
 from edgead.runtime.backends import REGISTRY
+from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.bench import describe_machine
 from edgead.runtime.cuda_driver import cuda_driver
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import atomic_write, reason
-from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.sections import Section, Text, as_tuple
 from edgead.runtime.version import __version__
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends.common import OUTPUTS, first_line
 from edgead.runtime.backends.native import knn, mahalanobis
-from edgead.runtime.errors import BackendError
 from edgead.runtime.backends.native.library import DISTANCES, NativeCode, NativeParts, find_parts
+from edgead.runtime.errors import BackendError
 
 Feeds = Mapping[str, NDArray[np.float32]]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import REGISTRY, available
+from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.bench import DEFAULT_FRAME_SIZE, check_frames, describe_machine, frame_pool, take_turns
 from edgead.runtime.board import describe_board
 from edgead.runtime.bundle import Bundle
@@ -23,7 +24,6 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.expected import expected_inferences
 from edgead.runtime.isolation import ask
 from edgead.runtime.limits import Verdict
-from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.region import prepare
 from edgead.runtime.scratch import private_directory
 from edgead.runtime.timings import Latency

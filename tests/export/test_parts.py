@@ -31,6 +31,8 @@ from edgead.export.ops.nodes import inline_nodes
 from edgead.export.parts import split
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import available
+from edgead.runtime.backends.native.knn import supported
+from edgead.runtime.backends.native.library import load_library, native_files
 from edgead.runtime.bundle import Bundle, write_bundle
 from edgead.runtime.check import check_bundle
 from edgead.runtime.decode import decode_image
@@ -38,10 +40,8 @@ from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspector import Inspector
-from edgead.runtime.backends.native.library import load_library, native_files
 from edgead.runtime.native_description import parse_description
 from edgead.runtime.preprocess import resize
-from edgead.runtime.backends.native.knn import RowSearch
 from edgead.runtime.threshold import calibrate
 from edgead.runtime.tuning.setups import find_setups
 from edgead.scoring import GaussianSmoothing
@@ -129,7 +129,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stored, _ = build_native(cache)
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    if not RowSearch.supported(load_library(stored.path)):
+    if not supported(load_library(stored.path)):
         pytest.skip("this processor has no native search")
     return cache.folder
 
@@ -202,7 +202,7 @@ def test_backends_use_native_code_once_it_is_built(
     for backend, (expected, provider) in whole.items():
         assert "native" not in provider
         found, provider = scores(bundle, images, backend)
-        assert provider.endswith(f"with {native}")
+        assert f"with {native} (" in provider
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert check_bundle(bundle, backend=backend).passed
         with Inspector.open(bundle, backend=backend, threads=2, native_code=False) as inspector:
@@ -247,8 +247,8 @@ def test_int8_holds_factors_in_16_bits(
     monkeypatch.setenv(CACHE_VARIABLE, str(engines))
     for backend in BACKENDS:
         found, provider = scores(bundle, images, backend, "int8-cpu")
-        assert provider.endswith("with native Gaussians (16-bit factors)")
-        assert scores(bundle, images, backend)[1].endswith("with native Gaussians")
+        assert provider.endswith(", 16-bit factors)")
+        assert "16-bit" not in scores(bundle, images, backend)[1]
         assert check_bundle(bundle, backend=backend, precision="int8-cpu").passed
         if backend == BACKENDS[0]:
             np.testing.assert_allclose(found, whole, rtol=1e-4)

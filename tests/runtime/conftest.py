@@ -29,9 +29,9 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What `edgead build --target cpu` compiles, loaded; skips without a compiler."""
     from edgead.export.native import build_native
+    from edgead.runtime.backends.native.library import find_library, load_library
     from edgead.runtime.engine_cache import EngineCache
     from edgead.runtime.errors import BackendUnavailable
-    from edgead.runtime.backends.native.library import find_library, load_library
 
     cache = EngineCache(tmp_path_factory.mktemp("engines"))
     try:

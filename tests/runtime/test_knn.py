@@ -104,9 +104,7 @@ def test_one_far_row_makes_it_slow_but_not_wrong(native_library: Any, instructio
         np.testing.assert_allclose(found, nearest(queries, bank), rtol=3e-6)
 
 
-def test_the_nearest_row_differs_in_what_the_first_coordinates_leave_out(
-    native_library: Any, instructions: str
-) -> None:
+def test_the_nearest_row_differs_in_the_last_coordinates(native_library: Any, instructions: str) -> None:
     random = np.random.default_rng(5)
     bank = (random.normal(size=(800, 96)) * np.geomspace(10.0, 0.01, 96)).astype(np.float32)
     bank[:, :40] = bank[:8, :40].repeat(100, axis=0)  # eight places, a hundred rows in each

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from edgead.export.native import build_native
+from edgead.runtime.backends.native.library import Workers, find_library
 from edgead.runtime.engine_cache import EngineCache
 from edgead.runtime.errors import BackendError
-from edgead.runtime.backends.native.library import Workers, find_library
 from edgead.runtime.native_description import parse_description
 from tests.runtime.native_cases import compile_probe
 

@@ -156,7 +156,7 @@ class _Space:
     @property
     def count(self) -> int:
         """How many coordinates there are."""
-        return self.rows.shape[1] if self.axes is None else self.axes.shape[1]
+        return int((self.rows if self.axes is None else self.axes).shape[1])
 
     def blocks(self) -> Iterator[slice]:
         """Some rows after the other."""
@@ -221,9 +221,7 @@ def _find_rounding(space: _Space, count: int, level: int) -> Rounding:
         values = space.coordinates(block, count)
         off = values - middle - step * _round(values, rounding)
         error = max(error, float((off * off).sum(1).max()))
-    return Rounding(
-        middle, reach, step, float(np.nextafter(np.float32(np.sqrt(error) * 1.00001), np.float32(np.inf))), most
-    )
+    return Rounding(middle, reach, step, float(np.sqrt(error)) * 1.00001 + 1e-37, most)
 
 
 def _round(values: Doubles, rounding: Rounding) -> NDArray[np.int32]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.errors import BackendError
 from edgead.runtime.backends.native.library import Workers, aligned
+from edgead.runtime.errors import BackendError
 
 # Of float32 at once; the code has one form for each, and four of them everywhere.
 LANES = (16, 8, 4)
