@@ -12,7 +12,7 @@ from typing import Any
 
 from edgead.export.isolation import ask_library
 from edgead.export.layer_precision import Layer, count
-from edgead.export.native import build_native
+from edgead.export.native import build_native, stored_package
 from edgead.runtime.backends.native.library import load_library
 from edgead.runtime.backends.native.sources import SOURCES
 from edgead.runtime.backends.native_step import lacking
@@ -230,7 +230,11 @@ def _build_cpu(
             raise ConfigError(
                 f"{path} has no large memory bank and no large Gaussians; --target cpu has nothing to build for it"
             )
-        stored, reused = build_native(cache, rebuild=options.rebuild, on_wait=on_wait)
+        packaged = stored_package()
+        if packaged is not None:
+            stored, reused = packaged, True
+        else:
+            stored, reused = build_native(cache, rebuild=options.rebuild, on_wait=on_wait)
         library = load_library(stored.path)
         missing = [reason for kind in sorted(kinds) if (reason := lacking(library, kind)) is not None]
         if len(missing) == len(kinds):

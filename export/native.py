@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
-from edgead.runtime.backends.native.library import load_library, native_key
+from edgead.runtime.backends.native.library import load_library, native_key, packaged_library
 from edgead.runtime.backends.native.sources import FLAGS, SOURCES
 from edgead.runtime.engine_cache import EngineCache, StoredEngine
+from edgead.runtime.engine_key import hash_file
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.version import __version__
 
@@ -35,7 +37,7 @@ def build_native(
     """
     compiler = next((found for name in _COMPILERS if (found := shutil.which(name)) is not None), None)
     if compiler is None:
-        raise BackendUnavailable("there is no C compiler; run: apt-get install gcc (or build on a machine like this)")
+        raise BackendUnavailable("there is no C compiler; run: apt-get install gcc (or install a wheel of edgead)")
     key = native_key()
     with cache.building(on_wait):
         # Inside the lock: another builder may just have made it.
@@ -56,14 +58,27 @@ def build_native(
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
                 raise BackendError(f"{compiler} refuses the native code: {lines[0] if lines else done.returncode}")
             load_library(library)
-            info = {
-                "edgead": __version__,
-                "graph": ", ".join(source.name for source in SOURCES),
-                "host": platform.machine(),
-                "parse_seconds": 0.0,
-                "build_seconds": time.perf_counter() - started,
-                "layers_from": "none",
-                "layers": [],
-                "warnings": [line for line in done.stderr.splitlines() if "warning" in line],
-            }
+            warnings = [line for line in done.stderr.splitlines() if "warning" in line]
+            info = _info(time.perf_counter() - started, warnings)
             return cache.store(key, library, info), False
+
+
+def stored_package() -> StoredEngine | None:
+    """Return the library that came with the package, as if it were in the cache; None where there is none."""
+    path = packaged_library()
+    if path is None:
+        return None
+    return StoredEngine(path, native_key(), *hash_file(path), _info(0.0, []))
+
+
+def _info(seconds: float, warnings: list[str]) -> dict[str, Any]:
+    return {
+        "edgead": __version__,
+        "graph": ", ".join(source.name for source in SOURCES),
+        "host": platform.machine(),
+        "parse_seconds": 0.0,
+        "build_seconds": seconds,
+        "layers_from": "none",
+        "layers": [],
+        "warnings": warnings,
+    }
