@@ -29,15 +29,15 @@
 /* The fastest first. */
 static const InstructionSet SETS[] = {
 #if defined(__x86_64__)
-    {"AVX-512 VNNI", 64, 4, 127, 0, HAS_AVX2 | HAS_AVX512VNNI, search_avx512vnni},
-    {"AVX-VNNI", 16, 4, 127, 0, HAS_AVX2 | HAS_AVXVNNI, search_avxvnni},
-    {"AVX2", 16, 4, 90, 0, HAS_AVX2, search_avx2},
+    {"AVX-512 VNNI", 64, 4, 127, 10000, 0, HAS_AVX2 | HAS_AVX512VNNI, search_avx512vnni},
+    {"AVX-VNNI", 16, 4, 127, 6000, 0, HAS_AVX2 | HAS_AVXVNNI, search_avxvnni},
+    {"AVX2", 16, 4, 90, 4000, 0, HAS_AVX2, search_avx2},
 #elif defined(__aarch64__)
-    {"NEON i8mm", 8, 8, 127, 1, HAS_NEON | HAS_I8MM, search_i8mm},
-    {"NEON dot product", 16, 4, 127, 1, HAS_NEON | HAS_DOT, search_neondot},
-    {"NEON", 16, 1, 127, 1, HAS_NEON, search_neon},
+    {"NEON i8mm", 8, 8, 127, 8000, 1, HAS_NEON | HAS_I8MM, search_i8mm},
+    {"NEON dot product", 16, 4, 127, 6000, 1, HAS_NEON | HAS_DOT, search_neondot},
+    {"NEON", 16, 1, 127, 4000, 1, HAS_NEON, search_neon},
 #endif
-    {"plain C", 16, 4, 127, 0, 0, search_serial},
+    {"plain C", 16, 4, 127, 1000, 0, 0, search_serial},
 };
 
 /* Return what the library has for an instruction set, the fastest first; NULL behind the last one. */

@@ -26,7 +26,7 @@ typedef struct {
     const float *rows;     /* (any, width): as they are; width: channels rounded up to 8, zeros behind them */
     const float *center;   /* (width): taken away from a query first */
     const float *axes;     /* (width, turned), orthonormal columns; NULL: the channels as they are, turned is width */
-    const int8_t *fine;    /* (any, turned): rows in all coordinates; NULL where the coarse ones are all there are */
+    const int8_t *fine;    /* (any, turned): rows in all coordinates, a multiple of 32; NULL where the coarse ones are all there are */
     const int32_t *most;   /* (coarse.count): largest rounded value */
     const int32_t *offset; /* (coarse.count): what was added to rounded rows */
     const void *packed;    /* rows in coarse coordinates, (groups, units, ROWS, UNIT) bytes */
@@ -59,12 +59,13 @@ typedef struct {
     int32_t *stops;    /* (units): after which sums of 16 bits must be emptied; the last one is all units */
 } Work;
 
-/* How an instruction set wants its rows; knn.py has the first five of these. */
+/* How an instruction set wants its rows; knn.py has the first six of these. */
 typedef struct {
     const char *name;
     int32_t rows;     /* of a group */
     int32_t unit;     /* channels of a row that lie side by side */
     int32_t level;    /* largest rounded value */
+    int32_t fine_cost; /* of comparing in all coordinates, in products of one: guides knn_bank.py */
     int32_t negative; /* rounded rows are signed; else their smallest values are taken away from them */
     int32_t needs;    /* of processor.h */
     void (*search)(const Bank *bank, const float *queries, int count, const Work *work, float *distances);

@@ -23,7 +23,7 @@ class _InstructionSet(ctypes.Structure):
 
     _fields_ = [
         ("name", ctypes.c_char_p),
-        *((name, ctypes.c_int32) for name in ("rows", "unit", "level", "negative")),
+        *((name, ctypes.c_int32) for name in ("rows", "unit", "level", "fine_cost", "negative")),
     ]
 
 
@@ -96,7 +96,7 @@ def instruction_sets(library: Any) -> list[InstructionSet]:
         one = _InstructionSet.from_address(address)
         supported = bool(library.edgead_knn_supported(len(found)))
         name = one.name.decode()
-        layout = (one.rows, one.unit, one.level, bool(one.negative))
+        layout = (one.rows, one.unit, one.level, one.fine_cost, bool(one.negative))
         found.append(InstructionSet(len(found), name, supported, *layout))
     return found
 

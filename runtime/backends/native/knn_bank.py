@@ -28,8 +28,8 @@ _BLOCK = 4096  # rows that are worked on at a time: no second copy of a bank in 
 # farther from the bank than its rows from each other, and its distance is not known at the start: hence the slack.
 _ASKED, _ASKED_AMONG = 64, 32768
 _SLACK = 2.0
-# What one comparison in all coordinates costs, rounded and exact, in coarse products of one coordinate of a row.
-_FINE_COST, _EXACT_COST = 4000.0, 8000.0
+# What an exact comparison costs in place of a fine one, and a product of float32 in place of a fine comparison.
+_EXACT, _TURN = 2.0, 1.0 / 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class InstructionSet:
     Attributes:
         index: by which the library knows it; name: such as ``AVX2``; supported: this processor has it.
         rows: of a group; unit: channels of a row that lie side by side.
-        level: largest rounded value; negative: rounded rows keep their sign.
+        level: largest rounded value; fine_cost: of a comparison in all coordinates, in products of one; negative: rounded rows keep their sign.
     """
 
     index: int
@@ -48,6 +48,7 @@ class InstructionSet:
     rows: int
     unit: int
     level: int
+    fine_cost: int
     negative: bool
 
 
@@ -98,7 +99,10 @@ def pack_bank(columns: Floats, form: InstructionSet, coarse: int | None = None) 
     rows[:, :channels] = columns.T
     rows *= np.float32(-0.5)
     space = _Space.of(rows, channels)
-    coarse = space.count if space.axes is None else min(coarse or space.choose(), space.count)
+    coarse = min(coarse or space.choose(form), space.count)
+    if coarse == space.count or space.axes is None:
+        space = space.plain()
+        coarse = space.count
     fine = fine_rounding = None
     if coarse < space.count:
         fine_rounding = _find_rounding(space, space.count, _FINE_LEVEL)
@@ -147,11 +151,17 @@ class _Space:
         if not np.isfinite(sample).all():
             raise ValueError("rows that are not finite")
         axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1]
-        shortened = axes.shape[1] > _MOST_AXES
+        # A multiple of 32 is compared fastest: what there is too little of is filled up with zeros.
+        turned = np.zeros((len(axes), min(_up(len(axes), 32), _MOST_AXES)))
+        turned[:, : len(axes)] = axes[:, : turned.shape[1]]
+        shortened = turned.shape[1] < len(axes)
         if shortened:
-            axes = axes[:, :_MOST_AXES].copy()
-            axes[:, -1] = 0.0
-        return cls(rows, channels, center, np.ascontiguousarray(axes), shortened)
+            turned[:, -1] = 0.0
+        return cls(rows, channels, center, turned, shortened)
+
+    def plain(self) -> _Space:
+        """Return the same rows along their channels."""
+        return _Space(self.rows, self.channels, self.center, None, False)
 
     @property
     def count(self) -> int:
@@ -172,7 +182,7 @@ class _Space:
             values[:, -1] = np.sqrt(np.maximum(whole - (values[:, :-1] ** 2).sum(1), 0.0))
         return values
 
-    def choose(self) -> int:
+    def choose(self, form: InstructionSet) -> int:
         """Return the number of coarse coordinates that promises the least time, tried on rows in place of queries."""
         if self.axes is None:
             return self.count
@@ -193,7 +203,10 @@ class _Space:
             rest = np.sqrt(np.maximum((turned[:, done:] ** 2).sum(1), 0.0))
             near = squared + (rest[asked][:, None] - rest) ** 2 <= _SLACK * nearest
             share = (near.sum() - len(asked)) / near.size
-            cost = count + share * (_FINE_COST if count < self.count else _EXACT_COST)
+            if count < self.count:
+                cost = count + form.fine_cost * (share + _TURN * self.axes.size / len(self.rows))
+            else:
+                cost = self.rows.shape[1] + form.fine_cost * share * _EXACT
             if cost < best:
                 chosen, best = count, cost
         return chosen

@@ -6,8 +6,12 @@
 #define NAMED_(a, b) JOINED(a, b)
 #define NAMED(a) NAMED_(a, SET)
 #define Floats NAMED(Floats)
+#define Ints NAMED(Ints)
+#define Doubles NAMED(Doubles)
 
 typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double Doubles __attribute__((vector_size(64)));
 
 #define FLOATS(at) (*(const Floats *)(at))
 
@@ -26,22 +30,23 @@ TARGET static float NAMED(squared_distance)(const float *a, const float *b, int 
     return ((even[0] + even[4]) + (even[1] + even[5])) + ((even[2] + even[6]) + (even[3] + even[7]));
 }
 
-TARGET static void NAMED(consider)(const Bank *bank, Query *query, const float *values, int row) {
+/* Compare a row with a query; return whether it is the nearest so far. */
+TARGET static int NAMED(compare)(const Bank *bank, Query *query, const float *values, int row) {
     const float squared = NAMED(squared_distance)(values, bank->rows + (size_t)row * bank->width, bank->width);
-    if (squared < query->squared) {
-        query->squared = squared;
-        query->nearest = row;
-        set_limits(bank, query);
-    }
+    if (!(squared < query->squared)) return 0;
+    query->squared = squared;
+    query->nearest = row;
+    return 1;
 }
 
-/* Between rounded vectors; count is a multiple of 8. */
+/* Between rounded vectors; count is a multiple of 32. */
 TARGET static int32_t NAMED(rounded_distance)(const int8_t *a, const int8_t *b, int count) {
     int32_t sum = 0;
-    for (int k = 0; k < count; k++) {
-        const int16_t d = (int16_t)(a[k] - b[k]);
-        sum += d * d;
-    }
+    for (int k = 0; k < count; k += 32)
+        for (int i = k; i < k + 32; i++) {
+            const int16_t d = (int16_t)(a[i] - b[i]);
+            sum += d * d;
+        }
     return sum;
 }
 
@@ -55,12 +60,12 @@ TARGET static void NAMED(settle)(const Bank *bank, Query *query, const float *va
         for (size_t at = 0; bank->fine && at < turned; at += 64)
             __builtin_prefetch(bank->fine + query->rows[i] * turned + at, 0, 3);
     }
-    if (query->held) NAMED(consider)(bank, query, values, query->rows[best]);
+    if (query->held && NAMED(compare)(bank, query, values, query->rows[best])) set_limits(bank, query);
     for (int i = 0; i < query->held; i++) {
         const int row = query->rows[i];
         if (i == best || query->products[i] < query->least) continue;
         if (bank->fine && NAMED(rounded_distance)(fine, bank->fine + row * turned, bank->turned) > query->most) continue;
-        NAMED(consider)(bank, query, values, row);
+        if (NAMED(compare)(bank, query, values, row)) set_limits(bank, query);
     }
     query->held = 0;
 }
@@ -69,23 +74,33 @@ TARGET static void NAMED(settle)(const Bank *bank, Query *query, const float *va
 TARGET static void NAMED(turn)(const Bank *bank, const Work *work) {
     const size_t width = bank->width, turned = bank->turned;
     const float *x = work->centered;
-    for (size_t i = 0; i < turned; i += 8) {
-        Floats sums[TILE] = {{0}};
+    for (size_t i = 0; i < turned; i += 16) {
+        Floats low[TILE] = {{0}}, high[TILE] = {{0}};
         for (size_t k = 0; k < width; k++) {
-            const Floats axis = FLOATS(bank->axes + k * turned + i);
-            for (int n = 0; n < TILE; n++) sums[n] += axis * x[n * width + k];
+            const Floats first = FLOATS(bank->axes + k * turned + i), second = FLOATS(bank->axes + k * turned + i + 8);
+            for (int n = 0; n < TILE; n++) {
+                low[n] += first * x[n * width + k];
+                high[n] += second * x[n * width + k];
+            }
         }
-        for (int n = 0; n < TILE; n++) *(Floats *)(work->coordinate + n * turned + i) = sums[n];
+        for (int n = 0; n < TILE; n++) {
+            *(Floats *)(work->coordinate + n * turned + i) = low[n];
+            *(Floats *)(work->coordinate + n * turned + i + 8) = high[n];
+        }
     }
 }
 
 /* Take the center away from a query. Return its length then, negative if it is not finite. */
 TARGET static double NAMED(center)(const Bank *bank, const float *values, float *x) {
-    double square = 0.0;
-    for (int k = 0; k < bank->width; k++) {
-        x[k] = values[k] - bank->center[k];
-        square += (double)x[k] * (double)x[k];
+    Doubles sums = {0};
+    for (int k = 0; k < bank->width; k += 8) {
+        const Floats difference = FLOATS(values + k) - FLOATS(bank->center + k);
+        const Doubles wide = __builtin_convertvector(difference, Doubles);
+        *(Floats *)(x + k) = difference;
+        sums += wide * wide;
     }
+    double square = 0.0;
+    for (int i = 0; i < 8; i++) square += sums[i];
     if (square < 1e30) return sqrt(square);
     memset(x, 0, bank->width * sizeof(float));
     return -1.0;
@@ -109,20 +124,25 @@ TARGET static float NAMED(uncertainty)(const Bank *bank, double norm, float *coo
 
 /* Round coordinates; return by how much they are off then, and the sum of their squares. */
 TARGET static float NAMED(round)(const Rounding *how, const float *coordinate, int8_t *rounded, int32_t *square) {
-    const float inverse = 1.0f / how->step;
-    double error = 0.0;
-    *square = 0;
-    for (int k = 0; k < how->count; k++) {
+    const float step = how->step, inverse = 1.0f / step, whole = 12582912.0f; /* added to it, only whole numbers are left */
+    Floats error = {0};
+    Ints squares = {0};
+    for (int k = 0; k < how->count; k += 8) {
         /* To the box in which all rows lie: that brings a query nearer to each of them, or leaves it. */
-        const float reach = how->reach[k], far = coordinate[k] - how->middle[k];
-        const float x = far > reach ? reach : far < -reach ? -reach : far;
-        const int value = (int)rintf(x * inverse);
-        const double rest = (double)x - (double)how->step * value;
-        rounded[k] = (int8_t)value;
-        *square += value * value;
-        error += rest * rest;
+        const Floats reach = FLOATS(how->reach + k), far = FLOATS(coordinate + k) - FLOATS(how->middle + k);
+        const Ints above = (Ints)(far > reach), below = (Ints)(far < -reach);
+        const Ints within = ((Ints)far & ~above & ~below) | ((Ints)reach & above) | ((Ints)-reach & below);
+        const Floats x = (Floats)within, value = x * inverse + whole - whole, off = x - step * value;
+        const Ints number = __builtin_convertvector(value, Ints);
+        for (int i = 0; i < 8; i++) rounded[k + i] = (int8_t)number[i];
+        squares += number * number;
+        error += off * off;
     }
-    return (float)(sqrt(error) * 1.00001) + how->row_error + 1e-3f * how->step;
+    float sum = 0.0f;
+    *square = 0;
+    for (int i = 0; i < 8; i++) sum += error[i], *square += squares[i];
+    /* What is added covers the rounding of these sums. */
+    return sqrtf(sum) * 1.0001f + how->row_error + 1e-3f * step;
 }
 
 /* Round the coordinates of query i of a tile, which is `norm` away from the center. */
@@ -165,7 +185,8 @@ TARGET static void NAMED(prepare)(const Bank *bank, const Work *work, int count,
         }
         NAMED(round_query)(bank, work, i, norms[i]);
         query->squared = INFINITY;
-        for (int s = 0; s < started; s++) NAMED(consider)(bank, query, work->values + i * width, starts[s]);
+        for (int s = 0; s < started; s++) NAMED(compare)(bank, query, work->values + i * width, starts[s]);
+        set_limits(bank, query);
     }
 #ifdef PLAN
     PLAN(bank, work);
@@ -209,6 +230,8 @@ TARGET static void NAMED(search)(const Bank *bank, const float *queries, int cou
 #undef NAMED_
 #undef NAMED
 #undef Floats
+#undef Ints
+#undef Doubles
 #undef FLOATS
 #undef SET
 #undef TARGET
