@@ -86,9 +86,9 @@ def sets_of(command: Sequence[str | Path]) -> list[InstructionSet]:
     assert done.returncode == 0, done.stderr
     found = []
     for index, line in enumerate(done.stdout.splitlines()):
-        *numbers, name = line.split(" ", 5)
-        rows, unit, level, negative, supported = map(int, numbers)
-        found.append(InstructionSet(index, name, bool(supported), rows, unit, level, bool(negative)))
+        *numbers, name = line.split(" ", 6)
+        rows, unit, level, cost, negative, supported = map(int, numbers)
+        found.append(InstructionSet(index, name, bool(supported), rows, unit, level, cost, bool(negative)))
     return found
 
 

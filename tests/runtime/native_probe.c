@@ -1,7 +1,7 @@
 /* Calls the native code outside Python: under sanitizers, and for other processors in an emulator.
  *
  *   probe                     Gaussians with arrays of exactly the sizes that are documented; prints how many kinds ran
- *   probe sets                the instruction sets of the search: rows, unit, level, negative, supported, name
+ *   probe sets                the instruction sets of the search: rows, unit, level, fine cost, negative, supported, name
  *   probe search SET IN OUT   the search for a case that test_native_sets.py wrote, its distances written as float32
  */
 #include <stdio.h>
@@ -50,7 +50,8 @@ static int all_gaussians(void) {
 static int list_sets(void) {
     for (int i = 0; edgead_knn_set(i); i++) {
         const InstructionSet *set = edgead_knn_set(i);
-        printf("%d %d %d %d %d %s\n", set->rows, set->unit, set->level, set->negative, edgead_knn_supported(i), set->name);
+        printf("%d %d %d %d %d %d %s\n", set->rows, set->unit, set->level, set->fine_cost, set->negative,
+               edgead_knn_supported(i), set->name);
     }
     return 0;
 }
