@@ -39,7 +39,8 @@ class InstructionSet:
     Attributes:
         index: by which the library knows it; name: such as ``AVX2``; supported: this processor has it.
         rows: of a group; unit: channels of a row that lie side by side.
-        level: largest rounded value; fine_cost: of a comparison in all coordinates, in products of one; negative: rounded rows keep their sign.
+        level: largest rounded value; negative: rounded rows keep their sign.
+        fine_cost: of a comparison in all coordinates, in products of one.
     """
 
     index: int
