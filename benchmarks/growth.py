@@ -31,12 +31,12 @@ from edgead.features.backbones import BackboneSpec, build_backbone
 from edgead.features.features import build_extractor
 from edgead.features.scoring import ScoringModule
 from edgead.runtime.backends import available, open_backend
+from edgead.runtime.bundle.layout import native_files
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.machine import describe_machine
-from edgead.runtime.native import native_files
 from edgead.runtime.scratch import private_directory
 
 BANKS = (512, 2048, 4096, 8192, 16384, 32768)

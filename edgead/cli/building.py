@@ -66,8 +66,9 @@ def build(
 ) -> None:
     """Build device engines into the cache, and read back in which precision their layers compute.
 
-    The target cpu compiles native code for memory banks and Gaussians for this machine's processor instead, which
-    onnxruntime and openvino then use. Exits with 3, and keeps nothing, where an FP16 or INT8 graph came out in FP32.
+    The target cpu compiles native code for memory banks and Gaussians for this machine's processor instead, unless it
+    came with the package; onnxruntime and openvino then use it. Exits with 3, and keeps nothing, where an FP16 or INT8
+    graph came out in FP32.
     """
     from edgead.export.engines.building import BuildOptions, build_engines
     from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache

@@ -12,21 +12,16 @@ from typing import Any
 
 from edgead.export.engines.isolation import ask_library
 from edgead.export.engines.layer_precision import Layer, count
-from edgead.export.engines.native import build_native
+from edgead.export.engines.native import build_native, stored_package
 from edgead.runtime.backends.engine_cache import EngineCache, StoredEngine
-from edgead.runtime.backends.engine_key import (
-    PORTABLE,
-    EngineKey,
-    graph_digest,
-    graph_precision,
-    plugin_digest,
-)
+from edgead.runtime.backends.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.backends.gpu_driver import CudaDevice, cuda_driver, require_gpu
+from edgead.runtime.backends.native.library import load_library
+from edgead.runtime.backends.native.sources import SOURCES
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, suggest
-from edgead.runtime.native import SOURCES, load_library
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"
@@ -235,7 +230,11 @@ def _build_cpu(
             raise ConfigError(
                 f"{path} has no large memory bank and no large Gaussians; --target cpu has nothing to build for it"
             )
-        stored, reused = build_native(cache, rebuild=options.rebuild, on_wait=on_wait)
+        packaged = stored_package()
+        if packaged is not None:
+            stored, reused = packaged, True
+        else:
+            stored, reused = build_native(cache, rebuild=options.rebuild, on_wait=on_wait)
         library = load_library(stored.path)
         missing = [reason for kind in sorted(kinds) if (reason := lacking(library, kind)) is not None]
         if len(missing) == len(kinds):

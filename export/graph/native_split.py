@@ -1,7 +1,7 @@
 """A graph in two parts, around what CPUs compute natively: a memory bank, or a Gaussian for each location.
 
-The parts are for backends with native code (`edgead.runtime.native`); together with it they give what the whole graph
-gives. They share their weights with it.
+The parts are for backends with native code (`edgead.runtime.backends.native`); together with it they give what the
+whole graph gives. They share their weights with it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from edgead.runtime.backends.native.knn import MOST_CHANNELS
+from edgead.runtime.backends.native.library import DISTANCES, QUERIES
 from edgead.runtime.bundle.layout import WEIGHTS
 from edgead.runtime.bundle.native_description import Constant, Description
-from edgead.runtime.native import DISTANCES, QUERIES
-from edgead.runtime.search import MOST_CHANNELS
 
 # With fewer the matrix product takes no time worth three more files.
 FEWEST_ROWS = 1024

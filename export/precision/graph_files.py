@@ -19,9 +19,8 @@ from edgead.export.options import CPU, FP32
 from edgead.export.precision.variants import GraphFiles
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.routed_backend import FUSED_OUTPUTS, ROUTER_OUTPUTS
-from edgead.runtime.bundle.layout import head_file
+from edgead.runtime.bundle.layout import head_file, native_files
 from edgead.runtime.bundle.manifest_schema import PrecisionSection
-from edgead.runtime.native import native_files
 
 FP32_FILE = "model.fp32.onnx"
 ROUTER_FILE = "router.fp32.onnx"
@@ -60,7 +59,7 @@ def inline_all(models: Mapping[str, onnx.ModelProto]) -> dict[str, onnx.ModelPro
 def split_files(made: Sequence[GraphFiles], *, parts: bool = True) -> dict[str, bytes]:
     """Return all graph files and, once each, the weights that several of them may share.
 
-    With ``parts`` a graph that native code speeds up is there in two parts as well (`edgead.runtime.native`).
+    With ``parts`` a graph that native code speeds up is there in two parts as well (`edgead.runtime.backends.native`).
     """
     graphs = [pair for one in made for pair in one.models.items()]
     files: dict[str, bytes] = {}

@@ -24,10 +24,10 @@ from edgead.runtime.backends.common import (
 )
 from edgead.runtime.backends.engine_key import graph_precision
 from edgead.runtime.backends.gpu_driver import require_gpu
+from edgead.runtime.backends.native.library import QUERIES
 from edgead.runtime.backends.native_step import NativeStep, parts_for
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.frame import Inference
-from edgead.runtime.native import QUERIES
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
@@ -123,8 +123,8 @@ def _session(
 class OnnxRuntimeBackend(_OnnxRuntime):
     """Runs the graph in FP32 on ONNX Runtime's CPU provider.
 
-    Where the graph lies there in two parts too and this device has the library for it (`edgead.runtime.native`), what
-    goes between them is computed natively; `describe` says so.
+    Where the graph lies there in two parts too and this device has the library for it
+    (`edgead.runtime.backends.native`), what goes between them is computed natively; `describe` says so.
 
     Args:
         model: graph file, its ``weights/`` folder beside it.

@@ -21,6 +21,7 @@ from edgead.runtime.bundle.layout import (
     WEIGHTS,
     check_member_name,
     head_file,
+    native_files,
 )
 from edgead.runtime.bundle.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from edgead.runtime.bundle.manifest_schema import MemberRecord
@@ -35,7 +36,6 @@ from edgead.runtime.bundle.zip_archive import (
 from edgead.runtime.errors import BundleError, ConfigError, DataError, suggest
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.imaging.roi import Region
-from edgead.runtime.native import native_files
 from edgead.runtime.scratch import private_directory
 
 _MAX_SIGNATURE_BYTES = 4096
@@ -167,7 +167,7 @@ class Bundle:
 
         The folder is removed on exit; the bundle may be closed before. In a routed bundle the graph file is the
         router's, and the heads of the same precision lie beside it; so do the parts of graphs that native code speeds
-        up (`edgead.runtime.native`), unless ``native_code`` is False: then the whole graph runs.
+        up (`edgead.runtime.backends.native`), unless ``native_code`` is False: then the whole graph runs.
 
         Raises:
             ConfigError: the bundle has no such precision.

@@ -45,3 +45,8 @@ def fold_name(name: str) -> str:
 def head_file(category: str, precision: str) -> str:
     """Return the name of a head's graph file in a bundle."""
     return f"head-{category}.{precision}.onnx"
+
+
+def native_files(graph: str) -> tuple[str, str, str]:
+    """Return names for a graph file's parts, images to queries and distances to score, and for what is between them."""
+    return f"native-queries.{graph}", f"native-score.{graph}", f"native.{graph.removesuffix('.onnx')}.json"

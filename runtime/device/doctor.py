@@ -23,6 +23,8 @@ from edgead.runtime.backends import REGISTRY, open_backend
 from edgead.runtime.backends.common import first_line
 from edgead.runtime.backends.engine_cache import default_folder
 from edgead.runtime.backends.gpu_driver import cuda_driver
+from edgead.runtime.backends.native.library import find_library, packaged_library
+from edgead.runtime.backends.native_step import describe_native
 from edgead.runtime.backends.tensorrt_library import cuda_extra
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.imaging.preprocess import RESIZE_RULE, self_check
@@ -108,6 +110,7 @@ def diagnose(profiles: Path | None = None) -> list[Component]:
         ("numpy", partial(_package, "numpy", "numpy", None)),
         ("pillow", partial(_package, "pillow", "PIL", None)),
         ("preprocess", _preprocess),
+        ("native code", _native_code),
         ("cuda driver", _cuda_driver),
         *((name, partial(_gpu_backend if entry.gpu else _backend, name)) for name, entry in REGISTRY.items()),
         ("opencv", _opencv),
@@ -177,6 +180,17 @@ def _cpu() -> Component:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
     features = " ".join(cpu_features(text)) or ("none of note" if text else f"not known on {platform.system()}")
     return Component("cpu", "ok", f"{name}; {usable} cores for this process; features: {features}")
+
+
+def _native_code() -> Component:
+    """Return the row of the code that searches memory banks and computes Gaussians on the CPU."""
+    name = "native code"
+    library = find_library()
+    if library is None:
+        detail = "not compiled for this machine: memory banks and Gaussians run as matrix products, slower"
+        return Component(name, "missing", detail, "edgead build BUNDLE --target cpu")
+    origin = "from the cache" if packaged_library() is None else "came with the package"
+    return Component(name, "ok", f"{', '.join(describe_native(library))}; {origin}")
 
 
 def _memory() -> Component:

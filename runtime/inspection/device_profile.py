@@ -16,12 +16,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.gpu_driver import cuda_driver
+from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.bundle.manifest_schema import Section, Text, as_tuple
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.machine import describe_machine
-from edgead.runtime.native import find_library
 from edgead.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Choice(Section):
     """What runs a bundle.
 
     ``threads`` None leaves their number to the backend. ``native_code`` says whether native code for a part of the
-    graph (`edgead.runtime.native`) was there, and whether it was used.
+    graph (`edgead.runtime.backends.native`) was there, and whether it was used.
     """
 
     backend: Text
@@ -266,7 +266,7 @@ def native_offered(bundle: Bundle, backend: str, precision: str) -> bool:
     """Return whether a backend would compute a part of a bundle's graph by native code on this device.
 
     Raises:
-        BackendError: see `edgead.runtime.native.find_library`.
+        BackendError: see `edgead.runtime.backends.native.library.find_library`.
     """
     library = find_library() if backend in _WITH_NATIVE else None
     return library is not None and any(lacking(library, kind) is None for kind in bundle.native_kinds(precision))

@@ -30,8 +30,8 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What `edgead build --target cpu` compiles, loaded; skips without a compiler."""
     from edgead.export.engines.native import build_native
     from edgead.runtime.backends.engine_cache import EngineCache
+    from edgead.runtime.backends.native.library import find_library, load_library
     from edgead.runtime.errors import BackendUnavailable
-    from edgead.runtime.native import find_library, load_library
 
     cache = EngineCache(tmp_path_factory.mktemp("engines"))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import pytest
 
 from edgead.export.engines.native import build_native
 from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.native.library import Workers, find_library
 from edgead.runtime.bundle.native_description import parse_description
 from edgead.runtime.errors import BackendError
-from edgead.runtime.native import SOURCES, Workers, find_library
-
-PROBE = Path(__file__).with_name("native_probe.c")
+from tests.runtime.native_cases import compile_probe
 
 
 @pytest.mark.usefixtures("native_library")
@@ -35,13 +33,11 @@ def test_a_library_is_compiled_once_and_again_when_it_was_altered(tmp_path: Path
 
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    compiler = shutil.which("gcc")
-    if compiler is None:
+    watched = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
+    program = compile_probe(tmp_path / "probe", *watched)
+    if program is None:
         pytest.skip("no gcc: apt-get install gcc")
-    watched = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    strict = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I", str(SOURCES[0].parent))
-    subprocess.run([compiler, *strict, *watched, str(PROBE), "-o", str(tmp_path / "probe"), "-lm"], check=True)
-    done = subprocess.run([tmp_path / "probe"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import REGISTRY, available
+from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.references import expected_inferences
 from edgead.runtime.decision.verdict import Verdict
@@ -29,7 +30,6 @@ from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.device_profile import Choice
 from edgead.runtime.isolation import ask
 from edgead.runtime.machine import describe_machine
-from edgead.runtime.native import find_library
 from edgead.runtime.scratch import private_directory
 from edgead.runtime.status.latency import Latency
 

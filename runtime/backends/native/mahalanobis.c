@@ -5,12 +5,14 @@
  * of as many locations side by side as a vector has lanes, entry by entry in the order in which they are needed. The
  * features need no order of their own: in a network's output, locations lie side by side.
  *
- * Built on the device by `edgead build --target cpu`; called by runtime/gaussians.py. One call uses one thread.
+ * Called by mahalanobis.py, which packs the factors. One call uses one thread.
  */
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+
+#include "processor.h"
 
 #define ROWS 4 /* of a factor at a time: their sums do not wait for each other, and share what is read of x */
 
@@ -50,37 +52,37 @@ static size_t entries_of(const Gaussians *of) {
 
 #define LANES 4
 #define TARGET /* what every processor of the kind can do, NEON for one */
-#include "gaussians_lanes.h"
+#include "mahalanobis_lanes.h"
 
 #if defined(__x86_64__)
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
-#include "gaussians_lanes.h"
+#include "mahalanobis_lanes.h"
 
 #define LANES 16
 #define TARGET __attribute__((target("avx512f")))
-#include "gaussians_lanes.h"
+#include "mahalanobis_lanes.h"
 #endif
 
 /* Whether this processor has vectors of so many lanes. */
-int edgead_gaussians_supported(int lanes) {
+EXPORT int edgead_gaussians_supported(int lanes) {
 #if defined(__x86_64__)
-    if (lanes == 16) return __builtin_cpu_supports("avx512f");
-    if (lanes == 8) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (lanes == 16) return (processor_features() & HAS_AVX512) != 0;
+    if (lanes == 8) return (processor_features() & HAS_AVX2) != 0;
 #endif
     return lanes == 4;
 }
 
 /* Write distances (images, locations) for the groups from first to before end. Return 0, or 1 where memory is short. */
-int edgead_gaussians(const Gaussians *of, const Queries *given, int first, int end, float *distances) {
-    const size_t bytes = (size_t)of->channels * of->lanes * sizeof(float);
-    float *x = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!x) return 1;
+EXPORT int edgead_gaussians(const Gaussians *of, const Queries *given, int first, int end, float *distances) {
+    float *held = malloc((size_t)of->channels * of->lanes * sizeof(float) + 64);
+    if (!held) return 1;
+    float *x = held + (64 - (uintptr_t)held % 64) / sizeof(float); /* a vector across two cache lines costs two reads */
 #if defined(__x86_64__)
     if (of->lanes == 16) score_16(of, given, first, end, x, distances);
     if (of->lanes == 8) score_8(of, given, first, end, x, distances);
 #endif
     if (of->lanes == 4) score_4(of, given, first, end, x, distances);
-    free(x);
+    free(held);
     return 0;
 }

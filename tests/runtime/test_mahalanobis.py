@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgead.runtime.backends.native.mahalanobis import LANES, LocationDistances, open_gaussians
 from edgead.runtime.errors import BackendError
-from edgead.runtime.gaussians import LANES, LocationDistances, open_gaussians
 
 Floats = NDArray[np.float32]
 

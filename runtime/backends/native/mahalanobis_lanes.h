@@ -1,4 +1,4 @@
-/* Included by gaussians.c once for each width of a vector: LANES and TARGET are set, and forgotten at the end. The
+/* Included by mahalanobis.c once for each width of a vector: LANES and TARGET are set, and forgotten at the end. The
  * compiler's own vectors, so that there is one source for all instruction sets. */
 
 #define JOINED(a, b) a##_##b

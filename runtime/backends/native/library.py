@@ -1,15 +1,14 @@
 """Native code for the part of a graph on which a CPU spends most: which part, where it is found, how it is called.
 
 A bundle whose head compares patches with a memory bank, or with the Gaussian of each location, also holds its graph in
-two parts, images to queries and distances to score and map; ``search.c`` or ``gaussians.c`` (which say how) goes
-between them. They are compiled on the device by ``edgead build --target cpu`` and only looked up here: without them, or
-on a processor that lacks the instructions, the whole graph runs as it is, with the same scores.
+two parts, images to queries and distances to score and map; ``knn.c`` or ``mahalanobis.c`` (which say how) goes
+between them. A wheel for this kind of machine brings the library; elsewhere ``edgead build --target cpu`` compiles it.
+Without it the whole graph runs as it is, with the same scores.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,19 +23,18 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends.engine_cache import EngineCache
 from edgead.runtime.backends.engine_key import EngineKey
+from edgead.runtime.backends.native.sources import FOLDER, packaged_name, sources_digest
+from edgead.runtime.bundle.layout import native_files
 from edgead.runtime.errors import BackendError
 
 if TYPE_CHECKING:
     from edgead.runtime.bundle.native_description import Description
 
-_FOLDER = Path(__file__).parent
-SOURCES = (_FOLDER / "search.c", _FOLDER / "gaussians.c")
-_HEADERS = (_FOLDER / "gaussians_lanes.h",)
 QUERIES, DISTANCES = "queries", "distances"
 
 
 class NativeCode(Protocol):
-    """Computes distances natively; the kinds are `edgead.runtime.search` and `edgead.runtime.gaussians`."""
+    """Computes distances natively; the kinds are ``knn`` and ``mahalanobis``."""
 
     def distances(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map ``queries (N, P, C)`` to ``(N, P)``, NaN for a query with NaN."""
@@ -84,11 +82,6 @@ class NativeParts:
         )
 
 
-def native_files(graph: str) -> tuple[str, str, str]:
-    """Return names for a graph file's parts, images to queries and distances to score, and for what is between them."""
-    return f"native-queries.{graph}", f"native-score.{graph}", f"native.{graph.removesuffix('.onnx')}.json"
-
-
 def find_parts(model: Path) -> NativeParts | None:
     """Return the parts that lie beside a graph file, None where there are none or no library is built.
 
@@ -108,17 +101,29 @@ def find_parts(model: Path) -> NativeParts | None:
 
 
 def native_key() -> EngineKey:
-    """Return what the compiled library is found by: its sources and the processor's architecture."""
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in (*SOURCES, *_HEADERS))).hexdigest()
-    return EngineKey(digest, "cpu", "1", platform.machine() or "unknown", "fp32")
+    """Return what a library compiled here is found by: its sources and the processor's architecture."""
+    return EngineKey(sources_digest(), "cpu", "1", platform.machine() or "unknown", "fp32")
+
+
+def packaged_library() -> Path | None:
+    """Return the library that came with the package, None where it brought none."""
+    file = FOLDER / packaged_name()
+    return file if file.is_file() else None
 
 
 def find_library(engines: EngineCache | None = None) -> Any | None:
-    """Return the compiled library, None where there is none.
+    """Return the compiled library, None where there is none: the packaged one, else the one in the cache.
+
+    Args:
+        engines: the cache to look into, and in it alone; None: what this process uses.
 
     Raises:
-        BackendError: the file in the cache was altered, or belongs to another user; it is not loaded.
+        BackendError: the file in the cache was altered, or belongs to another user, and is not loaded; or the system
+            refuses the library.
     """
+    packaged = packaged_library() if engines is None else None
+    if packaged is not None:
+        return load_library(packaged)
     engines = engines or EngineCache()
     stored = engines.find(native_key())
     if stored is None:
@@ -129,21 +134,20 @@ def find_library(engines: EngineCache | None = None) -> Any | None:
 
 @cache
 def load_library(path: Path) -> Any:
-    """Load the compiled `SOURCES`; raises `BackendError` where the system refuses it."""
+    """Load the compiled sources, once; raises `BackendError` where the system refuses it."""
     try:
         library = ctypes.CDLL(str(path))
-        pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-        library.edgead_search.argtypes = [
-            *(pointer, number, number),
-            *(pointer, pointer, number),
-            *(pointer, real, real, pointer),
-        ]
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        library.edgead_knn.argtypes = [number, pointer, pointer, number, pointer]
+        library.edgead_knn_set.argtypes = library.edgead_knn_supported.argtypes = [number]
         library.edgead_gaussians.argtypes = [pointer, pointer, number, number, pointer]
         library.edgead_gaussians_supported.argtypes = [number]
-        for name in ("search", "search_supported", "gaussians", "gaussians_supported"):
+        for name in ("knn", "knn_supported", "gaussians", "gaussians_supported"):
             getattr(library, f"edgead_{name}").restype = number
+        library.edgead_knn_set.restype = pointer
     except (OSError, AttributeError) as error:
-        raise BackendError(f"cannot load {path}: {error}; run: edgead build BUNDLE --target cpu --rebuild") from error
+        mend = "install edgead again" if path.parent == FOLDER else "run: edgead build BUNDLE --target cpu --rebuild"
+        raise BackendError(f"cannot load {path}: {error}; {mend}") from error
     return library
 
 

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.backends.native.library import Workers, aligned
 from edgead.runtime.errors import BackendError
-from edgead.runtime.native import Workers, aligned
 
 # Of float32 at once; the code has one form for each, and four of them everywhere.
 LANES = (16, 8, 4)
-_ROWS = 4  # of a factor that are read together, see gaussians.c
+_ROWS = 4  # of a factor that are read together, see mahalanobis.c
 _MOST_CODE = 32767
+_FOUR = {"x86_64": "SSE2", "amd64": "SSE2", "aarch64": "NEON", "arm64": "NEON"}
+
+
+def vector_name(lanes: int) -> str:
+    """Return what a processor calls vectors of so many lanes."""
+    return {16: "AVX-512", 8: "AVX2"}.get(lanes) or _FOUR.get(platform.machine().lower(), "four lanes")
+
+
+def most_lanes(library: Any) -> int:
+    """Return the lanes of the widest vectors that this processor has."""
+    return next(count for count in LANES if library.edgead_gaussians_supported(count))
 
 
 class _Gaussians(ctypes.Structure):
-    """As in gaussians.c."""
+    """As in mahalanobis.c."""
 
     _fields_ = [
         ("mean", ctypes.c_void_p),
@@ -31,7 +43,7 @@ class _Gaussians(ctypes.Structure):
 
 
 class _Queries(ctypes.Structure):
-    """As in gaussians.c."""
+    """As in mahalanobis.c."""
 
     _fields_ = [
         ("values", ctypes.c_void_p),
@@ -44,7 +56,7 @@ class LocationDistances:
     """Distances ``|W_p (x_p - m_p)|``, or ``sqrt(|x_p - m_p|^2 precision_p - |W_p (x_p - m_p)|^2)``.
 
     Args:
-        library: from `edgead.runtime.native.find_library`.
+        library: from `edgead.runtime.backends.native.library.find_library`.
         mean: ``(P, C)`` float32.
         factors: ``(P, R, C)`` float32 or float16, read once and packed anew.
         precision: ``(P,)`` float32 in the low-rank form, else None.
@@ -69,7 +81,7 @@ class LocationDistances:
     ) -> None:
         self._library = library
         self._bits = bits
-        lanes = lanes or next(count for count in LANES if library.edgead_gaussians_supported(count))
+        lanes = lanes or most_lanes(library)
         locations, rows, channels = factors.shape
         self._shape = locations, channels
         self._groups = -(-locations // lanes)
@@ -114,7 +126,8 @@ class LocationDistances:
 
     def describe(self) -> str:
         """Return what it is, in a few words."""
-        return "native Gaussians" if self._bits == 32 else f"native Gaussians ({self._bits}-bit factors)"
+        factors = "" if self._bits == 32 else f", {self._bits}-bit factors"
+        return f"native Gaussians ({vector_name(self._gaussians.lanes)}{factors})"
 
     def close(self) -> None:
         """End the threads."""
@@ -162,7 +175,7 @@ def _pack(values: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:
 def _pack_factors(
     factors: NDArray[Any], lanes: int, triangular: bool, bits: int
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Return factors and, for 16 bits, scales in the order that gaussians.c describes."""
+    """Return factors and, for 16 bits, scales in the order that mahalanobis.c describes."""
     count, rows, channels = factors.shape
     groups = -(-count // lanes)
     blocks = [(row, min(row + _ROWS, channels) if triangular else channels) for row in range(0, rows, _ROWS)]
