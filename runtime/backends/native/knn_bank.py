@@ -7,7 +7,7 @@ the library counts on their being orthonormal, and on the ranges and errors stat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,29 +104,40 @@ def pack_bank(columns: Floats, form: InstructionSet, coarse: int | None = None) 
     if coarse == space.count or space.axes is None:
         space = space.plain()
         coarse = space.count
-    fine = fine_rounding = None
-    if coarse < space.count:
-        fine_rounding = _find_rounding(space, space.count, _FINE_LEVEL)
-        fine = aligned((count, space.count), np.int8)
-        for block in space.blocks():
-            fine[block] = _round(space.coordinates(block, space.count), fine_rounding)
-    rounding = _find_rounding(space, coarse, form.level)
+    rounding, fine_rounding = _find_roundings(space, coarse, form.level)
     offset = np.zeros_like(rounding.most) if form.negative else rounding.most
-    packed, halves = _pack_coarse(space, rounding, offset, form)
-    axes = None if space.axes is None else space.axes.astype(np.float32)
+    units = coarse // form.unit
+    packed = aligned((-(-count // form.rows), units, form.rows, form.unit), np.uint8)
+    halves = aligned([len(packed) * form.rows], np.int32)
+    halves[count:] = _FILLING
+    fine = aligned((count, space.count), np.int8) if coarse < space.count else None
+    error = fine_error = 0.0
+    for block in space.blocks():
+        values = space.coordinates(block)
+        rounded, off = _round(_first(values, coarse), rounding)
+        error = max(error, off)
+        halves[block] = (rounded * rounded).sum(1) >> 1
+        filled = np.zeros((_up(len(rounded), form.rows), coarse), np.uint8)
+        filled[: len(rounded)] = (rounded + offset).astype(np.uint8)
+        start = block.start // form.rows
+        parts = filled.reshape(-1, form.rows, units, form.unit).transpose(0, 2, 1, 3)
+        packed[start : start + len(parts)] = parts
+        if fine is not None:
+            fine[block], off = _round(values, fine_rounding)
+            fine_error = max(fine_error, off)
     return PackedBank(
         rows=rows,
         channels=channels,
         center=space.center,
-        axes=axes,
+        axes=None if space.axes is None else space.axes.astype(np.float32),
         shortened=space.shortened,
         fine=fine,
-        fine_rounding=fine_rounding,
+        fine_rounding=None if fine is None else replace(fine_rounding, error=fine_error),
         most=rounding.most,
         offset=offset,
         packed=packed,
         halves=halves,
-        coarse_rounding=rounding,
+        coarse_rounding=replace(rounding, error=error),
     )
 
 
@@ -173,15 +184,15 @@ class _Space:
         """Some rows after the other."""
         return (slice(start, min(start + _BLOCK, len(self.rows))) for start in range(0, len(self.rows), _BLOCK))
 
-    def coordinates(self, block: slice, count: int) -> Doubles:
-        """Return the first coordinates of some rows, with the length of the others in place of the last one."""
+    def coordinates(self, block: slice) -> Doubles:
+        """Return the coordinates of some rows."""
         values = self.rows[block].astype(np.float64) - self.center
-        whole = (values * values).sum(1)
-        if self.axes is not None:
-            values = values @ self.axes[:, :count]
-        if count < self.count or self.shortened:
-            values[:, -1] = np.sqrt(np.maximum(whole - (values[:, :-1] ** 2).sum(1), 0.0))
-        return values
+        if self.axes is None:
+            return values
+        turned: Doubles = values @ self.axes
+        if self.shortened:
+            turned[:, -1] = np.sqrt(np.maximum((values * values).sum(1) - (turned[:, :-1] ** 2).sum(1), 0.0))
+        return turned
 
     def choose(self, form: InstructionSet) -> int:
         """Return the number of coarse coordinates that promises the least time, tried on rows in place of queries."""
@@ -217,50 +228,40 @@ def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _find_rounding(space: _Space, count: int, level: int) -> Rounding:
-    """Return how the first coordinates of all rows are rounded so that none exceeds a level."""
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+def _first(coordinates: Doubles, count: int) -> Doubles:
+    """Return the first coordinates, with the length of the others in place of the last one."""
+    if count == coordinates.shape[1]:
+        return coordinates
+    last = np.sqrt((coordinates[:, count - 1 :] ** 2).sum(1, keepdims=True))
+    return np.concatenate([coordinates[:, : count - 1], last], axis=1)
+
+
+def _find_roundings(space: _Space, coarse: int, level: int) -> tuple[Rounding, Rounding]:
+    """Return how the first coordinates of all rows are rounded so that none exceeds a level, and all coordinates."""
+    low, high = np.full(coarse, np.inf), np.full(coarse, -np.inf)
+    lowest, highest = np.full(space.count, np.inf), np.full(space.count, -np.inf)
     for block in space.blocks():
-        values = space.coordinates(block, count)
-        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
+        values = space.coordinates(block)
+        lowest, highest = np.minimum(lowest, values.min(0)), np.maximum(highest, values.max(0))
+        first = _first(values, coarse)
+        low, high = np.minimum(low, first.min(0)), np.maximum(high, first.max(0))
+    return _rounding(low, high, level), _rounding(lowest, highest, _FINE_LEVEL)
+
+
+def _rounding(low: Doubles, high: Doubles, level: int) -> Rounding:
     middle = ((low + high) / 2).astype(np.float32)
     # Rounded up: the library counts on no row lying outside.
     reach = np.nextafter(np.maximum(high - middle, middle - low).astype(np.float32), np.float32(np.inf))
     step = float(np.float32(max(float(reach.max()) / level * 1.000001, _LEAST_STEP)))
     if not np.isfinite(step):
         raise ValueError("rows that are not finite")
-    most = np.rint(reach / np.float32(step)).astype(np.int32)
-    rounding, error = Rounding(middle, reach, step, 0.0, most), 0.0
-    for block in space.blocks():
-        values = space.coordinates(block, count)
-        off = values - middle - step * _round(values, rounding)
-        error = max(error, float((off * off).sum(1).max()))
-    return Rounding(middle, reach, step, float(np.sqrt(error)) * 1.00001 + 1e-37, most)
+    return Rounding(middle, reach, step, 0.0, np.rint(reach / np.float32(step)).astype(np.int32))
 
 
-def _round(values: Doubles, rounding: Rounding) -> NDArray[np.int32]:
-    most = rounding.most
-    rounded: NDArray[np.int32] = np.clip(np.rint((values - rounding.middle) / rounding.step), -most, most).astype(
-        np.int32
-    )
-    return rounded
-
-
-def _pack_coarse(
-    space: _Space, rounding: Rounding, offset: NDArray[np.int32], form: InstructionSet
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Return rounded rows, groups of them side by side unit by unit, and half of each one's sum of squares."""
-    total, count = len(space.rows), len(rounding.middle)
-    groups, units = -(-total // form.rows), count // form.unit
-    packed = aligned((groups, units, form.rows, form.unit), np.uint8)
-    halves = aligned([groups * form.rows], np.int32)
-    halves[total:] = _FILLING
-    for block in space.blocks():
-        rounded = _round(space.coordinates(block, count), rounding)
-        halves[block] = (rounded * rounded).sum(1) >> 1
-        filled = np.zeros((_up(len(rounded), form.rows), count), np.uint8)
-        filled[: len(rounded)] = (rounded + offset).astype(np.uint8)
-        start = block.start // form.rows
-        parts = filled.reshape(-1, form.rows, units, form.unit).transpose(0, 2, 1, 3)
-        packed[start : start + len(parts)] = parts
-    return packed, halves
+def _round(values: Doubles, rounding: Rounding) -> tuple[NDArray[np.int32], float]:
+    """Return rounded coordinates ``(n, count)``, and the largest distance of a row from its rounded form."""
+    most, centered = rounding.most, values - rounding.middle
+    rounded: NDArray[np.int32] = np.clip(np.rint(centered / rounding.step), -most, most).astype(np.int32)
+    off = centered - rounding.step * rounded
+    # A little more: the library counts on no row being farther.
+    return rounded, float(np.sqrt((off * off).sum(1).max())) * 1.00001 + 1e-37

@@ -142,7 +142,7 @@ TARGET static float NAMED(round)(const Rounding *how, const float *coordinate, i
     *square = 0;
     for (int i = 0; i < 8; i++) sum += error[i], *square += squares[i];
     /* What is added covers the rounding of these sums. */
-    return sqrtf(sum) * 1.0001f + how->row_error + 1e-3f * step;
+    return sqrtf(sum) * 1.0001f + how->row_error + 2e-3f * step;
 }
 
 /* Round the coordinates of query i of a tile, which is `norm` away from the center. */
