@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import struct
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from sys import executable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +111,43 @@ def search_outside(
     )
     assert done.returncode == 0, done.stderr or done.returncode
     return np.fromfile(found, np.float32)
+
+
+class GaussiansOutside:
+    """What `LocationDistances` calls, run by the program: arrays have exactly the sizes that it may read."""
+
+    def __init__(self, command: Sequence[str | Path], scratch: Path) -> None:
+        self._command, self._scratch = command, scratch
+        done = subprocess.run([*command, "lanes"], capture_output=True, text=True, timeout=60, check=True)
+        self.lanes = [int(line) for line in done.stdout.split()]
+
+    def edgead_gaussians_supported(self, lanes: int) -> int:
+        return lanes in self.lanes
+
+    def edgead_gaussians(self, gaussians: Any, given: Any, start: int, end: int, distances: int) -> int:
+        of, queries = gaussians._obj, given._obj
+        blocks = range(0, of.rows, 4)
+        entries = sum(min(row + 4, of.channels) if of.triangular else of.channels for row in blocks) * 4
+        assert (start, end) == (0, -(-of.locations // of.lanes))  # one thread does all
+        floats = 4 * end * of.lanes
+        arrays = (
+            (of.mean, floats * of.channels),
+            (of.factors, floats * entries // (1 if of.scales is None else 2)),
+            (of.scales, floats * 4 * len(blocks)),
+            (of.precision, floats),
+            (queries.values, 4 * queries.images * of.locations * of.channels),
+        )
+        case, found = self._scratch / "case", self._scratch / "found"
+        numbers = (of.lanes, of.locations, of.channels, of.rows, of.triangular)
+        steps = (queries.images, queries.image, queries.location, queries.channel)
+        data = [b"" if at is None else ctypes.string_at(at, size) for at, size in arrays]
+        parts = [struct.pack("=q", len(one)) + one for one in data]
+        case.write_bytes(struct.pack("=9i", *numbers, *steps) + b"".join(parts))
+        done = subprocess.run([*self._command, "gaussians", case, found], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr or done.returncode
+        result = found.read_bytes()
+        ctypes.memmove(distances, result, len(result))
+        return 0
 
 
 def _case(bank: PackedBank, queries: Floats) -> bytes:

@@ -1,8 +1,10 @@
 /* Calls the native code outside Python: under sanitizers, and for other processors in an emulator.
  *
  *   probe                     Gaussians with arrays of exactly the sizes that are documented; prints how many kinds ran
+ *   probe lanes               the vectors of the Gaussians that this processor has, in lanes
+ *   probe gaussians IN OUT    the distances for a case that native_cases.py wrote, as float32
  *   probe sets                the instruction sets of the search: rows, unit, level, fine cost, negative, supported, name
- *   probe search SET IN OUT   the search for a case that test_native_sets.py wrote, its distances written as float32
+ *   probe search SET IN OUT   the search for a case that native_cases.py wrote, its distances written as float32
  */
 #include <stdio.h>
 #include <string.h>
@@ -96,7 +98,34 @@ static int search_case(int set, const char *from, const char *to) {
     return 0;
 }
 
+static int list_lanes(void) {
+    for (int lanes = 1; lanes <= 64; lanes++)
+        if (edgead_gaussians_supported(lanes)) printf("%d\n", lanes);
+    return 0;
+}
+
+static int gaussians_case(const char *from, const char *to) {
+    FILE *file = fopen(from, "rb");
+    int32_t n[9];
+    if (!file || fread(n, sizeof(n), 1, file) != 1) return 4;
+    Gaussians of = {.lanes = n[0], .locations = n[1], .channels = n[2], .rows = n[3], .triangular = n[4]};
+    Queries given = {.images = n[5], .image = n[6], .location = n[7], .channel = n[8]};
+    of.mean = array(file), of.factors = array(file), of.scales = array(file), of.precision = array(file);
+    given.values = array(file);
+    fclose(file);
+    const size_t count = (size_t)given.images * of.locations;
+    float *distances = malloc(count * sizeof(float));
+    if (edgead_gaussians(&of, &given, 0, (of.locations + of.lanes - 1) / of.lanes, distances)) return 5;
+    file = fopen(to, "wb");
+    if (!file || fwrite(distances, sizeof(float), count, file) != count || fclose(file)) return 4;
+    free((void *)of.mean), free((void *)of.factors), free((void *)of.scales), free((void *)of.precision);
+    free((void *)given.values), free(distances);
+    return 0;
+}
+
 int main(int count, char **words) {
+    if (count == 2 && !strcmp(words[1], "lanes")) return list_lanes();
+    if (count == 4 && !strcmp(words[1], "gaussians")) return gaussians_case(words[2], words[3]);
     if (count == 2 && !strcmp(words[1], "sets")) return list_sets();
     if (count == 5 && !strcmp(words[1], "search")) return search_case(atoi(words[2]), words[3], words[4]);
     return all_gaussians();

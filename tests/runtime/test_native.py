@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from edgead.export.engines.native import build_native
 from edgead.runtime.backends.engine_cache import EngineCache
 from edgead.runtime.backends.native.library import Workers, find_library
+from edgead.runtime.backends.native.sources import FOLDER, packaged_name
 from edgead.runtime.bundle.native_description import parse_description
 from edgead.runtime.errors import BackendError
 from tests.runtime.native_cases import compile_probe
@@ -40,6 +43,24 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
+
+
+def test_a_packaged_library_is_named_after_its_sources(tmp_path: Path) -> None:
+    def name() -> str:
+        program = "import sys, sources; print(sources.packaged_name(sys.argv[1]))"
+        command = [sys.executable, "-S", "-c", program, "win32"]
+        # Without site-packages: wheels are made where not even numpy is installed.
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    folder = tmp_path / "native"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    before = name()
+    assert before == packaged_name("win32")
+    header = folder / "knn.h"
+    header.write_bytes(header.read_bytes().replace(b"\n", b"\r\n"))
+    assert name() == before
+    header.write_bytes(header.read_bytes() + b"/* */")
+    assert name() != before
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

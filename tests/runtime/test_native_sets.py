@@ -9,7 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.runtime.native_cases import AARCH64, adversarial, compile_probe, nearest, search_outside, sets_of
+from tests.runtime.native_cases import (
+    AARCH64,
+    GaussiansOutside,
+    adversarial,
+    compile_probe,
+    nearest,
+    search_outside,
+    sets_of,
+)
+from tests.runtime.test_mahalanobis import distances, make
 
 
 class Processor(NamedTuple):
@@ -95,3 +104,29 @@ def test_sanitizers_find_nothing_in_any_instruction_set_of_this_processor(tmp_pa
         pytest.skip("no gcc: apt-get install gcc")
     names = [one.name for one in sets_of([program]) if one.supported]
     check([str(program)], names, 1, tmp_path)
+    assert 4 in check_gaussians([str(program)], tmp_path)
+
+
+def check_gaussians(command: list[str], scratch: Path) -> list[int]:
+    """Compare all forms with float64, in each width of vectors; return these."""
+    outside = GaussiansOutside(command, scratch)
+    for lanes in outside.lanes:
+        for size in ((5, 3, 3), (37, 13, 13), (17, 30, 30)):
+            case = make(*size, triangular=True)
+            for bits, rtol in ((32, 1e-5), (16, 2e-4)):
+                found = distances(outside, case, triangular=True, bits=bits, lanes=lanes)
+                np.testing.assert_allclose(found, case.expected, rtol=rtol)
+        case = make(18, 7, 12, triangular=False, low_rank=True)
+        np.testing.assert_allclose(distances(outside, case, lanes=lanes), case.expected, rtol=1e-5)
+    return outside.lanes
+
+
+@pytest.mark.parametrize(
+    ("processor", "lanes"),
+    [(PROCESSORS[0], [4]), (PROCESSORS[1], [4, 8]), (PROCESSORS[2], [4])],
+    ids=lambda one: str(one[0]),
+)
+def test_an_emulated_processor_computes_gaussians(
+    processor: Processor, lanes: list[int], programs: dict[str | None, Path | None], tmp_path: Path
+) -> None:
+    assert check_gaussians(emulated(processor, programs), tmp_path) == lanes
