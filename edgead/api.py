@@ -16,7 +16,6 @@ from edgead.evaluation.evaluation import evaluate as evaluate_category
 from edgead.export.exporting import export_bundle
 from edgead.export.options import CPU, FP16, FP32, TRT, ExportKeywords
 from edgead.export.parity.gate import ExportReport
-from edgead.features.coreset import Progress, silent
 from edgead.fitting import FitConfig, FitOptions
 from edgead.fitting import fit as fit_model
 from edgead.model.model import TrainedModel
@@ -25,6 +24,7 @@ from edgead.runtime.errors import ConfigError
 from edgead.runtime.imaging.decode import find_images, read_image
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.inspection.judged import JudgedResult
+from edgead.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.heatmap import outline, overlay
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress
 
 SCHEMA = "edgead.report/1"
 _MASK_COLOUR = (0, 214, 255)
@@ -39,8 +40,6 @@ CAUGHT, NEAR, TYPICAL, LEFT_OUT = (
     "Not inspected",
 )
 _PLACES = {ESCAPES: 6, FALSE_ALARMS: 6, CAUGHT: 4, NEAR: 3, TYPICAL: 3, LEFT_OUT: 2}
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +19,10 @@ from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.writing import check_bundle_path, write_bundle
 from edgead.runtime.errors import ConfigError, ExportError
 from edgead.runtime.files import reason
+from edgead.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Progress = Callable[[str, int, int], None]
 
 
 def export_bundle(
@@ -102,10 +100,6 @@ def export_graphs(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return replace(report, size=sum(map(len, files.values())))
-
-
-def silent(_stage: str, _done: int, _total: int) -> None:
-    pass
 
 
 def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:

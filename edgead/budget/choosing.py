@@ -21,7 +21,6 @@ from edgead.detectors import Settings, create_detector
 from edgead.detectors.base import TrainingImages
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import write_draft
-from edgead.features.coreset import Progress, silent
 from edgead.features.features import FeatureExtractor
 from edgead.model.model_card import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
@@ -31,6 +30,7 @@ from edgead.runtime.errors import ConfigError
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress, silent
 
 FRAMES = 60  # timed a rung
 

@@ -25,13 +25,13 @@ from edgead.comparing.rows import (
 )
 from edgead.evaluation.evaluation import METRICS, CategoryReport, evaluate
 from edgead.export.exporting import export_bundle
-from edgead.features.coreset import Progress
 from edgead.fitting import fit
 from edgead.opening import open_inspector
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.device.bench import bench
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress
 from edgead.runtime.version import __version__
 
 _STATUS = Path("/proc/self/status")

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from edgead.detectors import base
 from edgead.detectors.feature_statistics import ChannelStatistics, principal_axes
 from edgead.detectors.sampling import PatchReservoir
-from edgead.features.coreset import Progress
 from edgead.features.features import FeatureExtractor, resize_map
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.progress import Progress
 
 _PAPER_COMPONENTS = 220  # of the global variant
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from edgead.detectors import base
 from edgead.detectors.networks.blocks import fold_batch_norm
 from edgead.features.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, NO_BACKBONE, BackboneSpec
-from edgead.features.coreset import Progress
 from edgead.metrics.metrics import image_auroc
 from edgead.metrics.pixels import count_pixels, pixel_auroc
 from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decision.baseline import map_level
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.progress import Progress
 from edgead.training.recipes import Stage
 from edgead.training.training import Device, train
 from edgead.training.training_log import TrainingLog

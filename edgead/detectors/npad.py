@@ -34,9 +34,9 @@ from edgead.detectors.heads import (
     pack_triangles,
 )
 from edgead.detectors.sampling import MapReservoir, PatchReservoir, kmeans
-from edgead.features.coreset import Progress, silent
 from edgead.features.features import FeatureExtractor
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.progress import Progress, silent
 
 # Up to this many channels the outer products are float64; above, float32 bounds the memory and is exact enough.
 _EXACT_CHANNELS = 100

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from edgead.detectors import base
 from edgead.detectors.feature_statistics import LocationStatistics, whiten
 from edgead.detectors.heads import MahalanobisHead
-from edgead.features.coreset import Progress
 from edgead.features.features import FeatureExtractor
+from edgead.runtime.progress import Progress
 
 
 class Padim:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from edgead.detectors import base
 from edgead.detectors.heads import NearestNeighbourHead
 from edgead.detectors.sampling import PatchReservoir
-from edgead.features.coreset import Progress, greedy_coreset
+from edgead.features.coreset import greedy_coreset
 from edgead.features.features import FeatureExtractor
+from edgead.runtime.progress import Progress
 
 
 class PatchCore:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from edgead.detectors import base
 from edgead.detectors.feature_statistics import require_finite
 from edgead.detectors.sampling import PatchReservoir, kmeans
-from edgead.features.coreset import Progress
 from edgead.features.features import FeatureExtractor
+from edgead.runtime.progress import Progress
 
 # Rows compared with all others at a time.
 _CHUNK = 1024

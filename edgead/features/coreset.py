@@ -11,22 +11,16 @@ then one matrix product brings every distance up to date.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-Progress = Callable[[str, int, int], None]
+from edgead.runtime.progress import Progress, silent
 
 # Patches looked at between two updates, the most that are selected from them, and rows updated at a time.
 _CANDIDATES = 1024
 _GROUP = 128
 _CHUNK = 8192
-
-
-def silent(_stage: str, _done: int, _total: int) -> None:
-    """Ignore progress."""
 
 
 def greedy_coreset(

@@ -23,7 +23,6 @@ from edgead.features.backbones import (
     build_backbone,
     describe_backbone,
 )
-from edgead.features.coreset import Progress, silent
 from edgead.features.features import build_extractor
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
@@ -35,6 +34,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.progress import Progress, silent
 from edgead.runtime.version import __version__
 from edgead.training.training import run_key
 

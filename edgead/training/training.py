@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from edgead.data import prefetch
-from edgead.features.coreset import Progress, silent
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.progress import Progress, silent
 from edgead.training.checkpoints import Position, Saver, load_optimiser, optimiser_tensors, read_checkpoint
 from edgead.training.recipes import Batch, Recipe, Stage
 from edgead.training.training_log import Judgement, LossPoint, TrainingLog

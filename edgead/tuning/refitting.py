@@ -17,7 +17,6 @@ from edgead.detectors import create_detector, learns, pools_categories
 from edgead.export.exporting import export_bundle
 from edgead.export.options import DEFAULT_MAX_DROP
 from edgead.features.backbones import BackboneSpec, build_backbone
-from edgead.features.coreset import Progress, silent
 from edgead.features.features import build_extractor
 from edgead.fitting import fit
 from edgead.model.model import TrainedModel
@@ -27,6 +26,7 @@ from edgead.runtime.device.tuning.report import TuneReport
 from edgead.runtime.device.tuning.tune import tune
 from edgead.runtime.errors import ConfigError, DataError, ExportError
 from edgead.runtime.inspection.device_profile import Choice
+from edgead.runtime.progress import Progress, silent
 from edgead.tuning.tuning import MOST_NORMALS, good_pictures
 
 FACTORS = (1.0, 0.75, 0.5)  # of the model's size, where nobody names sizes

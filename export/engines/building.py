@@ -22,11 +22,11 @@ from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.backends.tensorrt_library import TARGETS, Target
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, suggest
+from edgead.runtime.progress import Progress
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.build/1"
 CPU = "cpu"
-Progress = Callable[[str, int, int], None]
 
 _SMALL_BOARD_BYTES = 10 << 30
 _DESCRIBE_SECONDS = 120.0

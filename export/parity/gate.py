@@ -25,11 +25,11 @@ from edgead.runtime.bundle.manifest_schema import ParityRecord
 from edgead.runtime.errors import ConfigError, ParityError
 from edgead.runtime.imaging.decode import decode_image, find_images, read_image
 from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.progress import Progress
 
 SCHEMA = "edgead.export/1"
 _STRICTER = 4  # times that more layers stay in FP32 where the images at hand need it
 _MOST_CALIBRATION = 64  # images; more say little about ranges and cost seconds each
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ from edgead.runtime.backends.routed_backend import FusedBackend, RoutedBackend
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.decision.verdict import Limits, Verdict
 from edgead.runtime.errors import BackendUnavailable
+from edgead.runtime.progress import Progress
 
 # Rounding to half moves scores by less of the way to the threshold, 0.04 at most in all that was measured but SLSG's
 # (0.107; with its first convolutions in FP32 less than this). A graph that moves them this far has another fault,
 # though it may flip none of the few images at hand.
 FP16_DROP = 0.05
 _TAKES_NO_FUNCTIONS = "openvino"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

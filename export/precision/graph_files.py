@@ -21,11 +21,11 @@ from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.routed_backend import FUSED_OUTPUTS, ROUTER_OUTPUTS
 from edgead.runtime.bundle.layout import head_file, native_files
 from edgead.runtime.bundle.manifest_schema import PrecisionSection
+from edgead.runtime.progress import Progress
 
 FP32_FILE = "model.fp32.onnx"
 ROUTER_FILE = "router.fp32.onnx"
 SHARED_BYTES = 16 << 10  # weights above are stored once where several graphs have them
-Progress = Callable[[str, int, int], None]
 Trace = Callable[[nn.Module, int, int, Sequence[str]], onnx.ModelProto]
 
 

@@ -14,6 +14,7 @@ from edgead.export.precision.activation_ranges import METHODS, Ranges
 from edgead.export.precision.gptq import Rounded
 from edgead.export.precision.qdq import quantisable, quantise, savings
 from edgead.runtime.backends import Backend
+from edgead.runtime.progress import Progress
 
 # The search aims lower than is asked, since it judges other and fewer images than the gate does.
 _AIM = 0.5
@@ -23,7 +24,6 @@ _MOST_GROUPS = 40  # a sensitivity each; more layers are judged in runs of neigh
 
 Models = Mapping[str, onnx.ModelProto]
 Opener = Callable[[Models], Backend]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import PrecisionSection, ThresholdSection
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Verdict
+from edgead.runtime.progress import Progress
 
 # The backends each graph file is made for; a name that is not registered yet waits for its issue.
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
@@ -52,7 +53,6 @@ _SIMULATIONS: Mapping[str, Callable[..., Simulation]] = {SIMULATED: SimulatedFp1
 _FIRST_LEADING = 4
 _LEAST_UNSEEN = 3  # images that a line can be laid through
 _HELD_OUT = 4  # every fourth calibration image sets no range and judges those that were set
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Counter
 from edgead.runtime.status.latency import Latency
 from edgead.runtime.version import __version__
 
@@ -39,8 +40,6 @@ _SETTLE = 2  # uncounted frames at the start of a round, for caches and for thre
 _POOL_BYTES = 256 << 20  # different frames held; enough of them that none stays in the processor's cache
 _SPIN_S = 0.001  # sleeping ends late by less than this, so the rest is spent looking at the clock
 
-Progress = Callable[[int, int], None]
-
 
 def bench(
     path: str | Path,
@@ -51,7 +50,7 @@ def bench(
     rate_fps: float | None = None,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Counter | None = None,
 ) -> BenchReport:
     """Measure a bundle on this device.
 
@@ -119,7 +118,7 @@ def take_turns(
     frames: int,
     turn: int,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
-    progress: Progress | None = None,
+    progress: Counter | None = None,
 ) -> list[Latency]:
     """Return the camera-to-decision latency of several inspectors in one process, frame for frame as `bench` takes it.
 
@@ -270,7 +269,7 @@ def _take_turns(
     frames: int,
     length: int,
     rate_fps: float | None,
-    progress: Progress | None,
+    progress: Counter | None,
 ) -> None:
     done = 0
     for number, first in enumerate(range(0, frames, length)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.progress import Counter
 from edgead.runtime.sources import Source, open_source
 from edgead.runtime.uri import redact
 from edgead.runtime.version import __version__
@@ -35,8 +36,6 @@ from edgead.runtime.version import __version__
 PROBE = "probe-"  # references that `edgead fit` planted a defect on
 PROVENANCE_KEY = "calibrations"
 _MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
-
-Progress = Callable[[int, int], None]
 
 
 def calibrate_bundle(
@@ -49,7 +48,7 @@ def calibrate_bundle(
     min_interval_s: float = 0.0,
     backend: str = "auto",
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Counter | None = None,
 ) -> CalibrationReport:
     """Write a copy of a bundle with thresholds from the good parts that a source shows.
 
@@ -167,7 +166,7 @@ def _collect(
     inspectors: Mapping[str, Inspector],
     n: int | None,
     min_interval_s: float,
-    progress: Progress | None,
+    progress: Counter | None,
 ) -> _Taken:
     taken = _Taken({}, {})
     due_ns: float = -math.inf

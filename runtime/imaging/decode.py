@@ -15,15 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.errors import DataError
+from edgead.runtime.imaging.listing import IMAGE_SUFFIXES, list_images
 
 if TYPE_CHECKING:
     from PIL import Image
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
-
-
-# Folders of the MVTec and LOCO layouts that hold masks, not photos.
-_MASK_FOLDERS = frozenset({"ground_truth"})
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -40,17 +35,10 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             continue
         if not path.is_dir():
             raise DataError(f"{path} does not exist; check the path")
-        inside = [
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES
-            and not file.name.startswith(".")
-            and not _MASK_FOLDERS & set(file.relative_to(path).parts[:-1])
-            and file.is_file()
-        ]
+        inside = list_images(path, masks=False).paths
         if not inside:
             raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        found.extend(sorted(inside, key=lambda file: file.relative_to(path).as_posix()))
+        found.extend(inside)
     return found
 
 

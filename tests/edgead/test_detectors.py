@@ -16,10 +16,11 @@ from edgead.detectors import REGISTRY, create_detector
 from edgead.detectors.base import Fit, assign_folds, fit_closed_form
 from edgead.detectors.patchcore import NearestNeighbourHead
 from edgead.features.backbones import BackboneSpec, build_backbone
-from edgead.features.coreset import greedy_coreset, silent
+from edgead.features.coreset import greedy_coreset
 from edgead.features.features import FeatureExtractor, build_extractor
 from edgead.features.scoring import GaussianSmoothing, ScoringModule
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.progress import silent
 
 SIZE = (64, 64)
 COUNT = 11  # no multiple of the folds or of the batch

@@ -19,13 +19,13 @@ from edgead.detectors.base import assign_folds, fit_closed_form
 from edgead.detectors.fre import ResidualHead
 from edgead.export.graph.lint import lint
 from edgead.export.graph.tracing import export_onnx
-from edgead.features.coreset import silent
 from edgead.features.features import FeatureExtractor, build_extractor
 from edgead.fitting import fit
 from edgead.metrics.metrics import image_auroc
 from edgead.model.model import load_model
 from edgead.runtime.backends import open_backend
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.progress import silent
 
 SEED = 3
 COUNT = 11  # no multiple of the folds or of the batch

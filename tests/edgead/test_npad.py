@@ -23,7 +23,6 @@ from edgead.export.graph.external_weights import split_weights
 from edgead.export.graph.lint import lint
 from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.features.coreset import silent
 from edgead.features.features import FeatureExtractor
 from edgead.features.scoring import ScoringModule
 from edgead.fitting import fit
@@ -32,6 +31,7 @@ from edgead.model.model import load_model
 from edgead.runtime.backends import open_backend
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.progress import silent
 
 SEED = 3
 COUNT = 11  # no multiple of the folds or of the batch

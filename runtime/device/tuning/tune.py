@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.device_profile import Choice
 from edgead.runtime.isolation import ask
 from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress
 from edgead.runtime.scratch import private_directory
 from edgead.runtime.status.latency import Latency
 
@@ -42,8 +43,6 @@ _TRIED_FRAMES = 2  # at camera size, in the file that the workers share
 # each would then find the processor's cache full of another's weights, which no camera loop does.
 _TURN = 5
 _MEMORY_SHARE = 0.5  # of what is free, for the combinations that take turns
-
-Progress = Callable[[str, int, int], None]
 
 
 def tune(
