@@ -1,7 +1,20 @@
-"""edgead: anomaly detection from good photos to decisions on the line.
+"""edgead: anomaly detection from normal images to decisions on the line.
 
-``edgead.runtime`` is the light floor that runs on the device, ``edgead.export`` turns detectors into bundles,
-and the rest of this package trains, calibrates and evaluates. The names below are loaded on first use, so that
+    >>> import edgead
+    >>> model = edgead.fit("data/screw")                    # a folder of normal images, or of an MVTec category
+    >>> model.predict("part.png").save("seen.png")          # decision, score and heat map
+    >>> model.evaluate("data/screw").image_auroc.value      # labelled test images, with intervals
+    >>> model.export("screw.edgead", fp16=True, int8=True)  # proved on real images, or refused
+
+On the device, without torch:
+
+    >>> from edgead.runtime import Inspector
+    >>> with Inspector.open("screw.edgead") as inspect:
+    ...     for result in inspect.stream("rtsp://camera/stream"):
+    ...         print(result.decision, result.score)
+
+``edgead.runtime`` is the floor that runs on the device, ``edgead.export`` turns models into bundles, and the rest
+trains, calibrates and evaluates; docs/architecture.md is the plan. The names below are loaded on first use, so that
 importing this package, and with it the runtime, stays cheap and needs no torch.
 """
 
