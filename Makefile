@@ -11,7 +11,7 @@ STAMP := $(VENV)/.edgead-installed
 UNFINISHED := $(VENV)/.edgead-unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench gpu-report clean
+.PHONY: help setup wheels demo test test-slow lint format bench gpu-report clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,6 +50,9 @@ lint: setup ## ruff, mypy --strict, import contract
 format: setup ## Put the code into its form
 	$(RUN) -m ruff check --fix-only .
 	$(RUN) -m ruff format .
+
+wheels: setup ## Wheels with the native code compiled, for devices without a compiler; in dist/
+	$(RUN) .ci/wheels
 
 bench: setup | demo/solar_cell.edgead ## Speed of resize, camera loop and folded network, on the demo's model
 	$(RUN) -m benchmarks.preprocess

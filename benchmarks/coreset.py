@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgead.backbones import BackboneSpec, build_backbone
-from edgead.coreset import coverage_radius, greedy_coreset
 from edgead.data import load_images, open_category
-from edgead.features import build_extractor
+from edgead.features.backbones import BackboneSpec, build_backbone
+from edgead.features.coreset import coverage_radius, greedy_coreset
+from edgead.features.features import build_extractor
 
 
 def patches_of(category: Path, wanted: int) -> Tensor:

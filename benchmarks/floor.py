@@ -33,13 +33,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgead.runtime.backends import Backend, available, open_backend
 from edgead.runtime.backends.common import openvino_core
-from edgead.runtime.bench import describe_machine
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import decode_image
-from edgead.runtime.engine_cache import CACHE_VARIABLE
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.machine import describe_machine
 
 BACKENDS = ("onnxruntime", "openvino")
 _ROUNDS = 12

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import interleave
-from edgead.backbones import DEFAULT_BACKBONE, BackboneSpec, copy_weights, input_statistics
 from edgead.detectors.padim import MahalanobisHead
 from edgead.detectors.patchcore import NearestNeighbourHead
-from edgead.export.graph import export_onnx
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.model import TrainedModel, load_model
+from edgead.features.backbones import DEFAULT_BACKBONE, BackboneSpec, copy_weights, input_statistics
+from edgead.model.model import TrainedModel, load_model
 from edgead.runtime.backends.common import openvino_core
 
 

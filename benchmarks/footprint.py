@@ -15,7 +15,7 @@ kind, model, frames = sys.argv[1:4]
 sys.path.pop(0)
 
 if kind == "edgead":
-    from edgead.runtime.inspector import Inspector
+    from edgead.runtime.inspection.inspector import Inspector
 
     imported = time.perf_counter()
     inspector = Inspector.open(model, backend="onnxruntime", threads=2)

@@ -22,8 +22,8 @@ from xml.etree import ElementTree
 from benchmarks import kernels
 from benchmarks.kernels import Ceilings, Row
 from edgead.export.kernels.gpu import Gpu
-from edgead.runtime.board import describe_board
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
+from edgead.runtime.device.board_status import describe_board
 from edgead.runtime.errors import ConfigError, EdgeadError
 from edgead.runtime.files import atomic_write
 

@@ -22,22 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgead.backbones import BackboneSpec, build_backbone
 from edgead.detectors.heads import NearestNeighbourHead
-from edgead.export.graph import export_onnx
+from edgead.export.graph.external_weights import split_weights
+from edgead.export.graph.native_split import split
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.parts import split
-from edgead.export.weights import split_weights
-from edgead.features import build_extractor
+from edgead.features.backbones import BackboneSpec, build_backbone
+from edgead.features.features import build_extractor
+from edgead.features.scoring import ScoringModule
 from edgead.runtime.backends import available, open_backend
-from edgead.runtime.bench import describe_machine
+from edgead.runtime.bundle.layout import native_files
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.native import native_files
+from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.scratch import private_directory
-from edgead.scoring import ScoringModule
 
 BANKS = (512, 2048, 4096, 8192, 16384, 32768)
 SIZES = (128, 192, 256, 384, 512)

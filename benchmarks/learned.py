@@ -3,9 +3,9 @@
     python -m benchmarks.learned DATA/metal_plate DATA/magnetic_tile --seeds 3,1 --json rows.json
 
 The tables of docs/learned.md and docs/results.md. Every row is a fit through `edgead.fitting`, judged on the labelled
-test images by `edgead.evaluation`. *Untrained*: the same network of the same seed before its first step, with the
-statistics that it takes from good images. *Mean photo*: the mean absolute difference from the mean of the images that
-the fit trained on, smoothed as maps are. Rows that the file has are not measured again.
+test images by `edgead.evaluation.evaluation`. *Untrained*: the same network of the same seed before its first step,
+with the statistics that it takes from good images. *Mean photo*: the mean absolute difference from the mean of the
+images that the fit trained on, smoothed as maps are. Rows that the file has are not measured again.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgead.backbones import BackboneSpec
 from edgead.data import Category, load_images, load_mask, open_category
 from edgead.detectors import REGISTRY, create_detector, default_size, learns
 from edgead.detectors.learned import LearnedModule, hold_out
-from edgead.evaluation import evaluate
+from edgead.evaluation.evaluation import evaluate
+from edgead.features.backbones import BackboneSpec
+from edgead.features.scoring import GaussianSmoothing
 from edgead.fitting import fit
-from edgead.metrics import count_pixels, image_auroc, pixel_auroc
+from edgead.metrics.metrics import image_auroc
+from edgead.metrics.pixels import count_pixels, pixel_auroc
 from edgead.opening import open_inspector
-from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
-from edgead.scoring import GaussianSmoothing
+from edgead.runtime.imaging.decode import read_image
 
 Pixels = NDArray[np.uint8]
 Scoring = Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 (1, h, w, 3) to score (1,) and map (1, gh, gw)

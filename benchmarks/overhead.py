@@ -15,10 +15,10 @@ from statistics import median
 import cv2
 import numpy as np
 
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import decode_image
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.inspection.inspector import Inspector
 
 
 def main() -> None:

@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 from benchmarks.folding import PlainModel, open_graph, plain_onnx
 from benchmarks.worker import as_frame, serve
+from edgead.export.engines.native import build_native
 from edgead.export.exporting import export_bundle
-from edgead.export.native import build_native
 from edgead.fitting import fit
-from edgead.model import load_model
+from edgead.model.model import load_model
 from edgead.runtime.backends import available
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BackendUnavailable, ParityError
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 
 BACKENDS = ("onnxruntime", "openvino")
 

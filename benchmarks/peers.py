@@ -30,10 +30,10 @@ import numpy as np
 from benchmarks.peer_report import print_report, summary
 from benchmarks.worker import Worker, as_frame
 from edgead.data import Sample, open_category
-from edgead.metrics import image_auroc
-from edgead.runtime.bench import describe_machine
+from edgead.metrics.metrics import image_auroc
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
+from edgead.runtime.machine import describe_machine
 
 PINNED = (
     "anomalib==2.7.0",
@@ -165,7 +165,7 @@ def write_weights(path: Path) -> None:
     import timm
     import torch
 
-    from edgead.backbones import BackboneSpec, copy_weights
+    from edgead.features.backbones import BackboneSpec, copy_weights
 
     network = timm.create_model("tf_efficientnet_lite0", features_only=True)
     copy_weights(network, BackboneSpec())

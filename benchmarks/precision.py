@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import interleaved
 from edgead.runtime.backends import Backend
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import decode_image
-from edgead.runtime.preprocess import resize
-from edgead.runtime.routed import open_model
+from edgead.runtime.backends.routed_backend import open_model
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
 
 PRECISIONS = ("fp32", "int8-cpu")
 RUNTIMES = ("onnxruntime", "openvino")

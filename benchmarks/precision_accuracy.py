@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from edgead.export.exporting import export_bundle
-from edgead.export.precisions import PRECISIONS
+from edgead.export.options import PRECISIONS
 from edgead.fitting import fit
 from edgead.runtime.files import atomic_write
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.timing import interleave
-from edgead.runtime.decode import read_image
-from edgead.runtime.preprocess import resize, resize_reference
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.preprocess import resize, resize_reference
 
 SIZES = ((1280, 1024), (1920, 1080), (2448, 2048), (640, 480), (448, 448))
 

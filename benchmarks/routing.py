@@ -19,10 +19,10 @@ import numpy as np
 from edgead.data import Category, load_images, open_category
 from edgead.export.torch_backend import TorchBackend
 from edgead.fitting import fit
-from edgead.metrics import image_auroc
-from edgead.model import TrainedModel
+from edgead.metrics.metrics import image_auroc
+from edgead.model.model import TrainedModel
 from edgead.runtime.backends import Backend
-from edgead.runtime.limits import Limits
+from edgead.runtime.decision.verdict import Limits
 
 
 def verdicts(backend: Backend, limits: Limits, category: Category, size: tuple[int, int]) -> list[tuple[Any, ...]]:

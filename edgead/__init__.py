@@ -1,7 +1,20 @@
-"""edgead: anomaly detection from good photos to decisions on the line.
+"""edgead: anomaly detection from normal images to decisions on the line.
 
-``edgead.runtime`` is the light floor that runs on the device, ``edgead.export`` turns detectors into bundles,
-and the rest of this package trains, calibrates and evaluates. The names below are loaded on first use, so that
+    >>> import edgead
+    >>> model = edgead.fit("data/screw")                    # a folder of normal images, or of an MVTec category
+    >>> model.predict("part.png").save("seen.png")          # decision, score and heat map
+    >>> model.evaluate("data/screw").image_auroc.value      # labelled test images, with intervals
+    >>> model.export("screw.edgead", fp16=True, int8=True)  # proved on real images, or refused
+
+On the device, without torch:
+
+    >>> from edgead.runtime import Inspector
+    >>> with Inspector.open("screw.edgead") as inspect:
+    ...     for result in inspect.stream("rtsp://camera/stream"):
+    ...         print(result.decision, result.score)
+
+``edgead.runtime`` is the floor that runs on the device, ``edgead.export`` turns models into bundles, and the rest
+trains, calibrates and evaluates; docs/architecture.md is the plan. The names below are loaded on first use, so that
 importing this package, and with it the runtime, stays cheap and needs no torch.
 """
 
@@ -11,15 +24,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgead.api import Model, fit, load_model
     from edgead.data import open_category
-    from edgead.evaluation import evaluate
+    from edgead.evaluation.evaluation import evaluate
     from edgead.export.exporting import export_bundle
-    from edgead.fitting import fit
-    from edgead.model import TrainedModel, load_model
+    from edgead.fitting import FitConfig
+    from edgead.model.model import TrainedModel
     from edgead.opening import open_inspector
     from edgead.runtime.version import __version__ as __version__
 
 __all__ = [
+    "FitConfig",
+    "Model",
     "TrainedModel",
     "evaluate",
     "export_bundle",
@@ -32,11 +48,13 @@ __all__ = [
 # name -> (module, extra that brings what the module needs)
 _LAZY = {
     "__version__": ("runtime.version", ""),
-    "TrainedModel": ("model", "export"),
-    "evaluate": ("evaluation", "train"),
+    "TrainedModel": ("model.model", "export"),
+    "evaluate": ("evaluation.evaluation", "train"),
     "export_bundle": ("export.exporting", "export"),
-    "fit": ("fitting", "export"),
-    "load_model": ("model", "export"),
+    "FitConfig": ("fitting", "export"),
+    "Model": ("api", "export"),
+    "fit": ("api", "export"),
+    "load_model": ("api", "export"),
     "open_category": ("data", "train"),
     "open_inspector": ("opening", "cpu"),
 }
@@ -52,3 +70,7 @@ def __getattr__(name: str) -> Any:
         from edgead.runtime.errors import BackendUnavailable, missing_extra
 
         raise BackendUnavailable(missing_extra(str(error.name), extra)) from error
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

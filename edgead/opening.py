@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.inspection.inspector import Inspector
 
 
 def open_inspector(
@@ -34,7 +34,7 @@ def open_inspector(
     try:
         from torch import set_num_threads as set_threads
 
-        from edgead.model import load_model
+        from edgead.model.model import load_model
     except ImportError as error:
         raise BackendUnavailable(missing_extra(str(error.name), "export")) from error
     model = load_model(path)

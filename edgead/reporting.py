@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgead.data import Category, Sample, load_mask, open_category
-from edgead.evaluation import CategoryReport, ImageScore, evaluate
-from edgead.metrics import image_auroc
+from edgead.evaluation.evaluation import CategoryReport, ImageScore, evaluate
+from edgead.evaluation.worst_images import Worst, jpeg, thumbnail, worst_images
+from edgead.metrics.metrics import image_auroc
 from edgead.opening import open_inspector
 from edgead.runtime.backends import BackendInfo
-from edgead.runtime.bench import bench, describe_machine
-from edgead.runtime.bench_report import BenchReport
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.manifest_schema import ParityRecord
+from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.device.bench import bench
+from edgead.runtime.device.bench_report import BenchReport
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.frame import Decision, Frame
-from edgead.runtime.heatmap import outline, overlay
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.sections import ParityRecord
-from edgead.runtime.threshold import Threshold
-from edgead.worst_images import Worst, jpeg, thumbnail, worst_images
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.heatmap import outline, overlay
+from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress
 
 SCHEMA = "edgead.report/1"
 _MASK_COLOUR = (0, 214, 255)
@@ -38,8 +40,6 @@ CAUGHT, NEAR, TYPICAL, LEFT_OUT = (
     "Not inspected",
 )
 _PLACES = {ESCAPES: 6, FALSE_ALARMS: 6, CAUGHT: 4, NEAR: 3, TYPICAL: 3, LEFT_OUT: 2}
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ def _latency(model: Path, frames: int, progress: Progress) -> tuple[BenchReport 
 
 def _about(model: Path, category: str) -> About:
     if model.is_dir():
-        from edgead.model_card import read_card
+        from edgead.model.model_card import read_card
 
         card = read_card(model)
         routed = card.routing.categories.get(category) if card.routing else None

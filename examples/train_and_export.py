@@ -8,14 +8,13 @@
 import sys
 from pathlib import Path
 
-from edgead.export.exporting import export_bundle
-from edgead.fitting import fit
+import edgead
 
 category, bundle = Path(sys.argv[1]), Path(sys.argv[2])
-model = fit([category], detector="patchcore", seed=0)
+model = edgead.fit(category)
 print(model.threshold.explain())
 
 proof = [category / "test"] if (category / "test").is_dir() else []
-report = export_bundle(model.exportable(bundle.stem), bundle, images=proof)
+report = model.export(bundle, images=proof)
 for runtime, record in report.parity["model.fp32.onnx"].items():
     print(f"{runtime}: {record.flips + record.borderline} of {record.images} decisions changed")

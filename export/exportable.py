@@ -12,12 +12,13 @@ from torch import nn
 
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import Backend
-from edgead.runtime.limits import Limits
-from edgead.runtime.normals import Normals
-from edgead.runtime.region import Region, prepare
-from edgead.runtime.routed import RoutedBackend
-from edgead.runtime.threshold import Threshold
-from edgead.runtime.tiling import TiledBackend, Tiles
+from edgead.runtime.backends.routed_backend import RoutedBackend
+from edgead.runtime.backends.tiled_backend import TiledBackend
+from edgead.runtime.decision.baseline import Normals
+from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.imaging.roi import Region, prepare
+from edgead.runtime.imaging.tiling import Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Exportable:
 
     Attributes:
         name: name of the bundle.
-        module: scoring module, see `edgead.export.graph.export_onnx`.
+        module: scoring module, see `edgead.export.graph.tracing.export_onnx`.
         height, width: network size in pixels; grid: ``(gh, gw)`` cells of the map.
         threshold: of the FP32 scores, with its meaning.
         normal_scores: raw scores of held-out normals; their median gives the scale of score differences.
@@ -86,7 +87,7 @@ class Exportable:
         return Limits(self.threshold.value, {name: one.value for name, one in own.items()})
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, as `edgead.runtime.region.prepare` does."""
+        """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, see `edgead.runtime.imaging.roi.prepare`."""
         return prepare(image, self.height, self.width, region=self.region, tiles=self.tiles)
 
     def torch_backend(self) -> Backend:

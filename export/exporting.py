@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgead.export.exportable import Exportable
-from edgead.export.graph import export_onnx
-from edgead.export.graph_files import Trace, fp32_graphs, split_files, write_files
-from edgead.export.int8 import TRT
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.members import make_manifest, reference_members
 from edgead.export.model_repository import triton_files
-from edgead.export.precisions import FP32, check_precisions
-from edgead.export.proving import DEFAULT_MAX_DROP, ExportReport, Settings, prove
-from edgead.runtime.bundle import Bundle, check_bundle_path, write_bundle
+from edgead.export.options import TRT, ExportKeywords, ExportOptions
+from edgead.export.parity.gate import ExportReport, prove
+from edgead.export.precision.graph_files import Trace, fp32_graphs, split_files, write_files
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.writing import check_bundle_path, write_bundle
 from edgead.runtime.errors import ConfigError, ExportError
 from edgead.runtime.files import reason
+from edgead.runtime.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def export_bundle(
     model: Exportable,
-    out: Path,
+    out: str | Path,
+    options: ExportOptions | None = None,
     *,
-    precisions: Sequence[str] = (FP32,),
-    images: Sequence[Path] = (),
-    calibration: Sequence[Path] = (),
-    max_drop: float = DEFAULT_MAX_DROP,
-    allow_drift: bool = False,
-    fused: bool = False,
-    plain: bool = False,
-    cache: Path | None = None,
     progress: Progress | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> ExportReport:
     """Export a model to one bundle and prove on real images that it decides the same.
 
@@ -46,28 +42,19 @@ def export_bundle(
 
     Args:
         model: see `Exportable`.
-        out: a path ending in ``.edgead``; replaced at the end or left as it was.
-        precisions: of ``fp32`` (always there), ``fp16``, ``int8-trt``, ``int8-cpu``.
-        images: files or folders; none means the model's own references.
-        calibration: files or folders of good images that set the ranges of INT8; none means the model's own.
-        max_drop: 99th percentile of the score differences of INT8 over the way from the median normal score to the
-            threshold; convolutions stay in FP32, the most sensitive first, until it holds.
-        allow_drift: write the bundle although a decision changed, and say so in its manifest.
-        fused: write one graph that routes and scores, in place of a router and a head for each category; it computes
-            the features once, and holds all heads in memory either way.
-        plain: write plain operators only; else the files for TensorRT have nodes of the domain ``edgead``, with plain
-            operators as their bodies.
-        cache: folder that keeps calibrated ranges; None keeps none.
+        out: a path ending in ``.edgead``; replaced at the end or left as it was. ``~`` is the home folder.
+        options: what is asked for; None: the defaults of `ExportOptions`.
         progress: called with ``(stage, done, total)``.
+        keywords: fields of `ExportOptions`, such as ``precisions=["fp16"]``, which count more than ``options``.
 
     Raises:
         ParityError: a decision changed, INT8 moved scores too far, or a score is NaN or infinite; nothing was written.
         ExportError, LintError: the module cannot be exported as it is, or has nothing to convert.
         ConfigError, DataError, BundleError: wrong arguments, unreadable image, unwritable path.
     """
-    check_bundle_path(out)
-    settings = Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, plain, cache)
-    made, manifest, report = prove(model, out, settings, progress or silent)
+    out = check_bundle_path(Path(out).expanduser())
+    asked = replace(options or ExportOptions(), **keywords)
+    made, manifest, report = prove(model, out, asked, progress or silent)
     write_bundle(out, manifest, {**split_files(made), **reference_members(model)})
     with Bundle.open(out) as bundle:
         return replace(report, sha256=bundle.sha256, size=out.stat().st_size)
@@ -75,18 +62,12 @@ def export_bundle(
 
 def export_graphs(
     model: Exportable,
-    folder: Path,
+    folder: str | Path,
+    options: ExportOptions | None = None,
     *,
-    precisions: Sequence[str] = (FP32,),
-    images: Sequence[Path] = (),
-    calibration: Sequence[Path] = (),
-    max_drop: float = DEFAULT_MAX_DROP,
-    allow_drift: bool = False,
-    fused: bool = False,
-    plain: bool = False,
     triton: bool = False,
-    cache: Path | None = None,
     progress: Progress | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> ExportReport:
     """Write plain graph files, with large weights in ``weights/`` beside them, for those who build their own engines.
 
@@ -95,14 +76,15 @@ def export_graphs(
     Arguments, proof and errors are those of `export_bundle`; ``folder`` must not exist or be empty. The files carry no
     threshold; the report does.
     """
+    folder = Path(folder).expanduser()
+    asked = replace(options or ExportOptions(), **keywords)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
     if model.region is not None or model.tiles is not None:
         raise ConfigError(f"{model.name} judges a region or tiles, which a plain graph cannot say; export a bundle")
-    settings = Settings(check_precisions(precisions), images, calibration, max_drop, allow_drift, fused, plain, cache)
-    if triton and model.routing is not None and not fused:
+    if triton and model.routing is not None and not asked.fused:
         raise ConfigError(f"{model.name} is a router and heads, which Triton does not join; give --single-graph")
-    made, manifest, report = prove(model, folder, settings, progress or silent)
+    made, manifest, report = prove(model, folder, asked, progress or silent)
     if triton:
         files = triton_files(manifest, {one.precision: one.models[one.main] for one in made if one.precision != TRT})
     else:
@@ -118,10 +100,6 @@ def export_graphs(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return replace(report, size=sum(map(len, files.values())))
-
-
-def silent(_stage: str, _done: int, _total: int) -> None:
-    pass
 
 
 def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:

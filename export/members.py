@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from edgead.export.exportable import Exportable
-from edgead.export.precisions import FP32
-from edgead.runtime.decode import decode_image
-from edgead.runtime.expected import EXPECTED_NAME, REFERENCES, pack_expected
-from edgead.runtime.manifest import Manifest
-from edgead.runtime.member_names import MASK_NAME
-from edgead.runtime.preprocess import RESIZE_RULE
-from edgead.runtime.region import encode_mask
-from edgead.runtime.sections import (
+from edgead.export.options import FP32
+from edgead.runtime.bundle.layout import MASK_NAME
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.manifest_schema import (
     CategorySection,
     DetectorSection,
     InputSection,
@@ -23,6 +19,10 @@ from edgead.runtime.sections import (
     ThresholdSection,
     TilesSection,
 )
+from edgead.runtime.bundle.references import EXPECTED_NAME, REFERENCES, pack_expected
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import RESIZE_RULE
+from edgead.runtime.imaging.roi import encode_mask
 
 
 def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:

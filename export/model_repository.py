@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import Manifest
 
 _MOST_IMAGES = 16  # of one batch that the server may gather
 _TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
@@ -92,7 +92,7 @@ def _readme(manifest: Manifest, names: Mapping[str, str]) -> str:
             "    tritonserver --model-repository=.",
             "",
             f"Input `images`: `(N, {size.height}, {size.width}, 3)` uint8, {size.color}, resized by the rule "
-            f"`{size.resize}`, which is `edgead.runtime.preprocess.resize`; another resize gives other scores.",
+            f"`{size.resize}`, which is `edgead.runtime.imaging.preprocess.resize`; another resize gives other scores.",
             "Output `score`: higher is more anomalous; a part is bad where it lies above its threshold. "
             "`map`: the same for each cell.",
             "",

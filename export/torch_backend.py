@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import as_inference
 from edgead.runtime.errors import BackendError
+from edgead.runtime.frame import Inference
 
 
 class TorchBackend:

@@ -22,16 +22,17 @@ from edgead.runtime.errors import (
 from edgead.runtime.frame import Decision, Frame, Result
 
 if TYPE_CHECKING:
-    from edgead.runtime.backends import Backend, BackendInfo, Inference
-    from edgead.runtime.bundle import Bundle
-    from edgead.runtime.inspector import Inspector
-    from edgead.runtime.page.sink import LivePage
+    from edgead.runtime.backends import Backend, BackendInfo
+    from edgead.runtime.bundle.bundle import Bundle
+    from edgead.runtime.dashboard.sink import LivePage
+    from edgead.runtime.decision.threshold import Threshold
+    from edgead.runtime.frame import Inference
+    from edgead.runtime.inspection.inspector import Inspector
     from edgead.runtime.sinks import Sink, open_sink
     from edgead.runtime.sinks.callback import CallbackSink
     from edgead.runtime.sources import open_source
     from edgead.runtime.sources.push import PushSource
-    from edgead.runtime.stream import Stream
-    from edgead.runtime.threshold import Threshold
+    from edgead.runtime.streaming.stream import Stream
 
 __all__ = [
     "Backend",
@@ -63,15 +64,15 @@ __all__ = [
 _LAZY = {
     "Backend": "backends",
     "BackendInfo": "backends",
-    "Bundle": "bundle",
+    "Bundle": "bundle.bundle",
     "CallbackSink": "sinks.callback",
-    "Inference": "backends",
-    "Inspector": "inspector",
+    "Inference": "frame",
+    "Inspector": "inspection.inspector",
     "PushSource": "sources.push",
-    "LivePage": "page.sink",
+    "LivePage": "dashboard.sink",
     "Sink": "sinks",
-    "Stream": "stream",
-    "Threshold": "threshold",
+    "Stream": "streaming.stream",
+    "Threshold": "decision.threshold",
     "open_sink": "sinks",
     "open_source": "sources",
 }
@@ -81,3 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'edgead.runtime' has no attribute '{name}'")
     return getattr(import_module(f"edgead.runtime.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,20 @@ class Result:
     name: str | None = None
     area: tuple[float, float, float, float] | None = None
 
+    @classmethod
+    def not_inspected(cls, frame: Frame | BadFrame, reason: str, threshold: float = math.nan) -> Result:
+        """Return the result of a frame that nobody judged."""
+        return cls(
+            score=math.nan,
+            threshold=threshold,
+            decision=Decision.NOT_INSPECTED,
+            frame_index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            source_id=frame.source_id,
+            reason=reason,
+            name=frame.name,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (schema ``edgead.result/1``): no map, NaN as null."""
         return {
@@ -122,3 +136,15 @@ def decide(score: float, threshold: float) -> tuple[Decision, str | None]:
     if not math.isfinite(score):
         return Decision.NOT_INSPECTED, "non-finite score"
     return (Decision.ANOMALY if score > threshold else Decision.OK), None
+
+
+class Inference(NamedTuple):
+    """Raw output for a batch: ``score (N,)`` float32 and ``map (N, gh, gw)`` float32, higher is more anomalous.
+
+    A routed model also says the category it took each image for, and its reason where it is not sure enough to judge.
+    """
+
+    score: NDArray[np.float32]
+    map: NDArray[np.float32]
+    category: Sequence[str | None] | None = None
+    reason: Sequence[str | None] | None = None

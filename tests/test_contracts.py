@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import grimp
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VIOLATIONS = [
     ("runtime/frame.py", "import torch", "edgead.runtime.frame -> torch"),
     ("runtime/sources/video.py", "def late() -> None:\n    import rich", "edgead.runtime.sources.video -> rich"),
-    ("export/lint.py", "import edgead.detectors.padim", "edgead.export.lint -> edgead.detectors.padim"),
-    ("export/weights.py", "import timm", "edgead.export.weights -> timm"),
-    ("edgead/metrics.py", "from edgead.cli import main", "edgead.metrics -> edgead.cli"),
+    ("export/graph/lint.py", "import edgead.detectors.padim", "edgead.export.graph.lint -> edgead.detectors.padim"),
+    ("export/graph/external_weights.py", "import timm", "edgead.export.graph.external_weights -> timm"),
+    ("edgead/metrics/metrics.py", "from edgead.cli import main", "edgead.metrics.metrics -> edgead.cli"),
     ("edgead/synthesis/shapes.py", "import edgead.probes.scene", "edgead.synthesis.shapes -> edgead.probes.scene"),
     ("edgead/new_module.py", "", "edgead.new_module"),
 ]
@@ -71,3 +74,45 @@ def test_a_checkout_without_its_symlinks_is_not_taken_for_clean(tmp_path: Path) 
     found = lint_imports(tree)
     assert found.returncode == 1, found.stdout + found.stderr
     assert "edgead.runtime" in found.stdout + found.stderr
+
+
+def test_no_import_circle_is_left() -> None:
+    # Names that a package loads on first use are no imports of its own.
+    lazy = {"edgead", "edgead.runtime"}
+    graph = grimp.build_graph("edgead", cache_dir=None)
+    arrows = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules - lazy}
+    left = dict(arrows)
+    # What imports nothing that is left is in no circle; taken away again and again, only circles stay.
+    while loose := [name for name, taken in left.items() if not taken & left.keys()]:
+        for name in loose:
+            del left[name]
+    assert left == {}
+
+
+def rooms() -> list[Path]:
+    return [
+        path.parent
+        for floor in ("runtime", "export", "edgead")
+        for path in sorted((ROOT / floor).rglob("__init__.py"))
+        if not {("edgead", "runtime"), ("edgead", "export")} & {path.relative_to(ROOT).parts[:2]}
+    ]
+
+
+def test_rooms_are_small_and_say_what_lives_there() -> None:
+    for room in rooms():
+        files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
+        # A registry grows by one file an entry.
+        assert len(files) <= 18 or room.name == "detectors", room
+        text = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert text, room
+        for file in files:
+            assert len(file.read_text().splitlines()) <= 350, file
+
+
+def test_the_plan_names_every_room_and_leads_to_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    links = re.findall(r"\]\(\.\./([^)#]+)\)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    named = {ROOT / link for link in links}
+    inner = {"native", "tuning", "networks"}  # within another room's row
+    assert [room for room in rooms() if room not in named and room.parent != ROOT and room.name not in inner] == []

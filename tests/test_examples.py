@@ -1,14 +1,20 @@
-"""Examples that only a device can run are at least well-formed."""
+"""Examples run; those that only a device can run are at least well-formed."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-JETSON = Path(__file__).resolve().parent.parent / "examples" / "jetson"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+JETSON = EXAMPLES / "jetson"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze (Debian package systemd)")
@@ -36,3 +42,50 @@ def test_every_command_of_the_unit_file_exists():
     verbs = [line.split("bin/edgead ")[1].split()[0] for line in lines]
     assert verbs == ["check", "run"]
     assert set(verbs) <= set(known)
+
+
+def test_the_notebook_runs(tmp_path):
+    pytest.importorskip("elpv_dataset")
+    cells = json.loads((EXAMPLES / "first_model.ipynb").read_text())["cells"]
+    assert all(not cell.get("outputs") for cell in cells)
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    # As a notebook shows it: the last expression of a cell has a picture.
+    shown = 'assert result._repr_png_().startswith(b"\\x89PNG")'
+    program = tmp_path / "notebook.py"
+    program.write_text("\n\n".join([*sources[:3], shown, *sources[3:]]))
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "True" in done.stdout
+    assert done.stdout.count("NOT_INSPECTED") == 0
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path):
+    data = Path(pytest.importorskip("elpv_dataset").__file__).parent / "data"
+    text = (ROOT / "README.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert lines is not None
+    code = lines[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    images = sorted((data / "images").glob("*.png"))
+    for folder, files in (("train/good", images[:12]), ("test/good", images[12:15])):
+        (tmp_path / "data" / "screw" / folder).mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, tmp_path / "data" / "screw" / folder)
+    assert '"/dev/video0"' in code
+    code = code.replace('"/dev/video0"', '"data/screw/test"').replace('fit("data/screw"', 'fit("data/screw", size=64')
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("end_to_end") == 3

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"edgead": "edgead", "export": "edgead/export", "runtime": "edgead/runtime"}
-SUFFIXES = (".py", ".c", ".cu", ".cuh", ".h", ".css", ".html", ".js", ".svg")
+SUFFIXES = (".py", ".c", ".cu", ".cuh", ".h", ".css", ".html", ".js", ".svg", ".onnx")
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),

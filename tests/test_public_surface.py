@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLIC = ["edgead", "edgead.runtime"]
+PUBLIC = ["edgead", "edgead.export", "edgead.runtime"]
 # numpy is all that the light floor may import at once; each of these is loaded by the file that needs it, when used.
 HEAVY = [
     *("PIL", "cv2", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "pydantic", "rich", "safetensors"),
@@ -33,6 +33,12 @@ def test_public_names_are_sorted_and_there(name: str) -> None:
     assert module.__all__ == sorted(module.__all__)
     missing = [public for public in module.__all__ if getattr(module, public, None) is None]
     assert not missing
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_dir_shows_exactly_the_public_names(name: str) -> None:
+    shown = json.loads(python(f"import json, {name} as module; print(json.dumps(dir(module)))"))
+    assert [one for one in shown if not one.startswith("_")] == importlib.import_module(name).__all__
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -68,8 +74,8 @@ def test_the_runtime_works_where_nothing_heavy_is_installed() -> None:
     code = (
         f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
         "import edgead.runtime as runtime\n"
-        "from edgead.runtime.doctor import diagnose\n"
-        "from edgead.runtime.preprocess import self_check\n"
+        "from edgead.runtime.device.doctor import diagnose\n"
+        "from edgead.runtime.imaging.preprocess import self_check\n"
         "for name in runtime.__all__: getattr(runtime, name)\n"
         "self_check()\n"
         "print(len(diagnose()))\n"
@@ -94,7 +100,11 @@ def test_training_names_without_torch_name_the_extra() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("edgead.runtime.backends.onnxruntime_backend", "edgead.runtime.sources.camera", "edgead.runtime.page.sink"),
+        *(
+            "edgead.runtime.backends.onnxruntime_backend",
+            "edgead.runtime.sources.camera",
+            "edgead.runtime.dashboard.sink",
+        ),
         *(f"edgead.runtime.sinks.{name}" for name in ("gpio", "modbus", "mqtt", "prometheus", "video", "webhook")),
     ],
 )

@@ -2,6 +2,6 @@
 
 from edgead.budget.choosing import Budget, check_budget, choose, pick
 from edgead.budget.trials import STRENGTH
-from edgead.runtime.ranking import Ranking
+from edgead.runtime.decision.paired_auroc import Ranking
 
 __all__ = ["STRENGTH", "Budget", "Ranking", "check_budget", "choose", "pick"]

@@ -17,19 +17,20 @@ from typing import Any
 
 from edgead.budget.tracing import SharedBackbone
 from edgead.budget.trials import STRENGTH, Trials
-from edgead.coreset import Progress, silent
 from edgead.detectors import Settings, create_detector
 from edgead.detectors.base import TrainingImages
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import write_draft
-from edgead.features import FeatureExtractor
-from edgead.model_card import BudgetCard, RungCard
+from edgead.features.features import FeatureExtractor
+from edgead.model.model_card import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
-from edgead.runtime.bench import DEFAULT_FRAME_SIZE, describe_machine, take_turns
-from edgead.runtime.decode import decode_image
+from edgead.runtime.decision.paired_auroc import Ranking
+from edgead.runtime.device.bench import DEFAULT_FRAME_SIZE, take_turns
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.ranking import Ranking
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress, silent
 
 FRAMES = 60  # timed a rung
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from edgead.backbones import Backbone
-from edgead.export.graph import export_onnx, export_part, join
+from edgead.export.graph.tracing import export_onnx, export_part, join
 from edgead.export.ops.nodes import inline_nodes
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.features.folding import Backbone
 
 if TYPE_CHECKING:
     import onnx

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgead.backbones import Backbone
-from edgead.coreset import Progress
 from edgead.detectors import pools_categories
 from edgead.detectors.base import TrainingImages, fit_module
 from edgead.detectors.routing import RoutedModule
 from edgead.export.exportable import Exportable, Routing
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.features.folding import Backbone
+from edgead.features.scoring import ScoringModule
 from edgead.probes import KINDS, plant
+from edgead.runtime.decision.paired_auroc import Ranking
+from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import DataError
-from edgead.runtime.ranking import Ranking
-from edgead.runtime.threshold import calibrate
-from edgead.scoring import ScoringModule
+from edgead.runtime.progress import Progress
 
 # Of the painted defects. Where all are found, or none, rungs do not differ: PatchCore's AUROC at 256 pixels on metal
 # plate and magnetic tile is .50 to .62 for structural kinds at 0.35, and .72 to .99 at 1 (10 images a kind).

@@ -13,8 +13,8 @@ from edgead.cli._options import require
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.metrics import Metric
-    from edgead.probing import CategoryProbe, KindReport, ProbeReport
+    from edgead.evaluation.probing import CategoryProbe, KindReport, ProbeReport
+    from edgead.metrics.metrics import Metric
 
 KindsOption = Annotated[
     str | None,
@@ -69,10 +69,10 @@ def run_probes(
     if model.is_dir():
         require("train", "torch", "torchvision", "timm", "safetensors")
     from edgead.data import open_category
-    from edgead.heldout import find_normals, read_training_record
+    from edgead.evaluation.probing import PER_KIND, ProbeReport, check_kinds, probe
+    from edgead.evaluation.validation_normals import find_normals, read_training_record
     from edgead.opening import open_inspector
     from edgead.probes import KINDS
-    from edgead.probing import PER_KIND, ProbeReport, check_kinds, probe
 
     kinds = KINDS if options.kinds is None else tuple(part.strip() for part in options.kinds.split(",") if part.strip())
     check_kinds(kinds)

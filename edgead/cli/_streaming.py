@@ -22,17 +22,18 @@ from rich.text import Text
 from edgead.cli._output import Output
 from edgead.cli._upkeep import Upkeep
 from edgead.runtime.backends import batch_size, choose
-from edgead.runtime.drift import DriftSink, DriftWatch
+from edgead.runtime.dashboard.sink import LivePage
+from edgead.runtime.decision.drift import DriftWatch
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import Decision
-from edgead.runtime.grabber import Survival
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.ledger import Counts
-from edgead.runtime.page.sink import LivePage
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sinks import Sink
+from edgead.runtime.sinks.drift import DriftSink
 from edgead.runtime.sources import REGISTRY, parse_address
-from edgead.runtime.stream import Stream
-from edgead.runtime.summary import StreamSummary
+from edgead.runtime.status.frame_ledger import Counts
+from edgead.runtime.status.summary import StreamSummary
+from edgead.runtime.streaming.grabber import Survival
+from edgead.runtime.streaming.stream import Stream
 from edgead.runtime.uri import redact
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 5.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgead.runtime.errors import EdgeadError
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.inspection.inspector import Inspector
 
 Request = Literal["reload", "test", "end"]
 

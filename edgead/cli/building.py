@@ -13,7 +13,7 @@ from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.export.building import BuildReport, EngineRow
+    from edgead.export.engines.building import BuildReport, EngineRow
 
 
 @command("build", panel=PANEL, example="edgead build plate.edgead --target tensorrt-rtx --compute-capability 8.6")
@@ -66,12 +66,13 @@ def build(
 ) -> None:
     """Build device engines into the cache, and read back in which precision their layers compute.
 
-    The target cpu compiles native code for memory banks and Gaussians for this machine's processor instead, which
-    onnxruntime and openvino then use. Exits with 3, and keeps nothing, where an FP16 or INT8 graph came out in FP32.
+    The target cpu compiles native code for memory banks and Gaussians for this machine's processor instead, unless it
+    came with the package; onnxruntime and openvino then use it. Exits with 3, and keeps nothing, where an FP16 or INT8
+    graph came out in FP32.
     """
-    from edgead.export.building import BuildOptions, build_engines
-    from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
-    from edgead.runtime.engine_key import PLUGIN_VARIABLE
+    from edgead.export.engines.building import BuildOptions, build_engines
+    from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+    from edgead.runtime.backends.engine_key import PLUGIN_VARIABLE
 
     options = BuildOptions(
         max_batch=batch, workspace_mb=workspace_mb, plugin=plugin, dla=dla, timeout_s=timeout, rebuild=rebuild
@@ -144,7 +145,7 @@ def _engines_table(report: BuildReport) -> Any:
 
 
 def _precisions(row: EngineRow) -> str:
-    from edgead.export.layer_precision import count
+    from edgead.export.engines.layer_precision import count
 
     counts = count(layer for layer in row.layers if layer.heavy) or count(row.layers)
     return "; ".join(

@@ -16,10 +16,10 @@ from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.runtime.calibrate_report import CalibrationReport
-    from edgead.runtime.inspector import Inspector
-    from edgead.runtime.page.sink import LivePage
-    from edgead.runtime.summary import StreamSummary
+    from edgead.runtime.dashboard.sink import LivePage
+    from edgead.runtime.device.recalibration_report import CalibrationReport
+    from edgead.runtime.inspection.inspector import Inspector
+    from edgead.runtime.status.summary import StreamSummary
 
 _SourceOption = Annotated[
     str,
@@ -173,13 +173,13 @@ def _show_pipelines(out: Output, sources: list[str]) -> None:
 
 
 def _serve_token(file: Path | None) -> str | None:
-    from edgead.runtime.page.access import read_token
+    from edgead.runtime.dashboard.access import read_token
 
     return read_token(file) if file is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
 
 
 def _live_page(listen: str, token: str | None, audit: Path | None, inspector: Inspector) -> LivePage:
-    from edgead.runtime.page.sink import LivePage
+    from edgead.runtime.dashboard.sink import LivePage
 
     return LivePage(listen, token=token, control=inspector, audit=audit)
 
@@ -240,8 +240,8 @@ def capture(
 ) -> None:
     """Take photos of good parts with the camera that will inspect; no photo is ever replaced."""
     from edgead.cli._output import listing
-    from edgead.runtime.capture import Photo
-    from edgead.runtime.capture import capture as take
+    from edgead.runtime.device.capture import Photo
+    from edgead.runtime.device.capture import capture as take
     from edgead.runtime.errors import SourceError
 
     saved = 0
@@ -288,10 +288,10 @@ def calibrate(
     threads: ThreadsOption = None,
 ) -> None:
     """Set the thresholds of a bundle again, from good parts before this camera."""
-    from edgead.runtime.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
 
     check_bundle_path(output)
-    from edgead.runtime.calibrate import calibrate_bundle
+    from edgead.runtime.device.recalibration import calibrate_bundle
 
     with out.progress() as step:
         report = calibrate_bundle(

@@ -79,7 +79,7 @@ def compare(
     from edgead.comparing.measure import Options
     from edgead.comparing.plan import make_jobs, open_subjects, parse_variants
     from edgead.comparing.running import Listener, read_rows, run_jobs
-    from edgead.metrics import BOOTSTRAP
+    from edgead.metrics.metrics import BOOTSTRAP
 
     if no_fit:
         labels = [item.partition("=")[0].strip() for item in (detectors or "").split(",") if item.strip()]

@@ -13,8 +13,8 @@ from edgead.cli._profiles import ProfileOption, default_place, profile_place
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.runtime.bench_report import BenchReport, BenchRow
-    from edgead.runtime.check import CheckReport
+    from edgead.runtime.device.bench_report import BenchReport, BenchRow
+    from edgead.runtime.device.check import CheckReport
 
 PANEL = "On the device"
 
@@ -36,7 +36,7 @@ def check(
 
     Exits with 2 where the bundle is damaged, with 3 where this device decides otherwise than the model did.
     """
-    from edgead.runtime.check import check_bundle
+    from edgead.runtime.device.check import check_bundle
     from edgead.runtime.errors import ParityError
 
     place = profile_place(profile)
@@ -112,7 +112,7 @@ def bench(
     threads: ThreadsOption = None,
 ) -> None:
     """Measure latency from camera to decision and throughput, with the accuracy beside them."""
-    from edgead.runtime.bench import bench as measure
+    from edgead.runtime.device.bench import bench as measure
 
     size = parse_frame_size(frame_size)
     with out.progress() as step:
@@ -188,7 +188,7 @@ def doctor(out: Output) -> None:
     from rich.text import Text
 
     from edgead.cli._output import table
-    from edgead.runtime.doctor import diagnose
+    from edgead.runtime.device.doctor import diagnose
 
     rows = diagnose(default_place())
     styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}

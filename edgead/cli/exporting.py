@@ -15,7 +15,7 @@ from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.export.proving import ExportReport
+    from edgead.export.parity.gate import ExportReport
 
 
 @command("export", panel=PANEL, example="edgead export plate.model -o plate.edgead --fp16 --images parts/plate/test")
@@ -71,7 +71,7 @@ def export(
     Exits with 3, and writes nothing, where a decision changes on a runtime that is installed here, where FP16 as a
     device computes it flips one or overflows, or where INT8 moves scores by more than --max-drop.
     """
-    from edgead.runtime.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
     from edgead.runtime.errors import ConfigError, suggest
 
     targets = ("bundle", "triton")
@@ -84,7 +84,7 @@ def export(
     if fp16 or int8:
         require("cpu", "onnxruntime")
     from edgead.export.exporting import export_bundle, export_graphs
-    from edgead.model import load_model
+    from edgead.model.model import load_model
 
     trained = load_model(model)
     write: Callable[..., ExportReport] = export_bundle

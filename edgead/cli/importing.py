@@ -68,7 +68,7 @@ def import_anomalib(
     the good parts of --calibration, and 'edgead calibrate' does so later. Nothing in the file is run. Exits with 3 as
     'edgead export' does.
     """
-    from edgead.runtime.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
     from edgead.runtime.errors import ConfigError
 
     check_bundle_path(output)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from edgead.cli._output import Output
-    from edgead.refitting import Refit, Refitting
-    from edgead.runtime.tuning.judging import Picture
-    from edgead.runtime.tuning.report import BundleFacts, Candidate, TuneReport
+    from edgead.runtime.device.tuning.evaluation import Picture
+    from edgead.runtime.device.tuning.report import BundleFacts, Candidate, TuneReport
+    from edgead.tuning.refitting import Refit, Refitting
 
 
 @command("tune", panel=PANEL, example="edgead tune plate.edgead --normals photos/good --budget-ms 15 --budget-mb 300")
@@ -116,9 +116,9 @@ def tune(
     bundles are given, or the model that it came from. Exits with 3 where nothing keeps within the budgets.
     """
     again = _again(bundles, model, train, size, output)
+    from edgead.runtime.device.tuning.tune import tune as measure
     from edgead.runtime.errors import BudgetError
-    from edgead.runtime.tuning.tune import tune as measure
-    from edgead.tuning import find_good
+    from edgead.tuning.tuning import find_good
 
     camera, place = parse_frame_size(frame_size), place_to_write(profile)
     good, unknown = find_good(bundles, normals or ())
@@ -163,7 +163,7 @@ def _again(
     bundles: Sequence[Path], model: Path | None, train: Path | None, sizes: Sequence[int] | None, output: Path | None
 ) -> Refitting | None:
     """Return the model to fit again, None where none is given."""
-    from edgead.runtime.bundle import check_bundle_path
+    from edgead.runtime.bundle.writing import check_bundle_path
     from edgead.runtime.errors import ConfigError
 
     if model is None:
@@ -175,14 +175,14 @@ def _again(
     if check_bundle_path(output).absolute() == bundles[0].absolute():
         raise ConfigError("-o NEW.edgead is another file than the bundle; the old one stays as it is")
     require("export", "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "scipy")
-    from edgead.refitting import Refitting
+    from edgead.tuning.refitting import Refitting
 
     return Refitting(bundles[0], model, train, calibration_cache())
 
 
 def _pictures(bundles: Sequence[Path], good: Sequence[Path], images: Sequence[Path]) -> Iterator[Picture]:
-    from edgead.runtime.bundle import Bundle
-    from edgead.tuning import good_pictures, other_pictures
+    from edgead.runtime.bundle.bundle import Bundle
+    from edgead.tuning.tuning import good_pictures, other_pictures
 
     if good:
         with Bundle.open(bundles[0]) as bundle:

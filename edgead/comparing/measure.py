@@ -23,14 +23,15 @@ from edgead.comparing.rows import (
     Speed,
     file_stem,
 )
-from edgead.coreset import Progress
-from edgead.evaluation import METRICS, CategoryReport, evaluate
+from edgead.evaluation.evaluation import METRICS, CategoryReport, evaluate
 from edgead.export.exporting import export_bundle
 from edgead.fitting import fit
 from edgead.opening import open_inspector
-from edgead.runtime.bench import bench, describe_machine
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.device.bench import bench
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
+from edgead.runtime.machine import describe_machine
+from edgead.runtime.progress import Progress
 from edgead.runtime.version import __version__
 
 _STATUS = Path("/proc/self/status")

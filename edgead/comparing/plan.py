@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgead.backbones import DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
 from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, default_size, pools_categories
-from edgead.model_card import check_size
+from edgead.features.backbones import DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
+from edgead.model.model_card import check_size
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.version import __version__
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgead.runtime.bundle.manifest_schema import ParityRecord, ThresholdSection
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write, reason
-from edgead.runtime.sections import ParityRecord, ThresholdSection
 
 SCHEMA: Literal["edgead.compare-row/1"] = "edgead.compare-row/1"
 FOLDER = "rows"
@@ -31,7 +31,7 @@ class Figure(_Section):
 
 
 class ImageRow(_Section):
-    """What was said of one test image; see `edgead.evaluation.ImageScore`."""
+    """What was said of one test image; see `edgead.evaluation.evaluation.ImageScore`."""
 
     path: str
     label: str | None
@@ -44,7 +44,7 @@ class ImageRow(_Section):
 
 
 class DecisionCounts(_Section):
-    """See `edgead.evaluation.Decisions`."""
+    """See `edgead.evaluation.evaluation.Decisions`."""
 
     false_alarms: int
     normal: int
@@ -72,7 +72,7 @@ class Speed(_Section):
 
 
 class LatencyRecord(_Section):
-    """What `edgead.runtime.bench.bench` measured right after the export; ``frame_size`` is (width, height)."""
+    """What `edgead.runtime.device.bench.bench` measured right after the export; ``frame_size`` is (width, height)."""
 
     frames: int
     frame_size: tuple[int, int]

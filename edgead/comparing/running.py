@@ -10,9 +10,9 @@ from pathlib import Path
 from edgead.comparing.measure import Options, failed_rows, measure
 from edgead.comparing.plan import Job
 from edgead.comparing.rows import FOLDER, Row, read_row, row_path, write_row
-from edgead.coreset import Progress
 from edgead.runtime.errors import DataError, EdgeadError
 from edgead.runtime.files import reason
+from edgead.runtime.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

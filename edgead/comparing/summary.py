@@ -5,7 +5,7 @@
   how far the mean would move with other test images. Where seeds did not score the same images (a router left some
   out), it is the mean of the seeds' own intervals, which is wide rather than narrow.
 - *difference*: detector minus the first one, on the images that both scored in every seed. Image AUROC: DeLong's test
-  of the seed means (`edgead.delong`), and p adjusted by Holm's method for the number of comparisons. The other
+  of the seed means (`edgead.metrics.delong`), and p adjusted by Holm's method for the number of comparisons. The other
   metrics: the joint bootstrap above, without a test.
 """
 
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.comparing.rows import Outcome, Row
-from edgead.delong import compare_auroc, holm
-from edgead.evaluation import METRICS
-from edgead.runtime.bench import describe_machine
+from edgead.evaluation.evaluation import METRICS
+from edgead.metrics.delong import compare_auroc, holm
 from edgead.runtime.errors import DataError
+from edgead.runtime.machine import describe_machine
 from edgead.runtime.version import __version__
 
 SCHEMA = "edgead.compare/1"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgead.comparing.rows import Row
-from edgead.evaluation import METRICS
+from edgead.evaluation.evaluation import METRICS
 
 COLUMNS = (
     "category",

@@ -12,8 +12,6 @@ A good folder may be called good, ok or normal, in any case. Hidden files and fo
 
 from __future__ import annotations
 
-import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,8 +19,9 @@ from pathlib import Path, PurePosixPath
 
 from edgead.data.category import GOOD, GOOD_NAMES, Category, Layout, Sample, relative_name
 from edgead.data.csv_list import read_csv
-from edgead.runtime.decode import IMAGE_SUFFIXES
 from edgead.runtime.errors import ConfigError, DataError, suggest
+from edgead.runtime.imaging.listing import IMAGE_SUFFIXES, folder_entries
+from edgead.runtime.imaging.listing import list_images as list_files
 
 _TRUTH = "ground_truth"
 
@@ -178,46 +177,12 @@ def _masks(truth: Path) -> dict[str, list[Path]]:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for _, path, is_folder in _entries(folder) if is_folder]
+    return [path for _, path, is_folder in folder_entries(folder) if is_folder]
 
 
-def _scan(folder: Path, *, recursive: bool = True) -> list[tuple[str, Path]]:
+def _scan(folder: Path, *, recursive: bool = True) -> tuple[tuple[str, Path], ...]:
     """Return ``(relative POSIX path in NFC, path)`` of the images in a folder, sorted."""
-    found: list[tuple[str, Path]] = []
-    seen: set[tuple[int, int]] = set()
-
-    def visit(current: Path, prefix: str) -> None:
-        status = current.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        for name, path, is_folder in _entries(current):
-            if is_folder and recursive:
-                visit(path, f"{prefix}{name}/")
-            elif not is_folder and path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append((prefix + name, path))
-
-    visit(folder, "")
-    return sorted(found)
-
-
-def _entries(folder: Path) -> list[tuple[str, Path, bool]]:
-    """Return ``(name in NFC, path, is a folder)``, sorted, links last so that a real folder wins over a link to it."""
-    listed = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                path = folder / entry.name
-                target = path if entry.is_symlink() else entry  # an entry saves a system call a file
-                is_folder = target.is_dir()
-                # A broken link is listed: reading it fails with its name, which beats a training set silently smaller.
-                if is_folder or target.is_file() or (entry.is_symlink() and not path.exists()):
-                    listed.append((entry.is_symlink(), unicodedata.normalize("NFC", entry.name), path, is_folder))
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return [(name, path, is_folder) for _, name, path, is_folder in sorted(listed)]
+    return list_files(folder, recursive=recursive).files
 
 
 def _similar(path: Path) -> str:

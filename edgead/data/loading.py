@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.data.category import Sample
-from edgead.runtime.decode import read_image
 from edgead.runtime.errors import DataError
-from edgead.runtime.region import Region, prepare
-from edgead.runtime.tiling import Tiles
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.roi import Region, prepare
+from edgead.runtime.imaging.tiling import Tiles
 
 _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")

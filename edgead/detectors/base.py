@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from edgead.coreset import Progress
-from edgead.features import FeatureExtractor
-from edgead.runtime.normals import map_level
-from edgead.scoring import ScoringModule
+from edgead.features.features import FeatureExtractor
+from edgead.features.scoring import ScoringModule
+from edgead.runtime.decision.baseline import map_level
+from edgead.runtime.progress import Progress
 
 FOLDS = 5
 # Of features between the two passes of a fit; 200 images of the default backbone at 256 pixels.

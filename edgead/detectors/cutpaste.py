@@ -31,17 +31,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec
-from edgead.detectors.blocks import ConvNorm, upsample
-from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.detectors.gaussian import GaussianDensity, shrunk_moments
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
-from edgead.detectors.resnet import ResNet18
-from edgead.recipes import Batch, Recipe, Stage
+from edgead.detectors.networks.blocks import ConvNorm, upsample
+from edgead.detectors.networks.encoders import TapEncoder, as_pixels
+from edgead.detectors.networks.resnet import ResNet18
+from edgead.features.backbones import BackboneSpec
+from edgead.features.scoring import GaussianSmoothing
 from edgead.runtime.errors import ConfigError
-from edgead.scoring import GaussianSmoothing
 from edgead.synthesis import CutPasteForger
 from edgead.synthesis.augment import jitter
+from edgead.training.recipes import Batch, Recipe, Stage
 
 _RESNET = "resnet18"
 _STRIDES = (8, 16)  # of the backbone's taps

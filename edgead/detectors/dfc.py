@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from edgead.coreset import Progress
 from edgead.detectors import base
 from edgead.detectors.anchors import Grouping, group_images, make_anchors
-from edgead.detectors.moments import require_finite
+from edgead.detectors.feature_statistics import require_finite
 from edgead.detectors.routing import CategoryModule, RoutedModule, Router
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.features.scoring import ScoringModule
+from edgead.runtime.bundle.layout import fold_name
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.member_names import fold_name
-from edgead.scoring import ScoringModule
+from edgead.runtime.progress import Progress
 
 _PATCHES_AN_IMAGE = 128  # local features kept of each sampled image for the anchors
 _UNKNOWN_QUANTILE = 0.005

@@ -34,14 +34,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec
-from edgead.detectors.efficientad_network import CROP, QUANTILES, Describer, EfficientAdNetwork, PatchDescriber
-from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
-from edgead.recipes import Batch, Recipe, Stage
+from edgead.detectors.networks.efficientad_network import (
+    CROP,
+    QUANTILES,
+    Describer,
+    EfficientAdNetwork,
+    PatchDescriber,
+)
+from edgead.detectors.networks.encoders import TapEncoder, as_pixels
+from edgead.features.backbones import BackboneSpec
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import MixForger, is_grey, open_textures
 from edgead.synthesis.augment import jitter, random_crop
+from edgead.training.recipes import Batch, Recipe, Stage
 
 _STRIDES = (4, 8, 16)  # taps that the teacher is taught
 _SAMPLE = 32  # training images, and textures, that statistics are taken from

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.coreset import Progress
 from edgead.detectors import base
-from edgead.detectors.moments import ChannelStatistics, principal_axes
+from edgead.detectors.feature_statistics import ChannelStatistics, principal_axes
 from edgead.detectors.sampling import PatchReservoir
-from edgead.features import FeatureExtractor, resize_map
+from edgead.features.features import FeatureExtractor, resize_map
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.progress import Progress
 
 _PAPER_COMPONENTS = 220  # of the global variant
 

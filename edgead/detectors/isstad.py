@@ -44,9 +44,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec
-from edgead.detectors.encoders import TapEncoder, as_pixels
-from edgead.detectors.isstad_network import (
+from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
+from edgead.detectors.losses import structural_similarity
+from edgead.detectors.networks.encoders import TapEncoder, as_pixels
+from edgead.detectors.networks.isstad_network import (
     BackboneTokens,
     IsstadNetwork,
     MaskedAutoEncoder,
@@ -54,13 +55,12 @@ from edgead.detectors.isstad_network import (
     draw_kept,
     masked_error,
 )
-from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, fill
-from edgead.detectors.losses import structural_similarity
-from edgead.detectors.vit import SIZES, Grid, VitEncoder, load_mae, patchify
-from edgead.recipes import Batch, Recipe, Stage
+from edgead.detectors.networks.vit import SIZES, Grid, VitEncoder, load_mae, patchify
+from edgead.features.backbones import BackboneSpec
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import ShapeForger
 from edgead.synthesis.augment import apply_table, jitter_table, random_crop, shift
+from edgead.training.recipes import Batch, Recipe, Stage
 
 _FORGED = 2 / 3
 _REACH = 8 / 256  # of the image's side, that training images are moved by
@@ -119,7 +119,7 @@ class Isstad(LearnedBase):
 
         Attributes:
             encoder: ``own`` trains a transformer; ``backbone`` takes the cells of a frozen backbone for tokens.
-            vit: size of an own encoder, see `edgead.detectors.vit.SIZES`.
+            vit: size of an own encoder, see `edgead.detectors.networks.vit.SIZES`.
             patch: pixels a side of a patch.
             decoder_width, decoder_depth, decoder_heads: channels, blocks and heads of the decoder.
             pretraining_steps: of the masked auto-encoder; 0 leaves the stage out. pretraining_batch: images in each.

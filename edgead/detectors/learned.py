@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, NO_BACKBONE, BackboneSpec
-from edgead.coreset import Progress
 from edgead.detectors import base
-from edgead.detectors.blocks import fold_batch_norm
-from edgead.metrics import count_pixels, image_auroc, pixel_auroc
+from edgead.detectors.networks.blocks import fold_batch_norm
+from edgead.features.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, NO_BACKBONE, BackboneSpec
+from edgead.metrics.metrics import image_auroc
+from edgead.metrics.pixels import count_pixels, pixel_auroc
 from edgead.probes import STRUCTURAL, plant
-from edgead.recipes import Stage
+from edgead.runtime.decision.baseline import map_level
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.normals import map_level
-from edgead.training import Device, train
-from edgead.traininglog import TrainingLog
+from edgead.runtime.progress import Progress
+from edgead.training.recipes import Stage
+from edgead.training.training import Device, train
+from edgead.training.training_log import TrainingLog
 
 HELD_OUT = 0.2  # of the good images (design section 7)
 _LEAST_IMAGES = 4
@@ -213,7 +214,7 @@ def fit_learned(
 
     Args:
         spec: what `LearnedDetector.backbone` returned.
-        checkpoint, key: see `edgead.training.train`.
+        checkpoint, key: see `edgead.training.training.train`.
 
     Raises:
         DataError: too few images, or a training that broke down.

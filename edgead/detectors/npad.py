@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from edgead.coreset import Progress, silent
 from edgead.detectors import base
-from edgead.detectors.heads import (
-    LocationGaussians,
-    LowRankWhitening,
-    NearestNeighbourHead,
-    TriangularWhitening,
-    pack_triangles,
-)
-from edgead.detectors.moments import (
+from edgead.detectors.feature_statistics import (
     ChannelStatistics,
     LocationStatistics,
     principal_axes,
@@ -34,9 +26,17 @@ from edgead.detectors.moments import (
     whiten,
     whiten_low_rank,
 )
+from edgead.detectors.heads import (
+    LocationGaussians,
+    LowRankWhitening,
+    NearestNeighbourHead,
+    TriangularWhitening,
+    pack_triangles,
+)
 from edgead.detectors.sampling import MapReservoir, PatchReservoir, kmeans
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.progress import Progress, silent
 
 # Up to this many channels the outer products are float64; above, float32 bounds the memory and is exact enough.
 _EXACT_CHANNELS = 100

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.coreset import Progress
 from edgead.detectors import base
+from edgead.detectors.feature_statistics import LocationStatistics, whiten
 from edgead.detectors.heads import MahalanobisHead
-from edgead.detectors.moments import LocationStatistics, whiten
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.runtime.progress import Progress
 
 
 class Padim:

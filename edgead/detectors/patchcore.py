@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.coreset import Progress, greedy_coreset
 from edgead.detectors import base
 from edgead.detectors.heads import NearestNeighbourHead
 from edgead.detectors.sampling import PatchReservoir
-from edgead.features import FeatureExtractor
+from edgead.features.coreset import greedy_coreset
+from edgead.features.features import FeatureExtractor
+from edgead.runtime.progress import Progress
 
 
 class PatchCore:

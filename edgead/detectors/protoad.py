@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.coreset import Progress
 from edgead.detectors import base
-from edgead.detectors.moments import require_finite
+from edgead.detectors.feature_statistics import require_finite
 from edgead.detectors.sampling import PatchReservoir, kmeans
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.runtime.progress import Progress
 
 # Rows compared with all others at a time.
 _CHUNK = 1024

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgead.detectors.protoad import unit
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.features.scoring import ScoringModule
 from edgead.runtime.errors import ConfigError
-from edgead.scoring import ScoringModule
 
 _SCALE = ("mean", "deviation")
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgead.detectors.moments import require_finite
+from edgead.detectors.feature_statistics import require_finite
 
 _KMEANS_BATCH = 1024
 _KMEANS_EPOCHS = 10

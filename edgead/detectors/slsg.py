@@ -29,16 +29,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec
-from edgead.detectors.encoders import TapEncoder, as_pixels
 from edgead.detectors.learned import LearnedBase, LearnedSettings, Pixels, copy_module, fill
 from edgead.detectors.losses import anomaly_probability, focal, shrink, structural_similarity
-from edgead.detectors.slsg_network import Hypersphere, MirrorDecoder, SlsgNetwork
-from edgead.recipes import Batch, Recipe, Stage
+from edgead.detectors.networks.encoders import TapEncoder, as_pixels
+from edgead.detectors.networks.slsg_network import Hypersphere, MirrorDecoder, SlsgNetwork
+from edgead.features.backbones import BackboneSpec
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import MixForger, is_grey, open_textures
 from edgead.synthesis.augment import jitter
 from edgead.synthesis.tiles import disturb_tiles
+from edgead.training.recipes import Batch, Recipe, Stage
 
 _RESNET = "resnet18"
 _STRIDES = (2, 4, 8, 16)

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgead.backbones import BackboneInfo, BackboneSpec, describe_backbone
+from edgead.data.training_images import encode_png
 from edgead.export.exportable import Exportable
 from edgead.export.torch_backend import TorchBackend
+from edgead.features.backbones import BackboneInfo, BackboneSpec, describe_backbone
 from edgead.importing.checkpoint import read_checkpoint
 from edgead.importing.model import AnomalibModel
 from edgead.importing.scoring import scoring_module
-from edgead.photos import encode_png
-from edgead.runtime.decode import find_images, read_image
+from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
+from edgead.runtime.decision.threshold import DEFAULT_FALSE_ALARM_RATE, Threshold, calibrate
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import file_sha256
-from edgead.runtime.normals import Normals, map_level, picture_signals
-from edgead.runtime.preprocess import resize
-from edgead.runtime.threshold import DEFAULT_FALSE_ALARM_RATE, Threshold, calibrate
+from edgead.runtime.imaging.decode import find_images, read_image
+from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.version import __version__
 
 PROVENANCE_KEY = "imported"

@@ -12,7 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from edgead.backbones import Backbone, fold_backbone, load_timm
+from edgead.features.backbones import load_timm
+from edgead.features.folding import Backbone, fold_backbone
 from edgead.importing.model import ONLY_TWO, PADIM, PATCHCORE, AnomalibModel, Decision, Preparation, blur_line
 from edgead.runtime.errors import BackendUnavailable, ConfigError, DataError
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgead.backbones import Backbone
+from edgead.features.folding import Backbone
 from edgead.runtime.errors import DataError
 
 PATCHCORE, PADIM = "patchcore", "padim"

@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from edgead.backbones import fold_body
+from edgead.features.folding import fold_body
 from edgead.importing.checkpoint import check_preparation
 from edgead.importing.model import ONLY_TWO, PADIM, PATCHCORE, AnomalibModel, Decision, Preparation, blur_line
 from edgead.importing.onnx_network import Constants, attributes, torch_network

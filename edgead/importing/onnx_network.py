@@ -149,7 +149,7 @@ def _convolution(node: onnx.NodeProto, given: Mapping[str, Any], known: Constant
     conv.weight = nn.Parameter(weight.float())
     if bias is not None:
         conv.bias = nn.Parameter(bias.float())
-    # torch has no uneven padding; in front of the convolution it is what `edgead.backbones` makes of timm's.
+    # torch has no uneven padding; in front of the convolution it is what `edgead.features.backbones` makes of timm's.
     return conv if even else nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), conv)
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgead.backbones import Backbone
 from edgead.detectors.heads import MahalanobisHead, NearestNeighbourHead
-from edgead.features import pool, resize_map
+from edgead.features.features import pool, resize_map
+from edgead.features.folding import Backbone
 from edgead.importing.model import PATCHCORE, AnomalibModel, Preparation
 from edgead.runtime.errors import ConfigError, DataError
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from edgead.evaluation import METRICS, ImageScore
-from edgead.metrics import Metric
+from edgead.evaluation.evaluation import METRICS, ImageScore
+from edgead.metrics.metrics import Metric
 from edgead.pages import plots
 from edgead.pages.compare_page import TITLES
 from edgead.pages.markup import Markup, cell, document, element, facts, image, number, section, table
 from edgead.reporting import ESCAPES, FALSE_ALARMS, LEFT_OUT, Report
-from edgead.runtime.bench_report import BenchReport, BenchRow
-from edgead.runtime.heatmap import colormap
-from edgead.runtime.sections import ParityRecord
+from edgead.runtime.bundle.manifest_schema import ParityRecord
+from edgead.runtime.device.bench_report import BenchReport, BenchRow
+from edgead.runtime.imaging.heatmap import colormap
 
 _STAGES = ("wait", "preprocess", "network", "decide")
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgead.probes import logical, structural
 from edgead.probes.scene import Scene, read_scene
 from edgead.runtime.errors import ConfigError, DataError, suggest
-from edgead.runtime.region import Region
+from edgead.runtime.imaging.roi import Region
 
 __all__ = ["KINDS", "LOGICAL", "STRENGTHS", "STRUCTURAL", "Scene", "plant", "plant_in_region", "read_scene"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.preprocess import resize
 
 WORKING_SIDE = 256  # pixels of the longer side; what is found there is found in a 20-megapixel image, too
 

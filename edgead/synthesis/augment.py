@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.preprocess import resize
 from edgead.synthesis.forger import Image, is_grey, to_bytes
 
 _Table = NDArray[np.floating]

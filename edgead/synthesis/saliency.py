@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.maps import resize_map
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.anomaly_map import resize_map
+from edgead.runtime.imaging.preprocess import resize
 from edgead.synthesis.forger import Image, Mask
 
 Saliency = Callable[[Image], NDArray[np.float32]]

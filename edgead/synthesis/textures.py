@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.decode import IMAGE_SUFFIXES, read_image
 from edgead.runtime.errors import DataError
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.listing import list_images
+from edgead.runtime.imaging.preprocess import resize
 from edgead.synthesis.augment import augment
 from edgead.synthesis.forger import Image, to_bytes, to_grey
 from edgead.synthesis.perlin import perlin, random_perlin
@@ -60,7 +61,7 @@ class FolderTextures:
     def __init__(self, folder: Path, height: int, width: int, *, grey: bool = False) -> None:
         if not folder.is_dir():
             raise DataError(f"there is no folder of textures at {folder}")
-        self._files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self._files = list_images(folder).paths
         if not self._files:
             raise DataError(f"{folder} holds no photo to take textures from")
         self._size, self._grey = (height, width), grey

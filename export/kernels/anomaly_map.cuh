@@ -68,7 +68,7 @@ __device__ __forceinline__ MapPosition map_position(int index, int length, int s
   return {near, near < length - 1 ? near + 1 : near, static_cast<float>(exact_add(position, -near))};
 }
 
-// Bilinear resize with half-pixel centres, columns first, as runtime/maps.py does; one thread a pixel.
+// Bilinear resize with half-pixel centres, columns first, as runtime/imaging/anomaly_map.py does; one thread a pixel.
 //   maps (images, map_height, map_width) -> resized (images, height, width); grid = (ceil(height * width / 256), images)
 __global__ void __launch_bounds__(kMapThreads)
     map_resize(const float* __restrict__ maps, int map_height, int map_width, int height, int width,
@@ -104,7 +104,7 @@ __device__ __forceinline__ Value block_max(Value value, Value* partial) {
   return value;
 }
 
-// 8-connected regions of cells above a threshold, as `find_regions` of runtime/maps.py; one block an image.
+// 8-connected regions of cells above a threshold, as `find_regions` of runtime/imaging/anomaly_map.py; one block an image.
 //   maps    (images, height, width); NaN is above nothing
 //   labels  (images, 2, height * width) scratch
 //   boxes   (images, capacity, 4): top, left, bottom, right, half-open; regions by their first cell, row by row

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edgead.export.kernels.compiling import compile_kernel
-from edgead.runtime.cuda_driver import require_gpu
+from edgead.runtime.backends.gpu_driver import require_gpu
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 
 # Array of the CUDA array interface, whole number (int32), real number (float32), or no array.

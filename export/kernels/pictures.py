@@ -13,7 +13,7 @@ import numpy as np
 from edgead.export.kernels.gpu import Device
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.frame import Layout
-from edgead.runtime.nv12 import WEIGHTS, Standard
+from edgead.runtime.imaging.nv12 import WEIGHTS, Standard
 
 _LAYOUTS: dict[str, int] = {"rgb": 0, "bgr": 1, "gray": 2}
 _THREADS = 256
@@ -22,7 +22,7 @@ _TAP_INTS = 7
 
 
 class Resizer:
-    """Resizes frames of one size to network size, byte for byte as `edgead.runtime.preprocess.resize` does.
+    """Resizes frames of one size to network size, byte for byte as `edgead.runtime.imaging.preprocess.resize` does.
 
     Args:
         device: where the frames are.
@@ -53,7 +53,7 @@ class Resizer:
         return self._columns(middle, layout)
 
     def nv12(self, luma: Any, chroma: Any, standard: Standard = "bt601") -> Any:
-        """Resize an NV12 frame; arguments as those of `edgead.runtime.nv12.nv12_to_rgb`, result as that of `frame`."""
+        """Resize an NV12 frame; arguments as of `edgead.runtime.imaging.nv12.nv12_to_rgb`, result as of `frame`."""
         if standard not in WEIGHTS:
             raise ConfigError(f"unknown colour standard '{standard}'.{suggest(standard, WEIGHTS)}")
         rows, columns = self._source
@@ -109,7 +109,7 @@ def smooth_maps(device: Device, maps: Any, weights: Any) -> tuple[Any, Any]:
 
 
 def resize_maps(device: Device, maps: Any, height: int, width: int) -> Any:
-    """Resize maps ``(N, gh, gw)`` float32, to the bit as `edgead.runtime.maps.resize_map` does."""
+    """Resize maps ``(N, gh, gw)`` float32, to the bit as `edgead.runtime.imaging.anomaly_map.resize_map` does."""
     count, map_height, map_width = _maps(maps)
     if min(height, width) < 1:
         raise ConfigError(f"a map cannot be resized to {height}x{width}; both sizes must be at least 1")
@@ -120,7 +120,7 @@ def resize_maps(device: Device, maps: Any, height: int, width: int) -> Any:
 
 
 def find_regions(device: Device, maps: Any, threshold: float, capacity: int = 64) -> tuple[Any, Any, Any]:
-    """Find the connected regions above a threshold, as `edgead.runtime.maps.find_regions` does.
+    """Find the connected regions above a threshold, as `edgead.runtime.imaging.anomaly_map.find_regions` does.
 
     Args:
         device: where the maps are.

@@ -1,6 +1,6 @@
-// The resize from frame to network input, rule `reduce-bilinear/1` of runtime/preprocess.py, byte for byte.
+// The resize from frame to network input, rule `reduce-bilinear/1` of runtime/imaging/preprocess.py, byte for byte.
 //
-// NV12 is converted pixel by pixel on the way in, as runtime/nv12.py does; no RGB frame is ever written.
+// NV12 is converted pixel by pixel on the way in, as runtime/imaging/nv12.py does; no RGB frame is ever written.
 //
 // Blocks of whole pixels are averaged first, then a triangle filter with 22-bit weights does the rest, rows before
 // columns, each pass rounded to 8 bits. Pixels are integers throughout. Weights are computed in FP64 as Python does, one
@@ -18,7 +18,7 @@ constexpr int kWeightBits = 22;
 // Order of a frame's channels. Grey has one; the network's input has three equal ones then.
 enum class FrameLayout : int { kRgb, kBgr, kGray };
 
-// Weights of BT.601 and BT.709 for limited range, in units of 2^-16: runtime/nv12.py has the formula.
+// Weights of BT.601 and BT.709 for limited range, in units of 2^-16: runtime/imaging/nv12.py has the formula.
 constexpr int kNv12Bits = 16;
 struct Nv12Weights {
   int y, rv, gu, gv, bu;

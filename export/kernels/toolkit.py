@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgead.export.kernels import SOURCE_FOLDER
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.files import atomic_write, reason
 

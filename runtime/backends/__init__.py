@@ -13,20 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.errors import BackendUnavailable, ConfigError, missing_extra, suggest
-
-
-class Inference(NamedTuple):
-    """Raw output for a batch: ``score (N,)`` float32 and ``map (N, gh, gw)`` float32, higher is more anomalous.
-
-    A routed model also says the category it took each image for, and its reason where it is not sure enough to judge.
-    """
-
-    score: NDArray[np.float32]
-    map: NDArray[np.float32]
-    category: Sequence[str | None] | None = None
-    reason: Sequence[str | None] | None = None
+from edgead.runtime.frame import Inference
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import Inference
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, missing_extra
+from edgead.runtime.frame import Inference
 
 INPUT = "images"
 OUTPUTS = ("score", "map")

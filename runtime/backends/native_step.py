@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime import gaussians, search
 from edgead.runtime.backends.common import OUTPUTS, first_line
+from edgead.runtime.backends.native import knn, mahalanobis
+from edgead.runtime.backends.native.library import DISTANCES, NativeCode, NativeParts, find_parts
 from edgead.runtime.errors import BackendError
-from edgead.runtime.native import DISTANCES, NativeCode, NativeParts, find_parts
 
 Feeds = Mapping[str, NDArray[np.float32]]
 
@@ -30,7 +30,13 @@ def parts_for(model: Path, outputs: Sequence[str]) -> NativeParts | None:
 
 def lacking(library: Any, kind: str) -> str | None:
     """Return what this processor lacks for native code of a kind, None where it can run it."""
-    return None if kind != "search" or search.RowSearch.supported(library) else search.LACKING
+    return None if kind != "search" or knn.supported(library) else knn.LACKING
+
+
+def describe_native(library: Any) -> list[str]:
+    """Return what a library computes natively on this processor, such as ``search (AVX2)``."""
+    search = [f"search ({knn.find_set(library).name})"] if knn.supported(library) else []
+    return [*search, f"Gaussians ({mahalanobis.vector_name(mahalanobis.most_lanes(library))})"]
 
 
 class NativeStep:
@@ -76,8 +82,8 @@ def _open(parts: NativeParts, shape: Sequence[Any], threads: int) -> NativeCode:
         first, second = map(int, shape)
         locations, channels = (second, first) if description.channels_first else (first, second)
         if description.kind == "search":
-            return search.open_search(library, constants, channels, threads)
-        return gaussians.open_gaussians(
+            return knn.open_search(library, constants, channels, threads)
+        return mahalanobis.open_gaussians(
             library,
             constants,
             (locations, channels),

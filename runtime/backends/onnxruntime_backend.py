@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
@@ -22,11 +22,12 @@ from edgead.runtime.backends.common import (
     load_onnxruntime,
     run_batches,
 )
+from edgead.runtime.backends.engine_key import graph_precision
+from edgead.runtime.backends.gpu_driver import require_gpu
+from edgead.runtime.backends.native.library import QUERIES
 from edgead.runtime.backends.native_step import NativeStep, parts_for
-from edgead.runtime.cuda_driver import require_gpu
-from edgead.runtime.engine_key import graph_precision
 from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.native import QUERIES
+from edgead.runtime.frame import Inference
 
 # It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
 # an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
@@ -122,8 +123,8 @@ def _session(
 class OnnxRuntimeBackend(_OnnxRuntime):
     """Runs the graph in FP32 on ONNX Runtime's CPU provider.
 
-    Where the graph lies there in two parts too and this device has the library for it (`edgead.runtime.native`), what
-    goes between them is computed natively; `describe` says so.
+    Where the graph lies there in two parts too and this device has the library for it
+    (`edgead.runtime.backends.native`), what goes between them is computed natively; `describe` says so.
 
     Args:
         model: graph file, its ``weights/`` folder beside it.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
@@ -23,9 +23,10 @@ from edgead.runtime.backends.common import (
     openvino_core,
     run_batches,
 )
+from edgead.runtime.backends.native.library import QUERIES
 from edgead.runtime.backends.native_step import Feeds, NativeStep, parts_for
 from edgead.runtime.errors import BackendError, BackendUnavailable
-from edgead.runtime.native import QUERIES
+from edgead.runtime.frame import Inference
 
 _SCORING_NODE = b"plugin_namespace"  # an attribute of each, see edgead.export.ops
 _PRECISION_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}

@@ -12,13 +12,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import OUTPUTS, as_inference, check_images, check_settings, first_line, run_batches
-from edgead.runtime.backends.tensorrt_engine import EngineRunner
-from edgead.runtime.backends.tensorrt_library import Target, load_cuda, load_library, load_plugin
-from edgead.runtime.cuda_driver import require_gpu
-from edgead.runtime.engine_cache import EngineCache, StoredEngine
-from edgead.runtime.engine_key import (
+from edgead.runtime.backends.engine_cache import EngineCache, StoredEngine
+from edgead.runtime.backends.engine_key import (
     PORTABLE,
     EngineKey,
     graph_digest,
@@ -26,7 +23,11 @@ from edgead.runtime.engine_key import (
     plugin_digest,
     plugin_from_environment,
 )
+from edgead.runtime.backends.gpu_driver import require_gpu
+from edgead.runtime.backends.tensorrt_engine import EngineRunner
+from edgead.runtime.backends.tensorrt_library import Target, load_cuda, load_library, load_plugin
 from edgead.runtime.errors import BackendError, EngineMissing
+from edgead.runtime.frame import Inference
 
 
 class TensorRtBackend:

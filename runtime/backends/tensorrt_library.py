@@ -84,7 +84,7 @@ def load_cuda() -> Any:
 
 def cuda_extra() -> str:
     """Return the extra with the cuda-bindings for this machine's driver."""
-    from edgead.runtime.cuda_driver import cuda_driver
+    from edgead.runtime.backends.gpu_driver import cuda_driver
 
     return "cuda12" if cuda_driver().release.startswith("12.") else "cuda13"
 

@@ -29,7 +29,7 @@ from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.uri import HIDDEN, Parameters, redact, split_query
 
 if TYPE_CHECKING:
-    from edgead.runtime.summary import StreamSummary
+    from edgead.runtime.status.summary import StreamSummary
 
 
 class Sink(Protocol):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.frame import Frame, Result
-from edgead.runtime.heatmap import annotate
+from edgead.runtime.imaging.heatmap import annotate
 from edgead.runtime.sinks import Sink, selects
 from edgead.runtime.uri import Parameters
 

@@ -12,13 +12,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from edgead.runtime.frame import Frame, Result
+from edgead.runtime.http_server import Handler, Server, is_loopback, parse_listen
 from edgead.runtime.sinks import Sink
 from edgead.runtime.uri import Parameters
 from edgead.runtime.version import __version__
-from edgead.runtime.web import Handler, Server, is_loopback, parse_listen
 
 if TYPE_CHECKING:
-    from edgead.runtime.summary import StreamSummary
+    from edgead.runtime.status.summary import StreamSummary
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds; wide enough for a small board, fine enough for a fast one.

@@ -14,7 +14,7 @@ import numpy as np
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Frame, Result
-from edgead.runtime.heatmap import annotate, highest_strip
+from edgead.runtime.imaging.heatmap import annotate, highest_strip
 from edgead.runtime.sinks import Sink, selects
 from edgead.runtime.sinks.images import Retention, SourceNames, free_path
 from edgead.runtime.uri import Parameters

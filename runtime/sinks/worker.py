@@ -7,40 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.sinks import Sink
+from edgead.runtime.status.sink_report import SinkReport
 from edgead.runtime.uri import redact
 
 _RESULTS = 4096
 _FRAMES = 8  # 12-megapixel frames are 36 MB each
 
 _log = logging.getLogger("edgead.sinks")
-
-
-@dataclass(frozen=True, slots=True)
-class SinkReport:
-    """What became of the results a sink accepted: ``accepted = written + failed + missed + pending``.
-
-    Attributes:
-        written: the sink's `write` returned.
-        failed: it raised; ``last_error`` says what, last.
-        missed: never given to it, or not finished in time, because it was too slow or dead.
-        pending: still on the way; 0 once the stream has ended.
-    """
-
-    name: str
-    accepted: int
-    written: int
-    failed: int
-    missed: int
-    pending: int
-    last_error: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class SinkWorker:

@@ -29,9 +29,9 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
-from edgead.runtime.decode import IMAGE_SUFFIXES
 from edgead.runtime.errors import ConfigError, SourceError, missing_extra, suggest
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging.listing import IMAGE_SUFFIXES
 from edgead.runtime.uri import Parameters, redact, split_query
 
 Clock = Callable[[], int]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgead.runtime.decode import IMAGE_SUFFIXES, read_image
 from edgead.runtime.errors import DataError, SourceError
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging import listing
+from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.sources import Address, Clock, Source
 
 
@@ -61,21 +61,10 @@ def list_images(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise SourceError(f"no file or folder {root}; check the path")
-    found: list[Path] = []
     try:
-        for folder, subfolders, names in os.walk(root, onerror=_raise):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            found += [
-                Path(folder, name)
-                for name in names
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-            ]
-    except OSError as error:
-        raise SourceError(f"cannot list {error.filename or root}: {error.strerror or error}") from error
+        found = listing.list_images(root).paths
+    except DataError as error:
+        raise SourceError(str(error)) from error
     if not found:
-        raise SourceError(f"no image in {root}; known file types: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _raise(error: OSError) -> None:
-    raise error
+        raise SourceError(f"no image in {root}; known file types: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
+    return found

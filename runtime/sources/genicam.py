@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edgead.runtime.clockmap import ClockMap
 from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame, Layout
 from edgead.runtime.sources import Address, Clock, Source
+from edgead.runtime.sources.clock import ClockMap
 
 _LAYOUTS: dict[str, Layout] = {"Mono8": "gray", "RGB8": "rgb", "RGB8Packed": "rgb", "BGR8": "bgr", "BGR8Packed": "bgr"}
 _FETCH_S = 0.2  # how often a reader looks whether it was closed; a triggered camera may be silent for hours

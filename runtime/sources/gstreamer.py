@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edgead.runtime.clockmap import ClockMap
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import Clock
+from edgead.runtime.sources.clock import ClockMap
 
 _OPEN_S, _READ_S = 5, 4
 _WAKE_NS = 100_000_000  # how often a reader looks whether it was closed

@@ -102,6 +102,6 @@ def _as_host_array(image: Any) -> NDArray[Any]:
     contiguous = tuple(int(kind.itemsize * np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
     if strides is not None and tuple(strides) != contiguous:
         raise DataError("a picture in GPU memory must be C-contiguous; copy it first")
-    from edgead.runtime.cuda_copy import copy_to_host
+    from edgead.runtime.backends.cuda_copy import copy_to_host
 
     return copy_to_host(int(described["data"][0]), shape, kind, described.get("stream"))

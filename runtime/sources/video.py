@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from edgead.runtime.clockmap import ClockMap
 from edgead.runtime.errors import SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import Address, Clock, Source
+from edgead.runtime.sources.clock import ClockMap
 
 
 class Capture:

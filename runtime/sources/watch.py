@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edgead.runtime.decode import IMAGE_SUFFIXES, read_image
 from edgead.runtime.errors import DataError, SourceError
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.listing import list_images
 from edgead.runtime.sources import Address, Clock, Source
 
 
@@ -91,15 +91,14 @@ class WatchSource(Source):
         found: dict[Path, _Seen] = {}
         if not self._root.is_dir():
             raise SourceError(f"the folder {self._root} is gone")
-        for folder, subfolders, names in os.walk(self._root):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                path = Path(folder, name)
-                if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
-                    continue
-                try:
-                    state = path.stat()
-                except OSError:
-                    continue  # removed meanwhile
-                found[path] = _Seen(state.st_size, state.st_mtime_ns, state.st_ino)
+        try:
+            paths = list_images(self._root).paths
+        except DataError as error:
+            raise SourceError(str(error)) from error
+        for path in paths:
+            try:
+                state = path.stat()
+            except OSError:
+                continue  # removed meanwhile
+            found[path] = _Seen(state.st_size, state.st_mtime_ns, state.st_ino)
         return found

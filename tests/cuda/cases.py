@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.export.kernels.pictures import Resizer, find_regions
-from edgead.runtime import preprocess
-from edgead.runtime.maps import find_regions as find_regions_on_host
-from edgead.runtime.nv12 import nv12_to_rgb
+from edgead.runtime.imaging import preprocess
+from edgead.runtime.imaging.anomaly_map import find_regions as find_regions_on_host
+from edgead.runtime.imaging.nv12 import nv12_to_rgb
 from tests.cuda import knn, launchers, mahalanobis
 from tests.cuda.executor import Executor, HostExecutor, NumpyDevice
 from tests.cuda.knn import INT8, KEEP, NO_NEIGHBOUR, Code, Floats, Found, Prepared

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.export.kernels import gpu as gpu_module
-from edgead.runtime.cuda_driver import CudaDevice, CudaDriver
+from edgead.runtime.backends.gpu_driver import CudaDevice, CudaDriver
 from tests.cuda.executor import HostExecutor
 
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import gpu_report, kernels
 from benchmarks.kernels import Ceilings, Row
 from edgead.export.kernels.gpu import Gpu
-from edgead.runtime.cuda_driver import CudaDriver, cuda_driver
+from edgead.runtime.backends.gpu_driver import CudaDriver, cuda_driver
 from edgead.runtime.errors import ConfigError
 from tests.cuda import fake_driver, toolchain
 

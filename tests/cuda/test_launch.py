@@ -18,7 +18,7 @@ from edgead.export.kernels import compiling
 from edgead.export.kernels import gpu as gpu_module
 from edgead.export.kernels.gpu import Gpu
 from edgead.export.kernels.scoring import MemoryBank, mahalanobis_scores
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from tests.cuda import fake_driver, knn, mahalanobis, toolchain, wheels
 from tests.cuda.fake_driver import FakeDriver

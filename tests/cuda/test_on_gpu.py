@@ -11,9 +11,10 @@ import pytest
 from edgead.export.kernels.gpu import Gpu
 from edgead.export.kernels.pictures import Resizer, find_regions, resize_maps
 from edgead.export.kernels.scoring import MemoryBank, mahalanobis_scores
-from edgead.runtime import maps, preprocess
 from edgead.runtime.errors import BackendUnavailable
-from edgead.runtime.nv12 import WEIGHTS, nv12_to_rgb
+from edgead.runtime.imaging import anomaly_map as maps
+from edgead.runtime.imaging import preprocess
+from edgead.runtime.imaging.nv12 import WEIGHTS, nv12_to_rgb
 from tests.cuda import cases, knn, mahalanobis
 
 pytestmark = pytest.mark.gpu

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.export.kernels.pictures import Resizer, find_regions, resize_maps, smooth_maps
-from edgead.runtime import maps as host_maps
-from edgead.runtime import preprocess
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.frame import Layout
-from edgead.runtime.nv12 import nv12_to_rgb
+from edgead.runtime.imaging import anomaly_map as host_maps
+from edgead.runtime.imaging import preprocess
+from edgead.runtime.imaging.nv12 import nv12_to_rgb
 from tests.cuda import toolchain
 from tests.cuda.cases import check_regions, check_resize
 from tests.cuda.executor import Executor, HostExecutor, NumpyDevice
@@ -66,7 +66,7 @@ def test_an_nv12_frame_is_resized_to_the_byte(library: Path, standard: str) -> N
 def test_maps_are_smoothed_as_the_module_does(executor: Executor, grid: tuple[int, int]) -> None:
     import torch
 
-    from edgead.scoring import GaussianSmoothing
+    from edgead.features.scoring import GaussianSmoothing
 
     maps = np.random.default_rng(2).random((2, *grid), np.float32)
     module = GaussianSmoothing(4.0 * min(grid) / 256.0)

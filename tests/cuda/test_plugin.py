@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgead.export.kernels.toolkit import build_plugin
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from tests.cuda import toolchain, wheels
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec, copy_weights
+from edgead.features.backbones import BackboneSpec, copy_weights
 
 REAL = ("tf_efficientnet_lite0", ("blocks.2", "blocks.4"))
 TINY = ("test_resnet", ("layer2", "layer3"))  # of random weights, and exported in a second

@@ -20,7 +20,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from edgead.comparing.rows import Row
-    from edgead.model import TrainedModel
+    from edgead.model.model import TrainedModel
 
 from edgead.cli import run
 from tests.waiting import LONG_S
@@ -225,7 +225,7 @@ def _make_row(
 ) -> Row:
     """A row of drawn scores: the first half of the images is good."""
     from edgead.comparing.rows import Outcome, Row
-    from edgead.metrics import f1_max, image_auroc
+    from edgead.metrics.metrics import f1_max, image_auroc
 
     random = np.random.default_rng([seed, sum(map(ord, label))])
     anomalous = np.arange(images) >= images // 2
@@ -317,9 +317,9 @@ def step_and_export() -> Callable[[Any, Any], None]:
 
         from edgead.detectors import create_detector
         from edgead.detectors.learned import LearnedModule
-        from edgead.export.graph import export_onnx
-        from edgead.export.lint import require_clean
-        from edgead.training import train
+        from edgead.export.graph.lint import require_clean
+        from edgead.export.graph.tracing import export_onnx
+        from edgead.training.training import train
 
         one = {"steps": 1, "batch": 2, "evaluations": 1}
         one |= {

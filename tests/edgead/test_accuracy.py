@@ -11,7 +11,7 @@ import torch
 
 from edgead.data import load_images, open_category
 from edgead.fitting import fit
-from edgead.metrics import image_auroc
+from edgead.metrics.metrics import image_auroc
 
 SIDE = 128
 DETECTORS: dict[str, dict[str, Any]] = {"fre": {}, "npad": {"centroids": 64}, "protoad": {"prototypes": 64}}

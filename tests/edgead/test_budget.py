@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgead.backbones import BackboneSpec, build_backbone
 from edgead.budget import Ranking, pick
 from edgead.budget.tracing import SharedBackbone
-from edgead.coreset import silent
 from edgead.detectors import REGISTRY, create_detector, learns, pools_categories
 from edgead.detectors.base import fit_module
 from edgead.export.exporting import export_bundle
-from edgead.features import FeatureExtractor, build_extractor
+from edgead.features.backbones import BackboneSpec, build_backbone
+from edgead.features.features import FeatureExtractor, build_extractor
 from edgead.fitting import fit
-from edgead.metrics import image_auroc
-from edgead.model import load_model
-from edgead.model_card import RungCard
-from edgead.runtime.bundle import Bundle
+from edgead.metrics.metrics import image_auroc
+from edgead.model.model import load_model
+from edgead.model.model_card import RungCard
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.progress import silent
 
 CLOSED_FORM = [name for name in REGISTRY if not learns(name)]  # what a budget chooses for
 SIZE = (64, 64)

@@ -110,7 +110,7 @@ def test_a_defect_of_edgead_is_one_line_and_1(edgead, monkeypatch):
     def defect(_: object) -> None:
         raise ZeroDivisionError("half of\nnothing")
 
-    monkeypatch.setattr("edgead.runtime.doctor.diagnose", defect)
+    monkeypatch.setattr("edgead.runtime.device.doctor.diagnose", defect)
     outcome = edgead("doctor")
     assert outcome.code == 1
     assert "internal error (ZeroDivisionError: half of nothing)" in outcome.error
@@ -123,7 +123,7 @@ def test_stdout_is_for_the_json_object_alone(edgead, monkeypatch):
         print("a library greets its users")
         return []
 
-    monkeypatch.setattr("edgead.runtime.doctor.diagnose", chatty)
+    monkeypatch.setattr("edgead.runtime.device.doctor.diagnose", chatty)
     outcome = edgead("doctor", "--json")
     assert outcome.json == {"schema": "edgead.doctor/1", "components": []}
     assert "greets" in outcome.err

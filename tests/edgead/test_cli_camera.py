@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.imaging.decode import read_image
 from tests.waiting import LONG_S, lines, wait_for
 
 posix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
@@ -277,7 +277,7 @@ def test_a_signal_under_load_ends_it_with_the_summary(launch, plate_bundle, tmp_
 
 @posix
 def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, tmp_path):
-    from edgead.runtime.bundle import replace_manifest
+    from edgead.runtime.bundle.writing import replace_manifest
 
     bundle = tmp_path / "line.edgead"
     shutil.copy(plate_bundle, bundle)

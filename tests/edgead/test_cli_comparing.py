@@ -15,7 +15,7 @@ from edgead.comparing import running
 from edgead.comparing.measure import Options
 from edgead.comparing.plan import make_jobs, open_subjects, parse_variants
 from edgead.comparing.rows import read_row, row_path
-from edgead.metrics import image_auroc
+from edgead.metrics.metrics import image_auroc
 from edgead.runtime.errors import DataError
 
 DETECTORS, SETTINGS = "padim,small=padim", ("dimensions=20", "small:dimensions=10")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgead.runtime.bundle import Bundle, write_bundle
-from edgead.runtime.doctor import diagnose
-from edgead.runtime.expected import EXPECTED_NAME, pack_expected
-from edgead.runtime.member_names import MANIFEST_NAME
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.layout import MANIFEST_NAME
+from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.bundle.writing import write_bundle
+from edgead.runtime.device.doctor import diagnose
 
 
 def rewritten(bundle: Path, target: Path, **members: bytes) -> Path:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgead.model import load_model
+from edgead.model.model import load_model
 from edgead.opening import open_inspector
-from edgead.runtime.decode import read_image
 from edgead.runtime.frame import Decision
+from edgead.runtime.imaging.decode import read_image
 
 
 def copy(path: Path, folder: Path) -> Path:
@@ -141,7 +141,7 @@ def _set_threshold(model: Path, value: float) -> None:
 
 def _between_torch_and_runtime(model: Path, bundle: Path) -> float:
     from edgead.opening import open_inspector
-    from edgead.runtime.decode import read_image
+    from edgead.runtime.imaging.decode import read_image
 
     for backend in ("onnxruntime", "openvino"):
         with open_inspector(model) as torch, open_inspector(bundle, backend=backend) as other:

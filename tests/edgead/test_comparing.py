@@ -12,8 +12,8 @@ from edgead.comparing.plan import make_jobs, open_subjects, parse_variants
 from edgead.comparing.rows import read_row, row_path, write_row
 from edgead.comparing.summary import group_rows, summarise
 from edgead.comparing.tables import markdown, to_csv
-from edgead.delong import compare_auroc
-from edgead.metrics import image_auroc
+from edgead.metrics.delong import compare_auroc
+from edgead.metrics.metrics import image_auroc
 from edgead.runtime.errors import ConfigError, DataError
 
 

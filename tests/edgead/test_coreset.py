@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgead.coreset import coverage_radius, greedy_coreset
+from edgead.features.coreset import coverage_radius, greedy_coreset
 
 
 def brute_force(patches: NDArray[np.float64], first: int, size: int) -> list[int]:

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgead.backbones import NO_BACKBONE, BackboneSpec
 from edgead.detectors import create_detector
-from edgead.detectors.blocks import fold_batch_norm
 from edgead.detectors.cutpaste import balanced_entropy, window_labels
 from edgead.detectors.gaussian import GaussianDensity, shrunk_moments
-from edgead.detectors.resnet import ResNet18
+from edgead.detectors.networks.blocks import fold_batch_norm
+from edgead.detectors.networks.resnet import ResNet18
+from edgead.features.backbones import NO_BACKBONE, BackboneSpec
 from edgead.runtime.errors import ConfigError
-from edgead.training import train
+from edgead.training.training import train
 
 RANDOM = BackboneSpec("efficientnet_lite0", "random")
 SIZE = (64, 96)

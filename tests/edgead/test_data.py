@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.data import list_images, load_images, load_mask, open_category, prefetch
-from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.preprocess import resize
 
 
 def save(path: Path, *, size: tuple[int, int] = (12, 10), seed: int = 0, **options) -> Path:

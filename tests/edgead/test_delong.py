@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgead.delong import compare_auroc, holm
-from edgead.metrics import image_auroc
+from edgead.metrics.delong import compare_auroc, holm
+from edgead.metrics.metrics import image_auroc
 from edgead.runtime.errors import DataError
 
 

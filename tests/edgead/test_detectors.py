@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from edgead.backbones import BackboneSpec, build_backbone
-from edgead.coreset import greedy_coreset, silent
 from edgead.detectors import REGISTRY, create_detector
 from edgead.detectors.base import Fit, assign_folds, fit_closed_form
 from edgead.detectors.patchcore import NearestNeighbourHead
-from edgead.features import FeatureExtractor, build_extractor
+from edgead.features.backbones import BackboneSpec, build_backbone
+from edgead.features.coreset import greedy_coreset
+from edgead.features.features import FeatureExtractor, build_extractor
+from edgead.features.scoring import GaussianSmoothing, ScoringModule
 from edgead.runtime.errors import ConfigError
-from edgead.scoring import GaussianSmoothing, ScoringModule
+from edgead.runtime.progress import silent
 
 SIZE = (64, 64)
 COUNT = 11  # no multiple of the folds or of the batch

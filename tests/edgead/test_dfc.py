@@ -18,17 +18,18 @@ from edgead.detectors import create_detector
 from edgead.detectors.anchors import group_images, make_anchors
 from edgead.detectors.dfc import _names
 from edgead.detectors.routing import RoutedModule, Router
-from edgead.evaluation import evaluate
+from edgead.evaluation.evaluation import evaluate
 from edgead.export.exporting import export_bundle
 from edgead.export.torch_backend import TorchBackend
 from edgead.fitting import fit
-from edgead.model import TrainedModel, load_model
+from edgead.model.model import TrainedModel, load_model
 from edgead.opening import open_inspector
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.backends.routed_backend import FusedBackend
+from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.frame import Decision
-from edgead.runtime.routed import UNKNOWN_CATEGORY, FusedBackend
+from edgead.runtime.imaging.decode import read_image
 
 # timm's backbone for tests: real layers, quick to export; random weights tell patterns this plain apart.
 QUICK = {"size": 64, "backbone": "test_resnet@random"}

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgead.backbones import BackboneSpec
 from edgead.detectors import create_detector
 from edgead.detectors.efficientad import hard_mean, scale_maps
-from edgead.detectors.efficientad_network import AutoEncoder, Describer, PatchDescriber, compress
-from edgead.detectors.encoders import TapEncoder
+from edgead.detectors.networks.efficientad_network import AutoEncoder, Describer, PatchDescriber, compress
+from edgead.detectors.networks.encoders import TapEncoder
+from edgead.features.backbones import BackboneSpec
 from edgead.runtime.errors import ConfigError
 from edgead.synthesis import open_textures
 

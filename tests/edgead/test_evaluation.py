@@ -12,14 +12,14 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from edgead.data import Category, load_images, load_mask, open_category
-from edgead.evaluation import METRICS, CategoryReport, EvalReport, evaluate
-from edgead.runtime.backends import BackendInfo, Inference
-from edgead.runtime.decode import read_image
+from edgead.evaluation.evaluation import METRICS, CategoryReport, EvalReport, evaluate
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import BackendError, DataError
-from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.maps import resize_map
-from edgead.runtime.preprocess import resize
+from edgead.runtime.frame import Decision, Frame, Inference, Result
+from edgead.runtime.imaging.anomaly_map import resize_map
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 
 INFO = BackendInfo(name="mean-image", provider="numpy", precision="fp32", device="cpu", threads=1, version="1")
 

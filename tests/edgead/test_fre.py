@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgead.coreset import silent
 from edgead.data import load_images, open_category
 from edgead.detectors import create_detector
 from edgead.detectors.base import assign_folds, fit_closed_form
 from edgead.detectors.fre import ResidualHead
-from edgead.export.graph import export_onnx
-from edgead.export.lint import lint
-from edgead.features import FeatureExtractor, build_extractor
+from edgead.export.graph.lint import lint
+from edgead.export.graph.tracing import export_onnx
+from edgead.features.features import FeatureExtractor, build_extractor
 from edgead.fitting import fit
-from edgead.model import load_model
+from edgead.model.model import load_model
 from edgead.runtime.backends import open_backend
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.progress import silent
 
 SEED = 3
 COUNT = 11  # no multiple of the folds or of the batch

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgead.importing import import_anomalib
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import find_images, read_image
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import EdgeadError
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.decode import find_images, read_image
+from edgead.runtime.imaging.preprocess import resize
 from tests.edgead.anomalib_like import TINY, Model, Setup, checkpoint, export, fitted, save, sharper, step
 from tests.edgead.conftest import Command
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from benchmarks.peers import PINNED, build_environment, write_weights
 from edgead.importing import import_anomalib
-from edgead.runtime.decode import find_images, read_image
-from edgead.runtime.preprocess import resize
+from edgead.runtime.imaging.decode import find_images, read_image
+from edgead.runtime.imaging.preprocess import resize
 
 pytestmark = pytest.mark.slow
 

@@ -12,14 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgead.backbones import NO_BACKBONE, BackboneSpec
 from edgead.detectors import create_detector
 from edgead.detectors.isstad import pixel_entropy
-from edgead.detectors.isstad_network import MaskedAutoEncoder, draw_kept, masked_error
 from edgead.detectors.losses import structural_similarity
-from edgead.detectors.vit import SIZES, Grid, VitEncoder, load_mae, patchify, sine_cosine, unpatchify
+from edgead.detectors.networks.isstad_network import MaskedAutoEncoder, draw_kept, masked_error
+from edgead.detectors.networks.vit import (
+    SIZES,
+    Grid,
+    VitEncoder,
+    load_mae,
+    patchify,
+    sine_cosine,
+    unpatchify,
+)
+from edgead.features.backbones import NO_BACKBONE, BackboneSpec
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.training import train
+from edgead.training.training import train
 
 SIZE = (64, 32)  # rows and columns differ, so that taking one for the other shows
 TINY: dict[str, Any] = {

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from edgead.backbones import BackboneSpec
 from edgead.data import open_category
 from edgead.detectors import REGISTRY, create_detector, default_size, learns
 from edgead.detectors.learned import LearnedModule, ProbeJudge, hold_out
+from edgead.evaluation.validation_normals import HELD_OUT, find_normals, read_training_record
+from edgead.features.backbones import BackboneSpec
 from edgead.fitting import fit
-from edgead.heldout import HELD_OUT, find_normals, read_training_record
-from edgead.model import TrainedModel, load_model
+from edgead.model.model import TrainedModel, load_model
 from edgead.runtime.errors import ConfigError, DataError
 
 LEARNED = tuple(name for name in REGISTRY if learns(name))

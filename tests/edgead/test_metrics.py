@@ -12,17 +12,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from edgead.metrics import (
-    Metric,
-    aupro,
-    count_pixels,
-    f1_max,
-    false_alarm_rate_at_zero_escapes,
-    image_auroc,
-    pixel_auroc,
-)
+from edgead.metrics.metrics import Metric, f1_max, false_alarm_rate_at_zero_escapes, image_auroc
+from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.maps import resize_map
+from edgead.runtime.imaging.anomaly_map import resize_map
 
 IMAGE_METRICS = [image_auroc, f1_max, false_alarm_rate_at_zero_escapes]
 

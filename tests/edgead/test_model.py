@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgead.fitting import fit
-from edgead.model import TrainedModel, load_model
-from edgead.model_card import FORMAT_VERSION, check_size
+from edgead.model.model import TrainedModel, load_model
+from edgead.model.model_card import FORMAT_VERSION, check_size
 from edgead.runtime.errors import BundleError, ConfigError
 
 FILES = ["model.json", "weights.safetensors"]

@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from edgead.coreset import silent
 from edgead.data import load_images, open_category
 from edgead.detectors import create_detector
 from edgead.detectors.base import Collector, assign_folds, fit_closed_form
-from edgead.detectors.moments import LocationStatistics, random_orthonormal, whiten
+from edgead.detectors.feature_statistics import LocationStatistics, random_orthonormal, whiten
 from edgead.detectors.npad import NPadHead
-from edgead.export.graph import export_onnx
-from edgead.export.lint import lint
+from edgead.export.graph.external_weights import split_weights
+from edgead.export.graph.lint import lint
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.weights import split_weights
-from edgead.features import FeatureExtractor
+from edgead.features.features import FeatureExtractor
+from edgead.features.scoring import ScoringModule
 from edgead.fitting import fit
-from edgead.model import load_model
+from edgead.model.model import load_model
 from edgead.runtime.backends import open_backend
+from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.threshold import calibrate
-from edgead.scoring import ScoringModule
+from edgead.runtime.progress import silent
 
 SEED = 3
 COUNT = 11  # no multiple of the folds or of the batch

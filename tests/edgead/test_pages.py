@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgead.comparing.summary import group_rows, summarise
-from edgead.evaluation import ImageScore
+from edgead.evaluation.evaluation import ImageScore
 from edgead.pages import plots
 from edgead.pages.compare_page import compare_page
 from edgead.pages.markup import Markup, document, element, join, number, table
@@ -176,7 +176,7 @@ def test_text_is_escaped_where_it_is_put_in():
 
 
 def test_roc_curve_has_the_area_of_the_auroc():
-    from edgead.metrics import image_auroc
+    from edgead.metrics.metrics import image_auroc
 
     random = np.random.default_rng(3)
     anomalous = random.random(60) < 0.4
@@ -189,7 +189,7 @@ def test_roc_curve_has_the_area_of_the_auroc():
 
 
 def test_mean_roc_has_the_area_of_the_mean_auroc(make_row):
-    from edgead.pages.compare_page import _mean_roc
+    from edgead.pages.compare_sections import _mean_roc
 
     rows = [make_row("a", seed) for seed in range(3)]
     x, y = _mean_roc([row.outcome for row in rows])

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from edgead.data import open_category
+from edgead.data.training_images import make_references, second_shot
 from edgead.fitting import fit
-from edgead.photos import make_references, second_shot
-from edgead.runtime.decode import decode_image, read_image
+from edgead.runtime.imaging.decode import decode_image, read_image
 
 
 def pixels(png: bytes) -> np.ndarray:

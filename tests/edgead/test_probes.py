@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.data import open_category
-from edgead.photos import REFERENCE_IMAGES, make_references
+from edgead.data.training_images import REFERENCE_IMAGES, make_references
 from edgead.probes import KINDS, LOGICAL, STRUCTURAL, plant, read_scene
-from edgead.runtime.decode import read_image
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.decode import read_image
 
 CATEGORIES = ("plate", "cell", "figure")
 

@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.data import open_category
-from edgead.heldout import OUT_OF_FOLD, PHOTOS, VALIDATION, TrainingRecord, find_normals, read_training_record
+from edgead.evaluation.probing import ProbeReport, probe
+from edgead.evaluation.validation_normals import (
+    OUT_OF_FOLD,
+    PHOTOS,
+    VALIDATION,
+    TrainingRecord,
+    find_normals,
+    read_training_record,
+)
 from edgead.opening import open_inspector
 from edgead.probes import KINDS, STRUCTURAL
-from edgead.probing import ProbeReport, probe
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.frame import Inference
+from edgead.runtime.inspection.inspector import Inspector
 
 INFO = BackendInfo(name="fixed", provider="numpy", precision="fp32", device="cpu", threads=1, version="1")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgead.refitting import Refitting
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.device_profile import Choice
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import BundleError, ConfigError, DataError
+from edgead.runtime.inspection.device_profile import Choice
+from edgead.tuning.refitting import Refitting
 
 CHOICE = Choice(backend="onnxruntime", precision="fp32", threads=1, native_code="absent")
 SETUP = ("--backend", "onnxruntime", "--threads", "1", "--frames", "10", "--frame-size", "320x240")
@@ -47,7 +47,7 @@ def test_sizes_and_settings_below_the_models_are_tried(plate, plate_model, plate
 
 
 def test_variants_are_compared_on_parts_that_they_have_not_seen(again, monkeypatch):
-    monkeypatch.setattr("edgead.export.measuring.available", lambda: ["onnxruntime"])  # one proof is enough here
+    monkeypatch.setattr("edgead.export.parity.measuring.available", lambda: ["onnxruntime"])  # one proof is enough here
     small, *_, whole = again.plan()
     refit = again.compare([small, whole], CHOICE, budget_ms=1000.0, budget_mb=None, frames=4, frame_size=(320, 240))
     assert (refit.fitted, refit.held_out, refit.skipped) == (12, 4, {})

@@ -11,17 +11,26 @@ from PIL import Image
 
 from edgead.cli import run
 from edgead.data import load_images, load_mask, open_category
-from edgead.model import load_model
+from edgead.model.model import load_model
 from edgead.opening import open_inspector
 from edgead.probes import plant_in_region
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.frame import Frame
-from edgead.runtime.heatmap import heat, overlay
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.preprocess import resize_reference
-from edgead.runtime.region import FILL, Box, Region, decode_mask, encode_mask, make_region, parse_box, prepare
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.heatmap import heat, overlay
+from edgead.runtime.imaging.preprocess import resize_reference
+from edgead.runtime.imaging.roi import (
+    FILL,
+    Box,
+    Region,
+    decode_mask,
+    encode_mask,
+    make_region,
+    parse_box,
+    prepare,
+)
+from edgead.runtime.inspection.inspector import Inspector
 
 QUICK = ("--detector", "padim", "--set", "dimensions=20", "--size", "64")
 RNG = np.random.default_rng(0)

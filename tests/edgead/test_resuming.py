@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgead.backbones import BackboneSpec
 from edgead.detectors import REGISTRY, create_detector, learns
-from edgead.training import train
+from edgead.features.backbones import BackboneSpec
+from edgead.training.training import train
 
 SIZE = (64, 64)
 TINY: dict[str, Any] = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from edgead.detectors import REGISTRY, pools_categories
-from edgead.export.building import build_engines
+from edgead.export.engines.building import build_engines
 from edgead.export.exporting import export_bundle
 from edgead.fitting import fit
-from edgead.runtime.engine_cache import EngineCache
+from edgead.runtime.backends.engine_cache import EngineCache
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rtx")]
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgead.backbones import NO_BACKBONE, BackboneSpec
 from edgead.detectors import create_detector
 from edgead.detectors.learned import LearnedModule, load_learned
 from edgead.detectors.losses import structural_similarity
-from edgead.detectors.sgsf import thumbnail_keys
+from edgead.detectors.networks.sgsf_network import thumbnail_keys
+from edgead.features.backbones import NO_BACKBONE, BackboneSpec
 from edgead.runtime.errors import ConfigError
 
 RANDOM = BackboneSpec("efficientnet_lite0", "random")

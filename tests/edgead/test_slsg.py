@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgead.backbones import BackboneSpec
 from edgead.detectors import create_detector
-from edgead.detectors.blocks import ConvNorm, fold_batch_norm
-from edgead.detectors.encoders import TapEncoder
-from edgead.detectors.graph_layer import GraphLayer, sine_cosine
 from edgead.detectors.losses import anomaly_probability, focal, structural_similarity
-from edgead.detectors.slsg_network import Gate, Hypersphere
+from edgead.detectors.networks.blocks import ConvNorm, fold_batch_norm
+from edgead.detectors.networks.encoders import TapEncoder
+from edgead.detectors.networks.graph_layer import GraphLayer, sine_cosine
+from edgead.detectors.networks.slsg_network import Gate, Hypersphere
+from edgead.features.backbones import BackboneSpec
 from edgead.runtime.errors import ConfigError
 
 RANDOM = BackboneSpec("efficientnet_lite0", "random")

@@ -7,18 +7,19 @@ import pytest
 from PIL import Image
 
 from edgead.cli import run
-from edgead.model import load_model
-from edgead.model_card import read_card
+from edgead.model.model import load_model
+from edgead.model.model_card import read_card
 from edgead.opening import open_inspector
-from edgead.runtime.backends import BackendInfo, Inference
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.backends import BackendInfo
+from edgead.runtime.backends.tiled_backend import TiledBackend
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BackendError, ConfigError, DataError
-from edgead.runtime.frame import Decision
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.preprocess import resize
-from edgead.runtime.region import Box, Region, prepare
-from edgead.runtime.tiling import TiledBackend, Tiles, parse_tiles
+from edgead.runtime.frame import Decision, Inference
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.imaging.roi import Box, Region, prepare
+from edgead.runtime.imaging.tiling import Tiles, parse_tiles
+from edgead.runtime.inspection.inspector import Inspector
 
 CELL = 4  # pixels of a tile's input a cell
 

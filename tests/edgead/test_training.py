@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgead.recipes import Recipe, Stage
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.training import choose_device, run_key, train
-from edgead.traininglog import TrainingLog, draw_log
+from edgead.training.recipes import Recipe, Stage
+from edgead.training.training import choose_device, run_key, train
+from edgead.training.training_log import TrainingLog, draw_log
 
 STEPS = 12
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from edgead.probes import KINDS
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import DataError
-from edgead.runtime.region import Box, make_region
-from edgead.tuning import MOST_NORMALS, find_good, good_pictures, other_pictures
+from edgead.runtime.imaging.roi import Box, make_region
+from edgead.tuning.tuning import MOST_NORMALS, find_good, good_pictures, other_pictures
 
 ONE = ("--backend", "onnxruntime", "--threads", "1", "--frames", "4", "--frame-size", "320x240")
 

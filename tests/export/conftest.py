@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgead.export.exportable import Exportable
-from edgead.runtime.threshold import calibrate
+from edgead.runtime.decision.threshold import calibrate
 
 
 class SmallScorer(nn.Module):
@@ -44,8 +44,8 @@ def png(seed: int) -> bytes:
 def exportable() -> Exportable:
     """A model around `SmallScorer`, its threshold amid the scores of its references."""
     from edgead.export.torch_backend import TorchBackend
-    from edgead.runtime.decode import decode_image
-    from edgead.runtime.preprocess import resize
+    from edgead.runtime.imaging.decode import decode_image
+    from edgead.runtime.imaging.preprocess import resize
 
     module = SmallScorer().eval()
     references = [(f"good-{seed}.png", png(seed)) for seed in range(6)]

@@ -16,14 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from edgead.export.building import BuildOptions, build_engines
-from edgead.export.layer_precision import Layer, count, engine_layers, require_precision
-from edgead.runtime.bundle import write_bundle
-from edgead.runtime.engine_cache import EngineCache
+from edgead.export.engines.building import BuildOptions, build_engines
+from edgead.export.engines.layer_precision import Layer, count, engine_layers, require_precision
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.writing import write_bundle
+from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError, ParityError
-from edgead.runtime.manifest import Manifest
-from edgead.runtime.preprocess import RESIZE_RULE
-from edgead.runtime.threshold import Threshold
+from edgead.runtime.imaging.preprocess import RESIZE_RULE
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,7 +212,7 @@ def test_a_worker_ends_with_its_parent(
 def test_wrong_input_is_refused_before_any_library_is_started(
     arguments: dict[str, Any], error: type[Exception], message: str, bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from edgead.runtime.cuda_driver import cuda_driver
+    from edgead.runtime.backends.gpu_driver import cuda_driver
 
     if cuda_driver().found and error is BackendUnavailable:
         pytest.skip("this machine has an NVIDIA driver")
@@ -242,7 +242,7 @@ def test_a_missing_library_names_the_extra(bundle: Callable[..., Path], tmp_path
 
 def test_building_imports_neither_torch_nor_onnx() -> None:
     program = (
-        "import sys, edgead.export.building, edgead.export.engine_worker\n"
+        "import sys, edgead.export.engines.building, edgead.export.engines.engine_worker\n"
         "print([name for name in ('torch', 'onnx', 'onnxscript', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

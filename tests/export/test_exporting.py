@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from edgead.export.exporting import export_bundle
-from edgead.export.parity import Comparison
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.check import check_bundle
+from edgead.export.parity.comparison import Comparison
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.decision.verdict import Verdict
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import ConfigError, DataError, ParityError
 from edgead.runtime.frame import decide
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.limits import Verdict
+from edgead.runtime.inspection.inspector import Inspector
 
 
 class Drifting(nn.Module):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgead.export.graph import export_onnx
-from edgead.export.weights import LARGE_BYTES, split_weights
+from edgead.export.graph.external_weights import LARGE_BYTES, split_weights
+from edgead.export.graph.tracing import export_onnx
 from edgead.runtime.errors import ExportError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgead.export.graph import export_onnx
-from edgead.export.lint import lint, require_clean
+from edgead.export.graph.lint import lint, require_clean
+from edgead.export.graph.tracing import export_onnx
 from edgead.runtime.errors import LintError
 
 

@@ -22,29 +22,31 @@ from edgead.detectors.heads import (
     pack_triangles,
 )
 from edgead.detectors.npad import NPadHead
-from edgead.export.building import BuildOptions, build_engines
+from edgead.export.engines.building import BuildOptions, build_engines
+from edgead.export.engines.native import build_native
 from edgead.export.exportable import Exportable, Routing
 from edgead.export.exporting import export_bundle, export_graphs
-from edgead.export.graph import export_onnx
-from edgead.export.native import build_native
+from edgead.export.graph.native_split import split
+from edgead.export.graph.tracing import export_onnx
 from edgead.export.ops.nodes import inline_nodes
-from edgead.export.parts import split
 from edgead.export.torch_backend import TorchBackend
+from edgead.features.scoring import GaussianSmoothing
 from edgead.runtime.backends import available
-from edgead.runtime.bundle import Bundle, write_bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import decode_image
-from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.backends.native.knn import supported
+from edgead.runtime.backends.native.library import load_library
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.layout import native_files
+from edgead.runtime.bundle.native_description import parse_description
+from edgead.runtime.bundle.writing import write_bundle
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.device.tuning.search_space import find_setups
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.native import load_library, native_files
-from edgead.runtime.native_description import parse_description
-from edgead.runtime.preprocess import resize
-from edgead.runtime.search import RowSearch
-from edgead.runtime.threshold import calibrate
-from edgead.runtime.tuning.setups import find_setups
-from edgead.scoring import GaussianSmoothing
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 
 CELLS = 64
 WIDE = 64  # channels, at which the factors of 64 locations are large enough
@@ -129,7 +131,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stored, _ = build_native(cache)
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    if not RowSearch.supported(load_library(stored.path)):
+    if not supported(load_library(stored.path)):
         pytest.skip("this processor has no native search")
     return cache.folder
 
@@ -202,7 +204,7 @@ def test_backends_use_native_code_once_it_is_built(
     for backend, (expected, provider) in whole.items():
         assert "native" not in provider
         found, provider = scores(bundle, images, backend)
-        assert provider.endswith(f"with {native}")
+        assert f"with {native} (" in provider
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert check_bundle(bundle, backend=backend).passed
         with Inspector.open(bundle, backend=backend, threads=2, native_code=False) as inspector:
@@ -247,8 +249,8 @@ def test_int8_holds_factors_in_16_bits(
     monkeypatch.setenv(CACHE_VARIABLE, str(engines))
     for backend in BACKENDS:
         found, provider = scores(bundle, images, backend, "int8-cpu")
-        assert provider.endswith("with native Gaussians (16-bit factors)")
-        assert scores(bundle, images, backend)[1].endswith("with native Gaussians")
+        assert provider.endswith(", 16-bit factors)")
+        assert "16-bit" not in scores(bundle, images, backend)[1]
         assert check_bundle(bundle, backend=backend, precision="int8-cpu").passed
         if backend == BACKENDS[0]:
             np.testing.assert_allclose(found, whole, rtol=1e-4)

@@ -16,31 +16,32 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from edgead.export import measuring as measuring_module
-from edgead.export import precisions as precisions_module
-from edgead.export import proving as proving_module
-from edgead.export.calibration import METHODS, activation_ranges
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import export_bundle, export_graphs
-from edgead.export.fp16 import convert_fp16, half_convolutions
-from edgead.export.graph import export_onnx
-from edgead.export.int8 import CPU, DIALECTS, TRT, quantisable, quantise, watched_tensors
-from edgead.export.int8_search import Judges, choose_int8
-from edgead.export.lint import lint
-from edgead.export.precisions import PRECISIONS
-from edgead.export.regions import constants, network
-from edgead.export.simulate_fp16 import SIMULATED, SimulatedFp16
-from edgead.export.thresholds import move_threshold
+from edgead.export.graph.lint import lint
+from edgead.export.graph.partition import constants, network
+from edgead.export.graph.tracing import export_onnx
+from edgead.export.options import CPU, PRECISIONS, TRT
+from edgead.export.parity import gate as proving_module
+from edgead.export.parity import measuring as measuring_module
+from edgead.export.precision import variants as precisions_module
+from edgead.export.precision.activation_ranges import METHODS, activation_ranges
+from edgead.export.precision.fp16 import convert_fp16, half_convolutions
+from edgead.export.precision.layer_search import Judges, choose_int8
+from edgead.export.precision.qdq import DIALECTS, quantisable, quantise, watched_tensors
+from edgead.export.precision.simulate_fp16 import SIMULATED, SimulatedFp16
+from edgead.export.precision.simulate_int8 import SIMULATED_INT8, SimulatedInt8, _parts, simulate_int8
+from edgead.export.precision.threshold_transfer import move_threshold
 from edgead.export.torch_backend import TorchBackend
 from edgead.runtime.backends import open_backend
-from edgead.runtime.bench import bench
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import decode_image
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.device.bench import bench
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import ConfigError, ExportError, ParityError
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.preprocess import resize
-from edgead.runtime.threshold import calibrate
+from edgead.runtime.imaging.decode import decode_image
+from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.inspection.inspector import Inspector
 
 SIZE = 64
 
@@ -104,7 +105,7 @@ _graphs: dict[float, bytes] = {}
 @pytest.fixture(autouse=True)
 def _trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tracing of torch takes seconds, and the same module always gives the same graph."""
-    monkeypatch.setattr("edgead.export.graph_files.export_onnx", traced)
+    monkeypatch.setattr("edgead.export.precision.graph_files.export_onnx", traced)
 
 
 def traced(module: nn.Module, height: int, width: int, outputs: tuple[str, ...] = ("score", "map")) -> onnx.ModelProto:
@@ -233,7 +234,8 @@ def test_int8_quantises_the_convolutions_and_nothing_else(graph, images, ranges,
     for method in METHODS:
         quantised = quantise(graph, ranges[method], dialect)
         assert lint(quantised, precision=dialect) == []
-        difference = np.abs(run(quantised, images) - expected).max()
+        onnx.save(quantised, str(tmp_path / "q.onnx"))
+        difference = np.abs(SimulatedInt8(tmp_path / "q.onnx").run(images).map - expected).max()
         assert 0 < difference < 0.2 * np.ptp(expected), method
     makers = {name: node for node in quantised.graph.node for name in node.output}
     for node in quantised.graph.node:
@@ -241,9 +243,74 @@ def test_int8_quantises_the_convolutions_and_nothing_else(graph, images, ranges,
             assert all(makers[n].op_type != "DequantizeLinear" for n in node.input if n in makers) or dialect == CPU
         if node.op_type == "MatMul":
             assert not any(name in makers and makers[name].op_type == "DequantizeLinear" for name in node.input)
+    if dialect == CPU:
+        first, second = (
+            open_backend(name, tmp_path / "q.onnx").run(images).map for name in ("onnxruntime", "openvino")
+        )
+        assert np.abs(first - second).max() < 0.1 * np.ptp(expected)
+
+
+def integer_convolution(x: np.ndarray, whole: np.ndarray, node: onnx.NodeProto) -> np.ndarray:
+    """Convolve whole numbers ``x (C, h, w)`` in 64 bits, as slowly and plainly as can be."""
+    settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    top, left, bottom, right = settings.get("pads", [0] * 4)
+    (down, across), group = settings.get("strides", [1, 1]), settings.get("group", 1)
+    padded = np.pad(x.astype(np.int64), ((0, 0), (top, bottom), (left, right)))
+    outputs, channels, height, width = whole.shape
+    rows, columns = (padded.shape[1] - height) // down + 1, (padded.shape[2] - width) // across + 1
+    sums = np.zeros((outputs, rows, columns), np.int64)
+    for out in range(outputs):
+        first = out // (outputs // group) * channels
+        for channel, i, j in np.ndindex(channels, height, width):
+            seen = padded[first + channel, i : i + rows * down : down, j : j + columns * across : across]
+            sums[out] += whole[out, channel, i, j].astype(np.int64) * seen
+    return sums
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_simulation_of_int8_is_exact(graph, images, ranges, dialect, tmp_path):
+    # Each convolution of the simulated graph against whole numbers in 64 bits, from the very 8-bit input that it had.
+    quantised = quantise(graph, ranges["min-max"], dialect)
+    known = constants(quantised.graph)
+    makers = {name: node for node in quantised.graph.node for name in node.output}
+    convs = [node for node in quantised.graph.node if node.op_type == "Conv" and node.input[1] in makers]
+    rewritten = simulate_int8(onnx.load_from_string(quantised.SerializeToString()), "a")
+    wanted = []
+    for node in convs:
+        wanted += [makers[node.input[0]].input[0], f"{node.output[0]}/total"]
+    byte = TensorProto.UINT8 if dialect == CPU else TensorProto.INT8
+    for name in wanted:
+        kind = TensorProto.FLOAT if name.endswith("/total") else byte
+        rewritten.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    session = onnxruntime.InferenceSession(rewritten.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = dict(zip(wanted, session.run(wanted, {"images": images[:1]}), strict=True))
+    for node in convs:
+        source, weights = makers[node.input[0]], makers[node.input[1]]
+        scales = numpy_helper.to_array(known[weights.input[1]]).reshape(-1, 1, 1, 1)
+        if weights.input[0] in known:
+            whole = numpy_helper.to_array(known[weights.input[0]])
+        else:
+            whole = np.rint(numpy_helper.to_array(known[makers[weights.input[0]].input[0]]) / scales).astype(np.int64)
+        x = found[source.input[0]][0].astype(np.int64) - int(numpy_helper.to_array(known[source.input[2]]))
+        expected = integer_convolution(x, whole, node)
+        if dialect == CPU:
+            bias = numpy_helper.to_array(known[makers[node.input[2]].input[0]]).astype(np.int64)
+            expected += bias.reshape(-1, 1, 1)
+        assert np.array_equal(found[f"{node.output[0]}/total"][0], expected.astype(np.float32)), node.name
     onnx.save(quantised, str(tmp_path / "q.onnx"))
-    first, second = (open_backend(name, tmp_path / "q.onnx").run(images).map for name in ("onnxruntime", "openvino"))
-    assert np.abs(first - second).max() < 0.1 * np.ptp(expected)
+    simulated = SimulatedInt8(tmp_path / "q.onnx").run(images)
+    assert np.abs(simulated.map - run(graph, images)).max() < 0.2 * np.ptp(simulated.map)
+
+
+def test_the_simulation_of_int8_takes_large_sums_apart():
+    whole = np.full((2, 1200, 1, 1), 127, np.int8)
+    whole[1] = -3
+    parts = _parts(whole)
+    assert len(parts) == 3
+    assert np.array_equal(np.sum(parts, 0, dtype=np.int64), whole)
+    assert all((255 * np.abs(part.astype(np.int64)).sum((1, 2, 3)) < 1 << 24).all() for part in parts)
+    with pytest.raises(ConfigError, match="nothing to simulate"):
+        simulate_int8(pointwise(1.0), "model.onnx")
 
 
 def test_every_convolution_of_the_cpu_dialect_becomes_one_integer_kernel(graph, ranges, tmp_path):
@@ -299,9 +366,10 @@ def test_the_layer_that_costs_most_is_found_and_kept(graph, images, ranges, tmp_
 
     def opener(models):
         onnx.save(models["m"], str(tmp_path / "m.onnx"))
-        return open_backend("onnxruntime", tmp_path / "m.onnx")
+        return SimulatedInt8(tmp_path / "m.onnx")
 
-    reference = opener({"m": graph}).run(images).score
+    onnx.save(graph, str(tmp_path / "full.onnx"))
+    reference = open_backend("onnxruntime", tmp_path / "full.onnx").run(images).score
     judges = Judges(images, reference.tolist(), [None] * len(images), scale=float(np.ptp(reference)) * 4)
     tried = {"m": dict.fromkeys(METHODS, clipped)}
     honest = judges.drop(opener({"m": quantise(graph, ranges["min-max"], TRT)}))
@@ -435,11 +503,17 @@ def test_a_bundle_in_every_precision(small, tmp_path):
     assert simulated.half_margin is not None
     assert simulated.half_margin > 100
     assert report.parity["model.fp16.onnx"]["onnxruntime"].note == "weights rounded only"
-    for precision in (TRT, CPU):
-        for runtime in ("onnxruntime", "openvino"):
-            drop = report.parity[f"model.{precision}.onnx"][runtime].drop
+    judges = {TRT: (SIMULATED_INT8,), CPU: (SIMULATED_INT8, "onnxruntime", "openvino")}
+    for precision, runtimes in judges.items():
+        records = report.parity[f"model.{precision}.onnx"]
+        assert set(records) == set(runtimes)
+        for runtime in runtimes:
+            drop = records[runtime].drop
             assert drop is not None
             assert 0 < drop <= 0.2
+    note = report.parity[f"model.{TRT}.onnx"][SIMULATED_INT8].note
+    assert note is not None
+    assert note.startswith("exact integer sums, simulated")
     with Bundle.open(tmp_path / "small.edgead") as bundle:
         manifest = bundle.manifest
         assert not any("calibration" in name for name in manifest.members)
@@ -450,9 +524,11 @@ def test_a_bundle_in_every_precision(small, tmp_path):
             assert section.value != manifest.threshold.value
             assert section.value == pytest.approx(manifest.threshold.value, abs=0.2 * small.scale)
             assert section.model_copy(update={"value": manifest.threshold.value}) == manifest.threshold
+        assert [manifest.precisions[name].saturation_free for name in PRECISIONS] == [False, False, False, True]
+        for precision in ("fp16", CPU):
             with Inspector.open(bundle.path, backend="onnxruntime", precision=precision) as inspector:
-                assert inspector.threshold == section.value
-    for precision in PRECISIONS:
+                assert inspector.threshold == manifest.precisions[precision].threshold.value
+    for precision in ("fp32", "fp16", CPU):
         assert check_bundle(tmp_path / "small.edgead", backend="onnxruntime", precision=precision).passed
     rows = bench(tmp_path / "small.edgead", backends=["onnxruntime", "openvino"], frames=1, frame_size=(64, 64)).rows
     both = [(name, precision) for name in ("onnxruntime", "openvino") for precision in ("fp32", CPU)]
@@ -559,7 +635,7 @@ def test_layers_stay_in_float_until_the_images_at_hand_agree(small, tmp_path, mo
     report = export_bundle(model, tmp_path / "a.edgead", **arguments)
     assert report.passed
     assert all(record.drop <= 0.02 for record in report.parity[f"model.{CPU}.onnx"].values())
-    monkeypatch.setattr("edgead.export.proving._STRICTER", 0)
+    monkeypatch.setattr("edgead.export.parity.gate._STRICTER", 0)
     once = refused(model, tmp_path, **arguments)
     assert once.report is not None
     assert len(report.precisions[CPU]["int8"]["kept"]) > len(once.report["precisions"][CPU]["int8"]["kept"])

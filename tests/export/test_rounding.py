@@ -9,10 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgead.export.calibration import activation_ranges
-from edgead.export.int8 import CPU, DIALECTS, TRT, quantisable, quantise, savings, watched_tensors
-from edgead.export.lint import lint
-from edgead.export.rounding import Rounded, round_to_nearest, round_weights
+from edgead.export.graph.lint import lint
+from edgead.export.graph.saturation import (
+    PAIR_LIMIT,
+    clip_pairs,
+    in_kernel_order,
+    largest_pair,
+    may_saturate,
+)
+from edgead.export.options import CPU, TRT
+from edgead.export.precision.activation_ranges import activation_ranges
+from edgead.export.precision.gptq import Rounded, layer_inputs, round_to_nearest, round_weights
+from edgead.export.precision.qdq import DIALECTS, quantisable, quantise, savings, watched_tensors
 from edgead.runtime.errors import ConfigError
 
 SIDE = 32
@@ -93,7 +101,7 @@ def rounded_graph(weights: dict[str, Rounded]) -> onnx.ModelProto:
 
 def test_rounding_that_knows_the_inputs_moves_layers_less() -> None:
     model = graph()
-    aware = round_weights(model, photos(0))
+    aware = round_weights(model, layer_inputs(model, photos(0)))
     assert set(aware) == set(quantisable(model)) == {"stem", "depth", "mix"}
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nearest = {name: round_to_nearest(known[name]) for name in aware}
@@ -106,14 +114,51 @@ def test_rounding_that_knows_the_inputs_moves_layers_less() -> None:
             for weights in (nearest, aware)
         )
         assert second < gain * first, name
-    for dialect in DIALECTS:
+    free = round_weights(model, layer_inputs(model, photos(0)), saturation_free=True)
+    for dialect, weights in ((TRT, aware), (CPU, free)):
         ranges = activation_ranges(model, watched_tensors(model), photos(0))["min-max"]
-        assert lint(quantise(model, ranges, dialect, (), aware), precision=dialect) == []
+        assert lint(quantise(model, ranges, dialect, (), weights), precision=dialect) == []
+
+
+def loud() -> onnx.ModelProto:
+    """The graph with a mixing layer whose weights are all alike: every pair of neighbours is as large as can be."""
+    model = graph()
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == "mix")
+    weights.CopyFrom(numpy_helper.from_array(np.full((8, 16, 1, 1), 0.5, np.float32), "mix"))
+    return model
+
+
+@pytest.mark.parametrize("make", [graph, loud])
+def test_neighbouring_weights_of_the_graph_for_cpus_cannot_saturate_sixteen_bits(make) -> None:
+    model = make()
+    inputs = layer_inputs(model, photos(0))
+    plain, free = round_weights(model, inputs), round_weights(model, inputs, saturation_free=True)
+    assert any(may_saturate(one.whole) for one in plain.values())
+    for name, one in free.items():
+        # As vpmaddubsw adds up, with each pairing that a runtime may choose, and the activations that sum up most.
+        ordered = in_kernel_order(one.whole).astype(np.int64)
+        for sign in (1, -1):
+            part = 255 * np.maximum(sign * ordered, 0)
+            assert (part[:, 1:] + part[:, :-1]).max(initial=0) <= 32767, name
+        # It uses the range that it may.
+        assert largest_pair(one.whole).max() >= PAIR_LIMIT - 1 or np.abs(one.whole).max() == 127
+    ranges = activation_ranges(model, watched_tensors(model), photos(0))["min-max"]
+    assert lint(quantise(model, ranges, CPU), precision=CPU) == []
+    problems = lint(quantise(model, ranges, CPU, (), plain), precision=CPU)
+    assert "saturate on processors without VNNI" in str(problems[0])
+
+
+def test_the_second_of_a_pair_is_cut() -> None:
+    whole = np.array([[100, 50, -90, -90, 127, -127]], np.float64).reshape(1, 6, 1, 1)
+    assert may_saturate(whole)
+    cut = clip_pairs(whole)
+    assert in_kernel_order(cut).tolist() == [[100, 28, -90, -38, 127, -127]]
+    assert not may_saturate(cut)
 
 
 def test_the_integers_stand_for_the_weights_that_were_given() -> None:
     model = graph()
-    for name, one in round_weights(model, photos(0)).items():
+    for name, one in round_weights(model, layer_inputs(model, photos(0))).items():
         weights = next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name)
         assert one.whole.dtype == np.int8
         assert one.whole.shape == weights.shape
@@ -122,7 +167,7 @@ def test_the_integers_stand_for_the_weights_that_were_given() -> None:
         steps = np.abs(one.values - weights).reshape(len(weights), -1).max(1) / one.scales
         assert steps.max() < 8
     with pytest.raises(ConfigError, match="--calibration DIR"):
-        round_weights(model, photos(0)[:0])
+        layer_inputs(model, photos(0)[:0])
 
 
 def test_a_dead_channel_and_an_input_that_never_varies_do_no_harm() -> None:
@@ -132,7 +177,7 @@ def test_a_dead_channel_and_an_input_that_never_varies_do_no_harm() -> None:
     values[3] = 0.0
     weights.CopyFrom(numpy_helper.from_array(values, "depth"))
     grey = np.full((2, SIDE, SIDE, 3), 128, np.uint8)
-    found = round_weights(model, grey)
+    found = round_weights(model, layer_inputs(model, grey))
     for one in found.values():
         assert np.isfinite(one.scales).all()
         assert np.isfinite(one.correction).all()
@@ -145,7 +190,7 @@ def test_the_first_convolution_reads_the_pixels_without_a_loss(dialect: str) -> 
     # About a mean of 127.5 eight bits would be half a step off in every pixel.
     model = graph()
     ranges = activation_ranges(model, watched_tensors(model), photos(0))["min-max"]
-    weights = round_weights(model, photos(0))
+    weights = round_weights(model, layer_inputs(model, photos(0)))
     quantised = quantise(model, ranges, dialect, ["depth", "mix"], weights)
     sub = next(node for node in quantised.graph.node if node.op_type == "Sub")
     images = photos(1)

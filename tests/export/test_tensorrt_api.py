@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 API = json.loads(Path(__file__).with_name("tensorrt_api.json").read_text())
 FILES = (
-    "export/tensorrt_adapter.py",
+    "export/engines/tensorrt_adapter.py",
     "runtime/backends/tensorrt_library.py",
     "runtime/backends/tensorrt_engine.py",
 )
@@ -178,7 +178,7 @@ def test_the_real_bindings_are_loaded_and_a_builder_that_cannot_be_made_is_one_l
         pytest.skip(f"the wheel cannot be had here: {error.stderr.strip().splitlines()[-1:]}")
     program = (
         "import sys, tensorrt_bindings\nsys.modules['tensorrt'] = tensorrt_bindings\nfrom pathlib import Path\n"
-        "from edgead.export.tensorrt_adapter import Request, build\n"
+        "from edgead.export.engines.tensorrt_adapter import Request, build\n"
         "from edgead.runtime.backends.tensorrt_library import load_library\n"
         "from edgead.runtime.errors import BackendUnavailable\n"
         "library = load_library('tensorrt')\nlibrary.logger.log(library.trt.ILogger.ERROR, 'a  word')\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgead.export.kernels.toolkit import build_plugin, check_architectures, find_nvcc, find_tensorrt_headers
-from edgead.runtime import cuda_driver
+from edgead.runtime.backends import gpu_driver as cuda_driver
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 
 

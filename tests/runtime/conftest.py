@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgead.runtime.bundle import write_bundle
-from edgead.runtime.expected import pack_expected
-from edgead.runtime.manifest import Manifest
-from edgead.runtime.preprocess import RESIZE_RULE, resize_reference
-from edgead.runtime.threshold import Threshold
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.references import pack_expected
+from edgead.runtime.bundle.writing import write_bundle
+from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.imaging.preprocess import RESIZE_RULE, resize_reference
 
 HEIGHT, WIDTH = 8, 10
 
@@ -28,10 +28,10 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 @pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What `edgead build --target cpu` compiles, loaded; skips without a compiler."""
-    from edgead.export.native import build_native
-    from edgead.runtime.engine_cache import EngineCache
+    from edgead.export.engines.native import build_native
+    from edgead.runtime.backends.engine_cache import EngineCache
+    from edgead.runtime.backends.native.library import find_library, load_library
     from edgead.runtime.errors import BackendUnavailable
-    from edgead.runtime.native import find_library, load_library
 
     cache = EngineCache(tmp_path_factory.mktemp("engines"))
     try:

@@ -1,10 +1,18 @@
-/* Calls the native code with arrays of exactly the sizes that it documents, for the sanitizers to watch; see
- * test_gaussians.py. */
+/* Calls the native code outside Python: under sanitizers, and for other processors in an emulator.
+ *
+ *   probe                     Gaussians with arrays of exactly the sizes that are documented; prints how many kinds ran
+ *   probe lanes               the vectors of the Gaussians that this processor has, in lanes
+ *   probe gaussians IN OUT    the distances for a case that native_cases.py wrote, as float32
+ *   probe sets                the instruction sets of the search: rows, unit, level, fine cost, negative, supported, name
+ *   probe search SET IN OUT   the search for a case that native_cases.py wrote, its distances written as float32
+ */
 #include <stdio.h>
+#include <string.h>
 
-#include "gaussians.c"
+#include "mahalanobis.c"
 #undef ROWS
-#include "search.c"
+#undef AHEAD
+#include "knn.c"
 
 static float *numbers(size_t count) {
     float *values = malloc(count * sizeof(float));
@@ -28,18 +36,7 @@ static void gaussians(int lanes, int locations, int channels, int rows, int tria
     free(mean), free(factors), free(values), free(scales), free(precision), free(distances);
 }
 
-static void search(int queries, int channels, int rows) {
-    const int groups = (rows + 63) / 64, quads = (channels + 3) / 4;
-    float *asked = numbers((size_t)queries * channels), *bank = numbers((size_t)rows * channels);
-    float *distances = malloc(queries * sizeof(float));
-    uint8_t *packed = calloc((size_t)groups * 64, quads * 4);
-    int32_t *norms = malloc(groups * 64 * sizeof(int32_t));
-    for (int i = 0; i < groups * 64; i++) norms[i] = i < rows ? 128 * 128 * channels : 1 << 30;
-    if (edgead_search(asked, queries, channels, packed, norms, groups, bank, 0.05f, 1e3f, distances)) exit(3);
-    free(asked), free(bank), free(distances), free(packed), free(norms);
-}
-
-int main(void) {
+static int all_gaussians(void) {
     int called = 0;
     for (int lanes = 4; lanes <= 16; lanes *= 2)
         for (int bits = 16; edgead_gaussians_supported(lanes) && bits <= 32; bits += 16, called++)
@@ -48,7 +45,88 @@ int main(void) {
                 gaussians(lanes, odd + 15, odd, 7, 0, 1, bits);
                 gaussians(lanes, 2 * odd, odd, 1, 0, 0, bits);
             }
-    for (int odd = 1; edgead_search_supported() && odd < 36; odd += 17, called++) search(odd, odd + 1, 5 * odd);
     printf("%d\n", called);
     return called ? 0 : 3;
+}
+
+static int list_sets(void) {
+    for (int i = 0; edgead_knn_set(i); i++) {
+        const InstructionSet *set = edgead_knn_set(i);
+        printf("%d %d %d %d %d %d %s\n", set->rows, set->unit, set->level, set->fine_cost, set->negative,
+               edgead_knn_supported(i), set->name);
+    }
+    return 0;
+}
+
+/* An array of the case: its size in bytes, then itself; in memory of exactly that size. NULL for none. */
+static void *array(FILE *file) {
+    int64_t size = 0;
+    if (fread(&size, sizeof(size), 1, file) != 1) exit(4);
+    if (!size) return NULL;
+    void *values = malloc(size);
+    if (!values || fread(values, 1, size, file) != (size_t)size) exit(4);
+    return values;
+}
+
+static Rounding rounding(FILE *file) {
+    float numbers[2];
+    int32_t count;
+    if (fread(numbers, sizeof(numbers), 1, file) != 1 || fread(&count, sizeof(count), 1, file) != 1) exit(4);
+    Rounding how = {.count = count, .step = numbers[0], .row_error = numbers[1]};
+    how.middle = array(file), how.reach = array(file);
+    return how;
+}
+
+static int search_case(int set, const char *from, const char *to) {
+    FILE *file = fopen(from, "rb");
+    int32_t n[7];
+    if (!file || fread(n, sizeof(n), 1, file) != 1) return 4;
+    Bank bank = {.channels = n[0], .width = n[1], .turned = n[2], .units = n[3], .groups = n[4], .shortened = n[5]};
+    bank.coarse_rounding = rounding(file), bank.fine_rounding = rounding(file);
+    bank.rows = array(file), bank.center = array(file), bank.axes = array(file), bank.fine = array(file);
+    bank.most = array(file), bank.offset = array(file), bank.packed = array(file), bank.halves = array(file);
+    float *queries = array(file), *distances = malloc((size_t)n[6] * sizeof(float));
+    fclose(file);
+    if (!edgead_knn_supported(set) || edgead_knn(set, &bank, queries, n[6], distances)) return 5;
+    file = fopen(to, "wb");
+    if (!file || fwrite(distances, sizeof(float), n[6], file) != (size_t)n[6] || fclose(file)) return 4;
+    free((void *)bank.coarse_rounding.middle), free((void *)bank.coarse_rounding.reach);
+    free((void *)bank.fine_rounding.middle), free((void *)bank.fine_rounding.reach);
+    free((void *)bank.rows), free((void *)bank.center), free((void *)bank.axes), free((void *)bank.fine);
+    free((void *)bank.most), free((void *)bank.offset), free((void *)bank.packed), free((void *)bank.halves);
+    free(queries), free(distances);
+    return 0;
+}
+
+static int list_lanes(void) {
+    for (int lanes = 1; lanes <= 64; lanes++)
+        if (edgead_gaussians_supported(lanes)) printf("%d\n", lanes);
+    return 0;
+}
+
+static int gaussians_case(const char *from, const char *to) {
+    FILE *file = fopen(from, "rb");
+    int32_t n[9];
+    if (!file || fread(n, sizeof(n), 1, file) != 1) return 4;
+    Gaussians of = {.lanes = n[0], .locations = n[1], .channels = n[2], .rows = n[3], .triangular = n[4]};
+    Queries given = {.images = n[5], .image = n[6], .location = n[7], .channel = n[8]};
+    of.mean = array(file), of.factors = array(file), of.scales = array(file), of.precision = array(file);
+    given.values = array(file);
+    fclose(file);
+    const size_t count = (size_t)given.images * of.locations;
+    float *distances = malloc(count * sizeof(float));
+    if (edgead_gaussians(&of, &given, 0, (of.locations + of.lanes - 1) / of.lanes, distances)) return 5;
+    file = fopen(to, "wb");
+    if (!file || fwrite(distances, sizeof(float), count, file) != count || fclose(file)) return 4;
+    free((void *)of.mean), free((void *)of.factors), free((void *)of.scales), free((void *)of.precision);
+    free((void *)given.values), free(distances);
+    return 0;
+}
+
+int main(int count, char **words) {
+    if (count == 2 && !strcmp(words[1], "lanes")) return list_lanes();
+    if (count == 4 && !strcmp(words[1], "gaussians")) return gaussians_case(words[2], words[3]);
+    if (count == 2 && !strcmp(words[1], "sets")) return list_sets();
+    if (count == 5 && !strcmp(words[1], "search")) return search_case(atoi(words[2]), words[3], words[4]);
+    return all_gaussians();
 }

@@ -7,7 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import REGISTRY, Backend, available, choose, open_backend
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.backends.common import openvino_core
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError
 
 # bfloat16 keeps 8 bits of each factor.
@@ -25,7 +26,19 @@ TOLERANCE = {"fp32": 2e-6, "bf16": 2e-2}
 Open = Callable[..., Backend]
 
 
-@pytest.fixture(params=list(REGISTRY))
+def marked(names: Sequence[str]) -> list[Any]:
+    """Return backends as parameters: those of a GPU run with ``-m gpu``, bfloat16 only where the processor has it."""
+    found = [name for name in names if not name.endswith("-bf16") or has_bfloat16()]
+    return [pytest.param(name, marks=pytest.mark.gpu) if REGISTRY[name].gpu else name for name in found]
+
+
+def has_bfloat16() -> bool:
+    if "openvino" not in available():
+        return False
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture(params=marked(list(REGISTRY)))
 def name(request: pytest.FixtureRequest) -> str:
     if request.param not in available():
         pytest.skip(f"the library of {request.param} is not installed")
@@ -254,7 +267,7 @@ def test_no_library_writes_home_reports_or_chatters(graph: Path, tmp_path: Path)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs POSIX signals")
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", marked(list(REGISTRY)))
 def test_signals_are_survived_after_backends_that_overlapped(name: str, graph: Path) -> None:
     # A library that changes how signals are handled must leave a process that can still be told to stop.
     program = (

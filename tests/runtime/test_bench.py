@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import available
-from edgead.runtime.bench import bench
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.device.bench import bench
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError
-from edgead.runtime.expected import EXPECTED_NAME, pack_expected
 
 pytestmark = pytest.mark.skipif("onnxruntime" not in available(), reason="needs onnxruntime (edgead[cpu])")
 SMALL = (64, 48)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgead.runtime.board import describe_board
+from edgead.runtime.device.board_status import describe_board
 
 FAKE = Path(__file__).parent / "fake_gpu"
 posix = pytest.mark.skipif(os.name == "nt", reason="the commands of a Jetson are shell scripts here")
@@ -90,7 +90,8 @@ def test_nvml_tells_clocks_watts_and_why_a_gpu_is_held_back(tmp_path):
     library = tmp_path / "libnvidia-ml.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(FAKE / "libnvidia-ml.c")], check=True)
     program = (
-        "import json; from edgead.runtime.board import describe_board; print(json.dumps(describe_board()['gpus']))"
+        "import json; from edgead.runtime.device.board_status import describe_board; "
+        "print(json.dumps(describe_board()['gpus']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgead.runtime.bundle import Bundle, replace_manifest, write_bundle
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.writing import replace_manifest, write_bundle
+from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError
-from edgead.runtime.manifest import Manifest
-from edgead.runtime.threshold import Threshold
 
 MakeManifest = Callable[..., Manifest]
 MakeBundle = Callable[..., Path]
@@ -107,7 +108,7 @@ def test_the_written_file_follows_the_umask(small: Path) -> None:
 
 
 def test_large_archives_use_64_bits(tmp_path: Path) -> None:
-    from edgead.runtime.archive import NewEntry, read_entries, write_entries
+    from edgead.runtime.bundle.zip_archive import NewEntry, read_entries, write_entries
 
     contents = {"a": b"x" * 300, "b": b"y" * 50, "weights/c": b"z" * 500}
     path = tmp_path / "x.zip"
@@ -164,9 +165,9 @@ def test_a_missing_folder_is_named(tmp_path: Path, make_manifest: MakeManifest) 
 DISK_FULL = """
 import sys
 from pathlib import Path
-from edgead.runtime.bundle import write_bundle
+from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.errors import BundleError
-from edgead.runtime.manifest import Manifest
+from edgead.runtime.bundle.manifest import Manifest
 if sys.argv[3] == "limit":
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import available
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.calibrate import calibrate_bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.decode import read_image
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.device.recalibration import calibrate_bundle
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError, SourceError, SourceLost
-from edgead.runtime.expected import EXPECTED_NAME, pack_expected
 from edgead.runtime.frame import BadFrame, Frame
-from edgead.runtime.preprocess import resize, resize_reference
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.preprocess import resize, resize_reference
 from edgead.runtime.sources import Delivery, Source
-from edgead.runtime.threshold import calibrate
 
 pytestmark = pytest.mark.skipif("onnxruntime" not in available(), reason="needs onnxruntime (edgead[cpu])")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from edgead.runtime.capture import capture
-from edgead.runtime.decode import read_image
+from edgead.runtime.device.capture import capture
 from edgead.runtime.errors import ConfigError, DataError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.sources import Delivery, Source, open_source
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import available
-from edgead.runtime.check import check_bundle
+from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError, DataError
-from edgead.runtime.expected import EXPECTED_NAME, pack_expected
 from edgead.runtime.frame import Decision
 
 MakeBundle = Callable[..., Path]

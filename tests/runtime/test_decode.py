@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.decode import decode_image, read_image
 from edgead.runtime.errors import DataError
+from edgead.runtime.imaging.decode import decode_image, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

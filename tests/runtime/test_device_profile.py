@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 
 from edgead.runtime.backends import available
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.check import check_bundle
-from edgead.runtime.device_profile import Choice, Device, DeviceProfile, Measured, read_profile, settle, versions_of
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.inspection.device_profile import (
+    Choice,
+    Device,
+    DeviceProfile,
+    Measured,
+    read_profile,
+    settle,
+    versions_of,
+)
+from edgead.runtime.inspection.inspector import Inspector
 
 pytestmark = pytest.mark.skipif("onnxruntime" not in available(), reason="needs onnxruntime (edgead[cpu])")
 

@@ -10,14 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgead.export.engines.native import build_native
 from edgead.runtime.backends import REGISTRY, available
-from edgead.runtime.doctor import PROBE_GRAPH, cpu_features, diagnose, jetson_release, opencv_video
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.device.doctor import (
+    PROBE_GRAPH,
+    Component,
+    cpu_features,
+    diagnose,
+    jetson_release,
+    opencv_video,
+)
+from edgead.runtime.errors import BackendUnavailable
 
 
 def doctor_in_new_process(prelude: str = "") -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Rows by name, and the top-level modules that were imported."""
     program = (
-        f"{prelude}\nimport json, sys\nfrom edgead.runtime.doctor import diagnose\n"
+        f"{prelude}\nimport json, sys\nfrom edgead.runtime.device.doctor import diagnose\n"
         "rows = [row.to_dict() for row in diagnose()]\n"
         "print(json.dumps([rows, [m for m in sys.modules if '.' not in m]]))\n"
     )
@@ -147,8 +157,25 @@ def test_opencv_build_information() -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    program = "from edgead.runtime.doctor import diagnose; diagnose()"
+    program = "from edgead.runtime.device.doctor import diagnose; diagnose()"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_native_code_is_named_or_comes_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row() -> Component:
+        (found,) = (row for row in diagnose() if row.name == "native code")
+        return found
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert row().status == "missing"
+    assert row().mend == "edgead build BUNDLE --target cpu"
+    try:
+        build_native(EngineCache(tmp_path))
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert row().status == "ok"
+    assert "Gaussians (" in row().detail
+    assert row().detail.endswith("from the cache")

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgead.runtime.drift import LEAST_PARTS, DriftSink, DriftWatch
+from edgead.runtime.decision.baseline import QUANTILES, SIGNALS, Normals, picture_signals, sharpness
+from edgead.runtime.decision.drift import LEAST_PARTS, DriftWatch
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.normals import QUANTILES, SIGNALS, Normals, picture_signals, sharpness
+from edgead.runtime.sinks.drift import DriftSink
 
 STEP = {"score": 1.0, "level": 0.1, "brightness": 8.0, "focus": 30.0}
 CENTER = {"score": 10.0, "level": 2.0, "brightness": 120.0, "focus": 400.0}
@@ -162,9 +163,9 @@ def test_the_sink_leaves_out_what_was_not_inspected():
 
 
 def test_a_drifting_line_says_so_while_it_runs_on_the_page_and_to_prometheus():
-    from edgead.runtime.page.board import Board
+    from edgead.runtime.dashboard.state import Board
     from edgead.runtime.sinks import open_sink
-    from edgead.runtime.stream import Stream
+    from edgead.runtime.streaming.stream import Stream
 
     signals = {"score": 1.0, "level": 0.5, "brightness": 250.0, "focus": 1e9}  # nothing of the made camera is like that
     normals = {None: Normals(50, {name: (value,) * QUANTILES for name, value in signals.items()})}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache, StoredEngine, default_folder
-from edgead.runtime.engine_key import EngineKey, graph_digest, graph_precision, plugin_digest
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache, StoredEngine, default_folder
+from edgead.runtime.backends.engine_key import EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError
 from tests.waiting import LONG_S, wait_for
 
@@ -25,8 +25,8 @@ KEY = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 BUILDER = """
 import sys, time
 from pathlib import Path
-from edgead.runtime.engine_cache import EngineCache
-from edgead.runtime.engine_key import EngineKey
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.engine_key import EngineKey
 folder, log, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 key = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 cache = EngineCache(folder)
@@ -207,7 +207,8 @@ def test_what_is_no_folder_gives_one_line(tmp_path: Path) -> None:
 def test_a_full_disk_gives_one_line_and_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
     program = (
         "import sys, resource\nfrom pathlib import Path\n"
-        "from edgead.runtime.engine_cache import EngineCache\nfrom edgead.runtime.engine_key import EngineKey\n"
+        "from edgead.runtime.backends.engine_cache import EngineCache\n"
+        "from edgead.runtime.backends.engine_key import EngineKey\n"
         "from edgead.runtime.errors import BackendError\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "cache = EngineCache(Path(sys.argv[1]))\nkey = EngineKey('0' * 64, 'tensorrt', '10.3.0', '8.7', 'fp16')\n"

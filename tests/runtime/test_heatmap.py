@@ -7,7 +7,7 @@ import pytest
 
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Result, decide
-from edgead.runtime.heatmap import annotate, banner_text, colormap, heat, overlay, pixel_threshold
+from edgead.runtime.imaging.heatmap import annotate, banner_text, colormap, heat, overlay, pixel_threshold
 
 GREY = np.full((60, 90, 3), 128, np.uint8)
 RED = np.array([255, 64, 64])

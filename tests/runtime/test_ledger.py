@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgead.runtime.ledger import OTHER, Ledger
+from edgead.runtime.status.frame_ledger import OTHER, Ledger
 
 STEPS = st.lists(
     st.tuples(

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from edgead.runtime.backends import batch_size
+from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.frame import Decision, Frame
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.limits import Limits
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sources import open_source
 from edgead.runtime.sources.push import PushSource
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
 from tests.waiting import LONG_S, wait_for
 
@@ -372,7 +372,7 @@ def test_what_is_no_picture_is_refused_where_it_is_pushed():
 
 
 def test_a_picture_in_gpu_memory_is_copied_to_the_host(monkeypatch):
-    from edgead.runtime import cuda_copy
+    from edgead.runtime.backends import cuda_copy
 
     held = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgead.runtime.bundle.layout import check_member_name
+from edgead.runtime.bundle.manifest import Manifest, parse_manifest
+from edgead.runtime.bundle.manifest_schema import ThresholdSection
+from edgead.runtime.decision.threshold import Threshold, calibrate
 from edgead.runtime.errors import BundleError
-from edgead.runtime.manifest import Manifest, parse_manifest
-from edgead.runtime.member_names import check_member_name
-from edgead.runtime.sections import ThresholdSection
-from edgead.runtime.threshold import Threshold, calibrate
 
 SHA = "0" * 64
 PARITY = {

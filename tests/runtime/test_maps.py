@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgead.runtime.errors import ConfigError
-from edgead.runtime.maps import find_regions, resize_map
+from edgead.runtime.imaging.anomaly_map import find_regions, resize_map
 
 SIDES = st.integers(1, 70)
 

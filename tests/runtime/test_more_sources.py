@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.clockmap import ClockMap
 from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import open_source, parse_address
+from edgead.runtime.sources.clock import ClockMap
 from edgead.runtime.sources.csi import pipeline_text
 from tests.waiting import LONG_S, wait_for
 

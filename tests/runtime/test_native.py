@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from edgead.export.native import build_native
-from edgead.runtime.engine_cache import EngineCache
+from edgead.export.engines.native import build_native
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.native.library import Workers, find_library
+from edgead.runtime.backends.native.sources import FOLDER, packaged_name
+from edgead.runtime.bundle.native_description import parse_description
 from edgead.runtime.errors import BackendError
-from edgead.runtime.native import SOURCES, Workers, find_library
-from edgead.runtime.native_description import parse_description
-
-PROBE = Path(__file__).with_name("native_probe.c")
+from tests.runtime.native_cases import compile_probe
 
 
 @pytest.mark.usefixtures("native_library")
@@ -35,15 +36,31 @@ def test_a_library_is_compiled_once_and_again_when_it_was_altered(tmp_path: Path
 
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    compiler = shutil.which("gcc")
-    if compiler is None:
+    watched = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
+    program = compile_probe(tmp_path / "probe", *watched)
+    if program is None:
         pytest.skip("no gcc: apt-get install gcc")
-    watched = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    strict = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I", str(SOURCES[0].parent))
-    subprocess.run([compiler, *strict, *watched, str(PROBE), "-o", str(tmp_path / "probe"), "-lm"], check=True)
-    done = subprocess.run([tmp_path / "probe"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
+
+
+def test_a_packaged_library_is_named_after_its_sources(tmp_path: Path) -> None:
+    def name() -> str:
+        program = "import sys, sources; print(sources.packaged_name(sys.argv[1]))"
+        command = [sys.executable, "-S", "-c", program, "win32"]
+        # Without site-packages: wheels are made where not even numpy is installed.
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    folder = tmp_path / "native"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    before = name()
+    assert before == packaged_name("win32")
+    header = folder / "knn.h"
+    header.write_bytes(header.read_bytes().replace(b"\n", b"\r\n"))
+    assert name() == before
+    header.write_bytes(header.read_bytes() + b"/* */")
+    assert name() != before
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

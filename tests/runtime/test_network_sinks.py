@@ -23,7 +23,7 @@ from edgead.runtime.sinks import open_sink
 from edgead.runtime.sinks.callback import CallbackSink
 from edgead.runtime.sinks.reject import PassSignal
 from edgead.runtime.sinks.worker import SinkWorker
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from edgead.runtime.uri import Parameters
 from tests.runtime.sink_services import Web, certificate, free_port, modbus, mosquitto
 from tests.waiting import LONG_S, wait_for

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.nv12 import Standard, nv12_to_rgb
+from edgead.runtime.imaging.nv12 import Standard, nv12_to_rgb
 
 # Shares of red and blue in luma, from ITU-R BT.601 and BT.709.
 SHARES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}

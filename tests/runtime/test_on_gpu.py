@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgead.export.building import build_engines
+from edgead.export.engines.building import build_engines
 from edgead.runtime.backends import available
-from edgead.runtime.check import check_bundle
-from edgead.runtime.engine_cache import CACHE_VARIABLE, EngineCache
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.inspection.inspector import Inspector
 
 pytestmark = pytest.mark.gpu
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgead.runtime.dashboard.sink import LivePage
+from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.limits import Limits
-from edgead.runtime.page.sink import LivePage
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from tests.waiting import LONG_S
 
 TOKEN = "0123456789abcdef0123"
@@ -179,7 +179,7 @@ def test_pictures_are_those_of_the_result_and_small(serve, layout):
 
 
 def test_memory_is_bounded_and_nothing_is_encoded_for_nobody(serve, monkeypatch):
-    from edgead.runtime.page import pictures
+    from edgead.runtime.dashboard import thumbnails as pictures
 
     made = []
     encode = pictures._encode
@@ -505,7 +505,7 @@ def test_a_routed_model_has_a_threshold_for_each_category(serve, tmp_path):
 
 
 def test_a_real_inspector_judges_by_the_new_threshold(serve, make_bundle, tmp_path):
-    from edgead.runtime.inspector import Inspector
+    from edgead.runtime.inspection.inspector import Inspector
 
     with Inspector.open(make_bundle(), backend="onnxruntime") as inspector:
         page = serve(control=inspector, audit=tmp_path / "audit.jsonl")

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from edgead.runtime.dashboard.sink import LivePage
+from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.grabber import Health
-from edgead.runtime.ledger import Counts
-from edgead.runtime.limits import Limits
-from edgead.runtime.page.sink import LivePage
-from edgead.runtime.summary import SourceSummary, StreamSummary
+from edgead.runtime.status.frame_ledger import Counts
+from edgead.runtime.status.source_health import Health
+from edgead.runtime.status.summary import SourceSummary, StreamSummary
 from tests.runtime.browser import Browser
 from tests.waiting import wait_for
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgead.runtime.errors import DataError
-from edgead.runtime.preprocess import resize, resize_reference, self_check
+from edgead.runtime.imaging.preprocess import resize, resize_reference, self_check
 
 side = st.integers(1, 330)
 target = st.integers(1, 160)

@@ -16,21 +16,23 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.runtime.backends import BackendInfo, Inference, available
-from edgead.runtime.bench import bench
-from edgead.runtime.bundle import Bundle, write_bundle
-from edgead.runtime.calibrate import calibrate_bundle
-from edgead.runtime.check import check_bundle
+from edgead.runtime.backends import BackendInfo, available
+from edgead.runtime.backends.routed_backend import FusedBackend, RoutedBackend
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.layout import head_file
+from edgead.runtime.bundle.manifest import Manifest, parse_manifest
+from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected, unpack_expected
+from edgead.runtime.bundle.writing import write_bundle
+from edgead.runtime.decision.threshold import Threshold, calibrate
+from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY, Limits
+from edgead.runtime.device.bench import bench
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.device.recalibration import calibrate_bundle
 from edgead.runtime.errors import BackendError, BundleError, DataError
-from edgead.runtime.expected import EXPECTED_NAME, pack_expected, unpack_expected
-from edgead.runtime.frame import Decision, Frame
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.limits import Limits
-from edgead.runtime.manifest import Manifest, parse_manifest
-from edgead.runtime.routed import UNKNOWN_CATEGORY, FusedBackend, RoutedBackend, head_file
+from edgead.runtime.frame import Decision, Frame, Inference
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sources import Delivery, Source
-from edgead.runtime.stream import Stream
-from edgead.runtime.threshold import Threshold, calibrate
+from edgead.runtime.streaming.stream import Stream
 
 HEIGHT, WIDTH = 8, 10
 BACKENDS = [name for name in ("onnxruntime", "openvino") if name in available()]

@@ -7,11 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from edgead.runtime.backends import Inference
-from edgead.runtime.bundle import replace_manifest
+from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
-from edgead.runtime.frame import Decision
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.frame import Decision, Inference
+from edgead.runtime.inspection.inspector import Inspector
 
 pytest.importorskip("onnxruntime")
 PART = np.full((31, 45, 3), 100, np.uint8)
@@ -80,7 +79,7 @@ def test_a_bundle_that_passes_ends_it_too(make_bundle):
 def test_a_file_that_was_replaced_proves_nothing_and_changes_nothing(make_bundle):
     path = make_bundle()
     with Inspector.open(path, backend="onnxruntime") as inspect:
-        from edgead.runtime.bundle import Bundle
+        from edgead.runtime.bundle.bundle import Bundle
 
         with Bundle.open(path) as bundle:
             manifest = bundle.manifest

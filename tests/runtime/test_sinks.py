@@ -23,7 +23,7 @@ from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.sinks import REGISTRY, Sink, open_sink
 from edgead.runtime.sinks.callback import CallbackSink
 from edgead.runtime.sinks.worker import SinkWorker
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from tests.waiting import LONG_S
 
 

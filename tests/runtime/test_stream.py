@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.backends import BackendInfo, Inference
-from edgead.runtime.decode import read_image
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import BackendError, ConfigError, SourceError, SourceLost
-from edgead.runtime.frame import BadFrame, Decision, Frame
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.frame import BadFrame, Decision, Frame, Inference
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.sources.folder import list_images
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from tests.waiting import LONG_S, wait_for
 
 SHAPE = (8, 8, 3)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgead.runtime.backends import available, choose
-from edgead.runtime.cuda_driver import cuda_driver
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.errors import BackendUnavailable
 
 FAKE = Path(__file__).with_name("fake_gpu")
@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 from cuda.bindings import runtime as cudart
 from edgead.runtime.backends import open_backend
-from edgead.runtime.engine_cache import EngineCache
-from edgead.runtime.engine_key import EngineKey, graph_digest
+from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.engine_key import EngineKey, graph_digest
 from edgead.runtime.errors import EdgeadError
 model = Path(sys.argv[1])
 key = EngineKey(graph_digest(model), "tensorrt", "10.3.0", "8.7", "fp32")
@@ -166,14 +166,14 @@ def test_the_command_in_the_message_names_the_bundle(
     path = make_bundle("my part.edgead")
     lines = on_gpu(
         """
-from edgead.runtime.check import check_bundle
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.device.check import check_bundle
+from edgead.runtime.inspection.inspector import Inspector
 for opening in (Inspector.open, check_bundle):
     try:
         opening(sys.argv[1], backend="tensorrt")
     except EdgeadError as error:
         print(error)
-with __import__("edgead.runtime.bundle", fromlist=["Bundle"]).Bundle.open(sys.argv[1]) as bundle:
+with __import__("edgead.runtime.bundle.bundle", fromlist=["Bundle"]).Bundle.open(sys.argv[1]) as bundle:
     with bundle.model_files("fp32") as model:
         # The graph keeps its weights in another file, so that the engine here is the whole graph.
         key = replace(key, graph=graph_digest(model))
@@ -193,7 +193,7 @@ print(report.passed, report.backend.name, report.max_score_difference)
 # Writes the graph of the bundle with its weights inside.
 WHOLE = """
 import onnx
-from edgead.runtime.bundle import Bundle
+from edgead.runtime.bundle.bundle import Bundle
 with Bundle.open(sys.argv[1]) as bundle, bundle.model_files("fp32") as file:
     Path(sys.argv[2]).write_bytes(onnx.load(str(file)).SerializeToString())
 """
@@ -202,7 +202,7 @@ with Bundle.open(sys.argv[1]) as bundle, bundle.model_files("fp32") as file:
 def test_states_of_the_driver(on_gpu: Callable[..., list[str]]) -> None:
     program = (
         "from edgead.runtime.backends import available, choose, unavailable\n"
-        "from edgead.runtime.cuda_driver import cuda_driver\n"
+        "from edgead.runtime.backends.gpu_driver import cuda_driver\n"
         "print(cuda_driver().problem)\nprint('tensorrt' in available(), choose('auto')[0])\nprint(unavailable())"
     )
     assert on_gpu(program, prelude="")[:2] == ["None", "True onnxruntime"]
@@ -240,7 +240,7 @@ except EdgeadError as error:
 
 def test_the_doctor_sees_driver_and_libraries(on_gpu: Callable[..., list[str]]) -> None:
     program = (
-        "from edgead.runtime.doctor import diagnose\n"
+        "from edgead.runtime.device.doctor import diagnose\n"
         "for row in diagnose():\n    print(row.name, '|', row.status, '|', row.detail, '|', row.mend)"
     )
     rows = {line.split(" | ")[0]: line for line in on_gpu(program, prelude="")}

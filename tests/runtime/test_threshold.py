@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from edgead.runtime.decision.threshold import calibrate, false_alarm_interval, normals_needed
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.threshold import calibrate, false_alarm_interval, normals_needed
 
 
 def test_order_statistic_midway_to_the_next_score():

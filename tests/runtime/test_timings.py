@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgead.runtime.timings import Histogram, Timings
+from edgead.runtime.status.latency import Histogram, Timings
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import available
-from edgead.runtime.bench import describe_machine
-from edgead.runtime.bundle import Bundle
-from edgead.runtime.device_profile import Choice
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.decision.paired_auroc import Ranking
+from edgead.runtime.device.tuning.evaluation import Judgement, Picture, Trial
+from edgead.runtime.device.tuning.pareto import complain, mark, pick
+from edgead.runtime.device.tuning.report import Candidate
+from edgead.runtime.device.tuning.search_space import Setup, find_setups, thread_counts
+from edgead.runtime.device.tuning.tune import tune
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError, DataError
-from edgead.runtime.expected import EXPECTED_NAME, pack_expected
-from edgead.runtime.inspector import Inspector
-from edgead.runtime.ranking import Ranking
-from edgead.runtime.timings import Latency
-from edgead.runtime.tuning.choosing import complain, mark, pick
-from edgead.runtime.tuning.judging import Judgement, Picture, Trial
-from edgead.runtime.tuning.report import Candidate
-from edgead.runtime.tuning.setups import Setup, find_setups, thread_counts
-from edgead.runtime.tuning.tune import tune
+from edgead.runtime.inspection.device_profile import Choice
+from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.machine import describe_machine
+from edgead.runtime.status.latency import Latency
 
 pytestmark = pytest.mark.skipif("onnxruntime" not in available(), reason="needs onnxruntime (edgead[cpu])")
 SMALL = (64, 48)
@@ -53,7 +53,7 @@ def parts(count: int, spot: int) -> list[Picture]:
 def test_what_opens_is_measured_judged_and_chosen_from(make_bundle, tmp_path, monkeypatch):
     path = make_bundle()
     # A board on which not all of them fit into the free memory at once.
-    monkeypatch.setattr("edgead.runtime.tuning.tune._free_bytes", lambda: 1)
+    monkeypatch.setattr("edgead.runtime.device.tuning.tune._free_bytes", lambda: 1)
     steps: list[tuple[str, int, int]] = []
     report = tune(
         [path],

@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 
-from edgead.runtime.backends import BackendInfo, Inference
+from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import BackendError
-from edgead.runtime.frame import Frame
-from edgead.runtime.grabber import Survival
-from edgead.runtime.inspector import Inspector
+from edgead.runtime.frame import Frame, Inference
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sources import Delivery, Source
+from edgead.runtime.streaming.grabber import Survival
 from tests.waiting import LONG_S
 
 SHAPE = (8, 8, 3)

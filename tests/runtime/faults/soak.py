@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import Brightness, Runner, inspector
 from tests.waiting import wait_for
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgead.runtime.errors import BackendError
 from edgead.runtime.frame import Decision
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
 from tests.waiting import LONG_S, wait_for
 

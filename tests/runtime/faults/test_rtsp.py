@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from edgead.runtime.frame import Decision
-from edgead.runtime.grabber import Survival
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.grabber import Survival
+from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import Brightness, Runner, check_ledger, inspector
 from tests.waiting import LONG_S, wait_for
 

@@ -8,8 +8,8 @@ import pytest
 
 from edgead.runtime.errors import SourceError, SourceLost
 from edgead.runtime.frame import Decision
-from edgead.runtime.grabber import Survival
-from edgead.runtime.stream import Stream
+from edgead.runtime.streaming.grabber import Survival
+from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
 from tests.waiting import LONG_S, wait_for
 

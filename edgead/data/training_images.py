@@ -1,0 +1,175 @@
+"""The good photos of a fit: read at network size pass after pass, and a few of them kept in the model."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgead.data import Category, Sample, load_images
+from edgead.probes import STRUCTURAL, plant_in_region
+from edgead.runtime.bundle.manifest_schema import NormalsSection
+from edgead.runtime.decision.baseline import Normals, picture_signals
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.roi import Region, prepare
+from edgead.runtime.imaging.tiling import Tiles
+
+REFERENCE_IMAGES = 4
+CALIBRATION_IMAGES = 16
+_SHIFT = 0.02  # of the longer side
+_TURN = 1.0  # degrees
+_PLANTING = 16  # seeds that are tried for a probe that does not lie in what is ignored
+
+
+class GoodPhotos:
+    """The good images of a category at network size, read anew in each pass; how they look is measured in the first."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        height: int,
+        width: int,
+        region: Region | None = None,
+        tiles: Tiles | None = None,
+        signals: dict[Path, dict[str, float]] | None = None,
+    ) -> None:
+        self._samples = samples
+        self._height = height
+        self._width = width
+        self._region = region
+        self._tiles = tiles
+        self._signals = {} if signals is None else signals
+
+    def __len__(self) -> int:
+        return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
+
+    def select(self, indices: Sequence[int]) -> GoodPhotos:
+        if self._tiles is not None:
+            raise ConfigError("tiles of one picture are not told apart")
+        chosen = [self._samples[index] for index in indices]
+        return GoodPhotos(chosen, self._height, self._width, self._region, signals=self._signals)
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        held: list[NDArray[np.uint8]] = []
+        shape = -1, self._height, self._width, 3
+        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
+        with closing(loaded) as images:
+            for sample, image in zip(self._samples, images, strict=True):
+                if sample.path not in self._signals:
+                    self._signals[sample.path] = picture_signals(image)
+                for one in image.reshape(shape):
+                    held.append(one)
+                    if len(held) == size:
+                        yield np.stack(held)
+                        held = []
+        if held:
+            yield np.stack(held)
+
+    def normals(
+        self, indices: Sequence[int], scores: NDArray[np.float64], levels: NDArray[np.float64]
+    ) -> NormalsSection:
+        """Return what the drift watch compares with, of images that were read before, with a score and level each."""
+        pictures = [self._signals[self._samples[index].path] for index in indices]
+        values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
+        return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
+
+
+def make_references(
+    category: Category,
+    seed: int,
+    count: int = REFERENCE_IMAGES,
+    prefix: str = "",
+    region: Region | None = None,
+    seen: bool = True,
+) -> tuple[tuple[str, bytes], ...]:
+    """Return PNGs of ``count`` good images at native size, and of the same images with planted defects.
+
+    With ``seen`` the model is fitted on all images, and these are moved a little, see `second_shot`. A detector that
+    holds images out holds out the first of the same permutation.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(category.train))[:count]
+    references = []
+    for number, index in enumerate(sorted(chosen)):
+        image = read_image(category.train[index].path)
+        if seen:
+            image = second_shot(image, seed + number)
+        kind = STRUCTURAL[number % len(STRUCTURAL)]
+        references.append((f"good-{prefix}{number}.png", encode_png(image)))
+        references.append(
+            (f"probe-{prefix}{number}-{kind}.png", encode_png(_plant(image, region, kind, seed + number)))
+        )
+    return tuple(references)
+
+
+def calibration_images(
+    category: Category,
+    size: tuple[int, int],
+    seed: int,
+    count: int = CALIBRATION_IMAGES,
+    prefix: str = "",
+    region: Region | None = None,
+    tiles: Tiles | None = None,
+    seen: bool = True,
+) -> tuple[tuple[str, bytes], ...]:
+    """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
+
+    They are others than the references' where there are enough; ``seen`` as there.
+    """
+    order = np.random.default_rng(seed).permutation(len(category.train))
+    chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
+    kept = []
+    for number, index in enumerate(sorted(chosen)):
+        image = read_image(category.train[index].path)
+        if seen:
+            image = second_shot(image, seed + REFERENCE_IMAGES + number)
+        kept.append((f"good-{prefix}{number:02}.png", encode_png(prepare(image, *size, region=region, tiles=tiles))))
+        if number % 2:
+            kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
+            probe = _plant(image, region, kind, seed + number)
+            kept.append(
+                (f"probe-{prefix}{number:02}-{kind}.png", encode_png(prepare(probe, *size, region=region, tiles=tiles)))
+            )
+    return tuple(kept)
+
+
+def second_shot(image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """Return an image ``(h, w, 3)`` uint8 as if the part had been photographed again, a little moved and turned.
+
+    A model knows the photo it was fitted on: with fewer photos than dimensions its Mahalanobis distances are near zero
+    there, where no other photo lies and where INT8 moves scores many times as far as on test images (PaDiM on metal
+    plate, docs/precision.md). What it makes of the moved one is what it makes of a camera's pictures. The picture
+    is shifted by up to 2 % of its longer side and turned by up to 1 degree, mirrored at its border.
+    """
+    random = np.random.default_rng(seed)
+    height, width = image.shape[:2]
+    right, down = random.uniform(-_SHIFT, _SHIFT, 2) * max(height, width)
+    angle = random.uniform(-_TURN, _TURN)
+    margin = math.ceil(max(height, width) * (_SHIFT + math.radians(_TURN)))
+    padded = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "reflect"))
+    turned = padded.rotate(angle, Image.Resampling.BICUBIC, translate=(round(right), round(down)))
+    return np.asarray(turned.crop((margin, margin, margin + width, margin + height)))
+
+
+def _plant(image: NDArray[np.uint8], region: Region | None, kind: str, seed: int) -> NDArray[np.uint8]:
+    """Return an image with a defect in the region; another seed is tried where it lies in what is ignored."""
+    for attempt in range(_PLANTING - 1):
+        try:
+            return plant_in_region(image, region, kind, seed + attempt * 1000)[0]
+        except DataError:
+            if region is None or region.ignore is None:
+                raise
+    return plant_in_region(image, region, kind, seed + _PLANTING * 1000)[0]
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """Return an image ``(h, w, 3)`` uint8 RGB as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,295 @@
+"""Measures an inspector on the test images of a category, through the code that the camera loop runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.data import Category, Sample, load_mask, prefetch
+from edgead.metrics.metrics import BOOTSTRAP, Metric, f1_max, false_alarm_rate_at_zero_escapes, image_auroc
+from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
+from edgead.runtime.backends import BackendInfo
+from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
+from edgead.runtime.errors import DataError
+from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.roi import Region
+
+SCHEMA = "edgead.eval/1"
+METRICS = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")
+
+
+class Inspecting(Protocol):
+    """What is evaluated; `edgead.runtime.inspection.inspector.Inspector` is the usual one."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def region(self) -> Region | None: ...
+
+    def __call__(self, frame: Frame) -> Result: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScore:
+    """What was said of one test image; ``path`` is relative to the category, ``score`` is NaN where there is none."""
+
+    path: str
+    label: str | None
+    anomalous: bool
+    score: float
+    threshold: float
+    decision: Decision
+    reason: str | None = None
+    category: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "label": self.label,
+            "anomalous": self.anomalous,
+            "score": self.score if math.isfinite(self.score) else None,
+            "threshold": self.threshold,
+            "decision": self.decision.value,
+            "reason": self.reason,
+            "category": self.category,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """How often the threshold was right: ``false_alarms`` of ``normal`` and ``escapes`` of ``anomalous`` images.
+
+    Both totals count inspected images only. The ``not_inspected`` ones never pass the line, whatever they are.
+    """
+
+    false_alarms: int
+    normal: int
+    escapes: int
+    anomalous: int
+    not_inspected: int
+
+    def to_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryReport:
+    """The evaluation of one category.
+
+    Attributes:
+        n_normal, n_anomalous: test images of either kind, inspected or not.
+        pixel_auroc, aupro: None where the category has no masks.
+        empty_masks: defective images whose mask holds no anomalous pixel at network size; they count for the image
+            metrics, and for the pixel metrics as images without a defect.
+        images: in the order of ``category.test``.
+        routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
+    """
+
+    name: str
+    n_normal: int
+    n_anomalous: int
+    image_auroc: Metric
+    pixel_auroc: Metric | None
+    aupro: Metric | None
+    f1_max: Metric
+    false_alarm_rate_at_zero_escapes: Metric
+    decisions: Decisions
+    empty_masks: int
+    images: tuple[ImageScore, ...]
+
+    @property
+    def routed_to(self) -> dict[str, int]:
+        return dict(Counter(image.category for image in self.images if image.category is not None))
+
+    def metric(self, name: str) -> Metric | None:
+        """Return a metric by one of the names in `METRICS`."""
+        value: Metric | None = getattr(self, name)
+        return value
+
+    def to_dict(self, *, images: bool = False) -> dict[str, Any]:
+        """Return the JSON form of this category, with the image scores where asked for."""
+        result: dict[str, Any] = {name: _metric_dict(self.metric(name)) for name in METRICS}
+        result |= {"n_normal": self.n_normal, "n_anomalous": self.n_anomalous}
+        result |= {"decisions": self.decisions.to_dict(), "empty_masks": self.empty_masks}
+        if self.routed_to:
+            result["routed_to"] = self.routed_to
+        if images:
+            result["images"] = [image.to_dict() for image in self.images]
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """The evaluation of one or more categories on one backend; raises `DataError` where two share a name."""
+
+    categories: tuple[CategoryReport, ...]
+    backend: BackendInfo
+
+    def __post_init__(self) -> None:
+        names = [report.name for report in self.categories]
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(f"two categories are called '{name}'; evaluate them one at a time or rename a folder")
+
+    def mean(self, name: str) -> Metric | None:
+        """Return the mean of a metric over the categories that have it, None where none has.
+
+        Categories are independent test sets, so the half-widths of their intervals add as a root of squares.
+        """
+        found = [metric for report in self.categories if (metric := report.metric(name)) is not None]
+        if not found:
+            return None
+        value = sum(metric.value for metric in found) / len(found)
+        down = math.sqrt(sum((metric.value - metric.low) ** 2 for metric in found)) / len(found)
+        up = math.sqrt(sum((metric.high - metric.value) ** 2 for metric in found)) / len(found)
+        return Metric(value, max(0.0, value - down), min(1.0, value + up))
+
+    def to_dict(self, *, images: bool = False) -> dict[str, Any]:
+        """Return the JSON form, schema ``edgead.eval/1``."""
+        return {
+            "schema": SCHEMA,
+            "categories": {report.name: report.to_dict(images=images) for report in self.categories},
+            "mean": {name: _metric_dict(self.mean(name)) for name in METRICS},
+            "backend": self.backend.to_dict(),
+        }
+
+
+def evaluate(
+    inspector: Inspecting,
+    category: Category,
+    *,
+    bootstrap: int = BOOTSTRAP,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> CategoryReport:
+    """Judge every test image as the camera loop would, and compare with the labels.
+
+    Each image is decoded by `read_image`, wrapped in a `Frame` and given to the inspector, one at a time. Maps are
+    resized bilinearly and masks by nearest neighbour to network size for the pixel metrics.
+
+    Args:
+        inspector: opened; its threshold gives the decisions.
+        category: opened with ``need_test=True``.
+        bootstrap, seed: of the intervals, see `edgead.metrics.metrics`.
+        progress: called with (images done, images in all) after every image.
+
+    Raises:
+        DataError: no good or no defective test image, an unreadable image or mask, or an image that was not
+            inspected for another reason than a router that does not know it: metrics would lack its score.
+
+    An image of unknown category is not inspected, but it was scored by the nearest head, and the metrics count it.
+    """
+    judged = _judge(inspector, category, progress)
+    scored = [one for one in judged if math.isfinite(one.image.score)]
+    scores = [one.image.score for one in scored]
+    labels = [one.image.anomalous for one in scored]
+    by_pixel = overlap = None
+    try:
+        auroc = image_auroc(scores, labels, bootstrap=bootstrap, seed=seed)
+        best = f1_max(scores, labels, bootstrap=bootstrap, seed=seed)
+        rate = false_alarm_rate_at_zero_escapes(scores, labels, bootstrap=bootstrap, seed=seed)
+        if category.has_masks:
+            pixels = count_pixels([one.map for one in scored if one.map is not None], [one.mask for one in scored])
+            by_pixel = pixel_auroc(pixels, bootstrap=bootstrap, seed=seed)
+            overlap = aupro(pixels, bootstrap=bootstrap, seed=seed)
+    except DataError as error:
+        raise DataError(f"{category.name}: {error}") from error
+    return CategoryReport(
+        name=category.name,
+        n_normal=sum(not one.image.anomalous for one in judged),
+        n_anomalous=sum(one.image.anomalous for one in judged),
+        image_auroc=auroc,
+        pixel_auroc=by_pixel,
+        aupro=overlap,
+        f1_max=best,
+        false_alarm_rate_at_zero_escapes=rate,
+        decisions=_decisions([one.image for one in judged if not one.routed_away], len(judged)),
+        empty_masks=sum(one.mask is not None and not one.mask.any() for one in judged),
+        images=tuple(one.image for one in judged),
+    )
+
+
+class _Judged(NamedTuple):
+    image: ImageScore
+    map: NDArray[np.float32] | None  # kept only where there are masks to compare it with
+    mask: NDArray[np.bool_] | None
+    routed_away: bool
+
+
+def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, int], None] | None) -> list[_Judged]:
+    has_masks = category.has_masks
+
+    def load(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        image = read_image(sample.path)
+        if not (has_masks and sample.anomalous):
+            return image, None
+        rows, columns = image.shape[:2]
+        return image, load_mask(sample, (rows, columns), inspector.height, inspector.width, inspector.region)
+
+    judged: list[_Judged] = []
+    # One thread decodes ahead of the network; more would hold more full-size images.
+    with closing(prefetch(load, category.test, workers=1)) as loaded:
+        for sample, (pixels, mask) in zip(category.test, loaded, strict=True):
+            name = category.relative(sample)
+            result = inspector(Frame(pixels, len(judged), time.monotonic_ns(), name))
+            where = f"{category.name}/{name}"
+            routed_away = _routed_away(result, where)
+            image = ImageScore(
+                path=name,
+                label=sample.label,
+                anomalous=sample.anomalous,
+                score=result.score,
+                threshold=result.threshold,
+                decision=result.decision,
+                reason=result.reason,
+                category=result.category,
+            )
+            kept = None
+            if has_masks and math.isfinite(result.score):
+                if result.map is None or not np.isfinite(result.map).all():
+                    raise DataError(
+                        f"{category.name}/{name}: the anomaly map is missing or not finite; refit the model"
+                    )
+                kept = np.array(result.map, np.float32)  # a backend may use its output buffer again
+            judged.append(_Judged(image, kept, mask, routed_away))
+            if progress is not None:
+                progress(len(judged), len(category.test))
+    return judged
+
+
+def _routed_away(result: Result, name: str) -> bool:
+    """Return whether the image was routed away; raises `DataError` where it was not inspected for another reason."""
+    if result.decision is not Decision.NOT_INSPECTED:
+        return False
+    if result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY):
+        return True
+    raise DataError(f"{name} was not inspected ({result.reason or 'no reason given'}); metrics need a score for it")
+
+
+def _decisions(judged: list[ImageScore], total: int) -> Decisions:
+    normal = [image for image in judged if not image.anomalous]
+    anomalous = [image for image in judged if image.anomalous]
+    return Decisions(
+        false_alarms=sum(image.decision is Decision.ANOMALY for image in normal),
+        normal=len(normal),
+        escapes=sum(image.decision is Decision.OK for image in anomalous),
+        anomalous=len(anomalous),
+        not_inspected=total - len(judged),
+    )
+
+
+def _metric_dict(metric: Metric | None) -> dict[str, float] | None:
+    return None if metric is None else metric.to_dict()

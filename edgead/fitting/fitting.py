@@ -1,0 +1,268 @@
+"""From folders of good photos to a trained model: `fit` is what ``edgead fit`` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgead.budget import Budget, choose
+from edgead.data import Category, open_category
+from edgead.data.training_images import GoodPhotos, calibration_images, make_references
+from edgead.detectors import create_detector, learns, pools_categories
+from edgead.detectors.base import fit_closed_form
+from edgead.detectors.learned import fit_learned
+from edgead.features.backbones import (
+    NO_BACKBONE_INFO,
+    BackboneInfo,
+    BackboneSpec,
+    build_backbone,
+    describe_backbone,
+)
+from edgead.features.features import build_extractor
+from edgead.fitting.config import FitConfig, FitOptions
+from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
+from edgead.model.model import TrainedModel
+from edgead.model.model_card import make_card
+from edgead.runtime.bundle.layout import check_member_name, fold_name
+from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
+from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.progress import Progress, silent
+from edgead.runtime.version import __version__
+from edgead.training.training import run_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
+
+
+def fit(
+    categories: str | Path | Sequence[str | Path],
+    config: FitConfig | None = None,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+    **options: Unpack[FitOptions],
+) -> TrainedModel:
+    """Fit a detector on normal images and set its threshold from them; no test image is read.
+
+    Args:
+        categories: one category folder (MVTec or LOCO layout), plain folder of normal images, or CSV list; several, or
+            one that holds parts of several kinds, for a detector that pools categories (``dfc``). ``~`` is the home
+            folder.
+        config: how; None: the defaults of `FitConfig`.
+        checkpoint: file that the training of a learned detector keeps, and continues from if it was interrupted; who
+            has saved the model removes it. None: none.
+        progress: called with ``(stage, done, total)``; behind `` | `` a stage may say more.
+        options: fields of `FitConfig`, which count more than ``config``.
+
+    Raises:
+        ConfigError, DataError: what is wrong and what to do, in one line.
+
+    Example:
+        >>> model = fit("data/screw", detector="padim", size=448)
+    """
+    config = replace(config or FitConfig(), **options)
+    paths = [categories] if isinstance(categories, str | Path) else list(categories)
+    method = create_detector(config.detector, config.settings)
+    size = config.network_size()
+    config.check(len(paths))
+    opened = [open_category(Path(path).expanduser(), train_only=True) for path in paths]
+    _check_names(opened)
+    work = _Work(config, method, size, opened, _region(opened[0], config.roi, config.mask), progress)
+    fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
+    model = work.assemble(fitted)
+    if fitted.budget is not None:
+        fitted.budget.require_within(model.exportable("model"))
+    return model
+
+
+class _Work:
+    """One fit: what its steps share.
+
+    Args:
+        method: detector with its settings; size: network size; opened: categories; region: what of an image is judged.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        method: Any,
+        size: tuple[int, int],
+        opened: Sequence[Category],
+        region: Region | None,
+        progress: Progress,
+    ) -> None:
+        self._config, self._method, self._size, self._opened = config, method, size, opened
+        self._region, self._progress = region, progress
+        self._trained, self._pooled = learns(config.detector), pools_categories(config.detector)
+        self._spec = BackboneSpec.parse(config.backbone, config.taps)
+        if self._trained:
+            self._spec = method.backbone(self._spec)
+        self._samples = [sample for category in opened for sample in category.train]
+        self._fingerprint = {category.name: category.fingerprint("train") for category in opened}
+        self._references = tuple(
+            one
+            for category in opened
+            for one in make_references(
+                category, config.seed, prefix=self._prefix(category), region=region, seen=not self._trained
+            )
+        )
+
+    def train(self, checkpoint: Path | None) -> _Fitted:
+        """Train a learned detector."""
+        images = GoodPhotos(self._samples, *self._size, self._region)
+        spec, info = self._spec, NO_BACKBONE_INFO
+        if spec.strides:
+            info = describe_backbone(spec, build_backbone(spec, self._size))
+        key = _run_key(self._method, info, self._size, self._config.seed, self._fingerprint)
+        learned = fit_learned(
+            self._method,
+            images,
+            spec,
+            self._size,
+            seed=self._config.seed,
+            progress=self._progress,
+            checkpoint=checkpoint,
+            key=key,
+        )
+        return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info)
+
+    def fit_closed_form(self) -> _Fitted:
+        """Fit what needs no training, with settings chosen by measurement where there is a budget."""
+        config, network = self._config, build_backbone(self._spec, self._size)
+        info = describe_backbone(self._spec, network)
+        extractor = build_extractor(network, self._size)
+        cut = None if config.tiles is None else Tiles(*config.tiles, config.tile_overlap, extractor.grid)
+        images = GoodPhotos(self._samples, *self._size, self._region, cut)
+        sources = [category.name for category in self._opened for _ in category.train]
+        budget = None
+        if config.budgeted:
+            budget = choose(
+                self._method,
+                config.settings or (),
+                images,
+                sources,
+                extractor,
+                self._references,
+                budget_mb=config.budget_mb,
+                budget_ms=config.budget_ms,
+                seed=config.seed,
+                progress=self._progress,
+            )
+            self._method = create_detector(config.detector, budget.settings)
+        seed, progress = config.seed, self._progress
+        if self._pooled:
+            found = self._method.fit(images, sources, extractor, seed=seed, progress=progress)
+            outcome = of_pool(found, self._method.settings.head, config.false_alarm_rate)
+        else:
+            together = 1 if cut is None else cut.count
+            closed = fit_closed_form(self._method, images, extractor, seed=seed, progress=progress, tiles=together)
+            outcome = of_closed_form(closed, self._opened[0].name)
+        return _Fitted(outcome, images, info, cut, budget)
+
+    def assemble(self, fitted: _Fitted) -> TrainedModel:
+        """Return the model with its card, references and calibration images."""
+        outcome, config = fitted.outcome, self._config
+        card = make_card(
+            detector=self._method.name,
+            settings=self._method.settings.stated() if self._trained else self._method.settings,
+            backbone=self._spec,
+            backbone_info=fitted.backbone,
+            size=self._size,
+            grid=outcome.grid,
+            seed=config.seed,
+            threshold=calibrate(outcome.scores, config.false_alarm_rate),
+            normal_scores=outcome.scores.tolist(),
+            categories=outcome.counts,
+            normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
+            fingerprint=self._fingerprint,
+            routing=outcome.routing,
+            budget=None if fitted.budget is None else fitted.budget.card,
+            region=self._region,
+            training=outcome.training,
+            tiles=fitted.tiles,
+        )
+        calibration = tuple(
+            one
+            for category in self._opened
+            for one in calibration_images(
+                category,
+                self._size,
+                config.seed,
+                prefix=self._prefix(category),
+                region=self._region,
+                tiles=fitted.tiles,
+                seen=not self._trained,
+            )
+        )
+        return TrainedModel(card, outcome.module, self._references, calibration, self._region)
+
+    def _prefix(self, category: Category) -> str:
+        return f"{category.name}-" if self._pooled else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What a step of `_Work` hands to the last one."""
+
+    outcome: Outcome
+    images: GoodPhotos
+    backbone: BackboneInfo
+    tiles: Tiles | None = None
+    budget: Budget | None = None
+
+
+def _run_key(method: Any, info: BackboneInfo, size: tuple[int, int], seed: int, fingerprint: Mapping[str, str]) -> str:
+    """Return what a checkpoint must carry to be of this very training."""
+    return run_key(
+        {
+            "detector": method.name,
+            "settings": method.settings.model_dump(),
+            "backbone": asdict(info),
+            "size": size,
+            "seed": seed,
+            "train": dict(fingerprint),
+            "versions": [__version__, torch.__version__, np.__version__],
+        }
+    )
+
+
+def _check_names(categories: Sequence[Category]) -> None:
+    """Refuse before any work what a bundle could not hold: its members are named after the categories."""
+    seen: dict[str, str] = {}
+    for category in categories:
+        name, folded = category.name, fold_name(category.name)
+        try:
+            check_member_name(name)
+        except ValueError as error:
+            raise ConfigError(f"a category cannot be called '{name}' ({error}); rename the folder") from error
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ConfigError(f"a category's name has at most {_LONGEST_NAME} bytes, '{name}' has more; rename it")
+        if folded in seen:
+            alike = f"two categories are called '{name}'"
+            if seen[folded] != name:
+                alike = f"categories '{seen[folded]}' and '{name}' are one name on some systems"
+            raise ConfigError(f"{alike}; rename a folder")
+        seen[folded] = name
+
+
+def _region(category: Category, roi: Box | None, mask: str | Path | None) -> Region | None:
+    if roi is None and mask is None:
+        return None
+    mask = None if mask is None else Path(mask).expanduser()
+    rows, columns = read_image(category.train[0].path).shape[:2]
+    size = columns, rows
+    try:
+        drawn = None if mask is None else decode_mask(mask.read_bytes(), str(mask), size)
+    except OSError as error:
+        raise DataError(f"cannot read the mask {mask}: {error.strerror or error}") from error
+    return make_region(size, roi, drawn)

@@ -1,0 +1,101 @@
+"""What a fit gave, in one form whatever the detector: closed-form, pooled or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.detectors.base import Fit
+from edgead.detectors.dfc import PooledFit
+from edgead.detectors.learned import LearnedFit, LearnedModule
+from edgead.detectors.routing import RoutedModule
+from edgead.features.scoring import ScoringModule
+from edgead.model.model_card import CategoryCard, RoutingCard, TrainingCard
+from edgead.runtime.bundle.manifest_schema import ThresholdSection
+from edgead.runtime.decision.threshold import calibrate
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a fit gave, whatever the detector.
+
+    Attributes:
+        grid: of the module's map.
+        scores, levels: ``(n,)`` of good images that the model, or one without them, had not seen.
+        images: ``(n,)`` indices of those images.
+        counts: category -> number of its training images.
+        scored: category -> which of the n are its own.
+    """
+
+    module: ScoringModule | RoutedModule | LearnedModule
+    grid: tuple[int, int]
+    scores: NDArray[np.float64]
+    levels: NDArray[np.float64]
+    images: Sequence[int]
+    counts: Mapping[str, int]
+    scored: Mapping[str, Sequence[int]]
+    routing: RoutingCard | None = None
+    training: TrainingCard | None = None
+
+    def judged(self, rows: Sequence[int]) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+        """Return the image indices, scores and levels of some of the n."""
+        chosen = list(rows)
+        return [self.images[row] for row in chosen], self.scores[chosen], self.levels[chosen]
+
+
+def of_closed_form(fitted: Fit, name: str) -> Outcome:
+    images = range(len(fitted.normal_scores))
+    return Outcome(
+        module=fitted.module,
+        grid=fitted.module.extractor.grid,
+        scores=fitted.normal_scores,
+        levels=fitted.normal_levels,
+        images=images,
+        counts={name: len(images)},
+        scored={name: images},
+    )
+
+
+def of_pool(found: PooledFit, head: str, false_alarm_rate: float) -> Outcome:
+    return Outcome(
+        module=found.module,
+        grid=found.module.extractor.grid,
+        scores=found.normal_scores,
+        levels=found.normal_levels,
+        images=range(len(found.normal_scores)),
+        counts={category.name: len(category.images) for category in found.categories},
+        scored={category.name: category.images for category in found.categories},
+        routing=_routing_card(found, head, false_alarm_rate),
+    )
+
+
+def of_learned(learned: LearnedFit, name: str, images: int) -> Outcome:
+    return Outcome(
+        module=learned.module,
+        grid=learned.module.grid,
+        scores=learned.normal_scores,
+        levels=learned.normal_levels,
+        images=learned.held_out,
+        counts={name: images},
+        scored={name: range(len(learned.held_out))},
+        training=TrainingCard(held_out=learned.held_out, log=learned.log),
+    )
+
+
+def _routing_card(found: PooledFit, head: str, false_alarm_rate: float) -> RoutingCard:
+    cards = {}
+    for category in found.categories:
+        threshold = calibrate(found.normal_scores[list(category.images)], false_alarm_rate)
+        cards[category.name] = CategoryCard(
+            threshold=ThresholdSection.from_threshold(threshold),
+            minimum_similarity=category.minimum_similarity,
+            sources=dict(category.sources),
+        )
+    return RoutingCard(head=head, categories=cards, silhouettes=dict(found.silhouettes), purity=found.purity)

@@ -1,0 +1,267 @@
+"""What ``model.json`` of a model directory says: how the model was made, its threshold, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgead.features.backbones import BackboneInfo, BackboneSpec
+from edgead.runtime.bundle.manifest_schema import (
+    NormalsSection,
+    RegionSection,
+    ThresholdSection,
+    TilesSection,
+)
+from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.errors import BundleError, ConfigError
+from edgead.runtime.imaging.preprocess import RESIZE_RULE
+from edgead.runtime.imaging.roi import Region
+from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.version import __version__
+from edgead.training.training_log import TrainingLog
+
+FORMAT_VERSION = 1
+CARD_FILE = "model.json"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CategoryCard(_Section):
+    """One category of a routed model.
+
+    Attributes:
+        threshold: in standard deviations over the category's held-out normals, as the head's scores are.
+        minimum_similarity: below it an image is not taken for a part of the category.
+        sources: folder name -> number of its images that the category got.
+    """
+
+    threshold: ThresholdSection
+    minimum_similarity: float
+    sources: dict[str, int]
+
+
+class RoutingCard(_Section):
+    """How a routed model was made.
+
+    Attributes:
+        head: detector of the heads.
+        categories: by name, in the order of the router's columns.
+        silhouettes: number of categories -> mean silhouette, where the number was looked for.
+        purity: share of the images that lie in a category together with most of their folder's.
+    """
+
+    head: str
+    categories: dict[str, CategoryCard]
+    silhouettes: dict[int, float]
+    purity: float
+
+
+class RungCard(_Section):
+    """One point of a budget's curve.
+
+    Attributes:
+        settings: those that vary along the curve.
+        auroc: of painted defects against good images, which the model of this point never saw.
+        bytes: of the bundle on disk, an upper bound.
+        ms: median from camera to decision.
+        fits: whether it keeps within the budget.
+    """
+
+    settings: dict[str, Any]
+    auroc: float
+    standard_error: float
+    bytes: int
+    ms: float
+    fits: bool
+
+
+class BudgetCard(_Section):
+    """How settings were chosen by measurement, see `edgead.budget.choose`.
+
+    Attributes:
+        budget_mb: 10^6 bytes of the bundle on disk; budget_ms: median from camera to decision. None: no limit.
+        fitted, held_out, probes: good images that each point was fitted on, good images and painted ones it judged.
+        strength: of the painted defects.
+        frame_size: ``(width, height)`` of the frames that were timed; frames: how many a point.
+        backend: what ran them; machine: where.
+        curve: cheap to expensive.
+        chosen: index of the curve.
+    """
+
+    budget_mb: float | None
+    budget_ms: float | None
+    fitted: int
+    held_out: int
+    probes: int
+    strength: float
+    frame_size: tuple[int, int]
+    frames: int
+    backend: dict[str, Any]
+    machine: dict[str, Any]
+    curve: tuple[RungCard, ...]
+    chosen: int
+
+
+class TrainingCard(_Section):
+    """How a network was trained.
+
+    Attributes:
+        held_out: indices of the training images that it did not see, ascending; ``normal_scores`` are theirs.
+        log: losses, and the judgements by which the state to keep was selected.
+    """
+
+    held_out: tuple[int, ...]
+    log: TrainingLog
+
+
+class ModelCard(_Section):
+    """The content of ``model.json``.
+
+    Attributes:
+        detector, settings: registered name and all its settings.
+        backbone: name, weights and strides, enough to rebuild the architecture; the weights are in the directory.
+        backbone_info: where the weights came from, with their digest.
+        height, width: network size in pixels.
+        resize: the resize rule the model was trained with.
+        threshold: see `edgead.runtime.decision.threshold.Threshold`.
+        normal_scores: score of each training image by a model that never saw it, in image order; of a learned
+            detector, of those that were held out.
+        categories: category name -> number of training images.
+        fingerprint: folder name -> digest of its training images.
+        normals: category name -> what its good parts looked like, for the drift watch.
+        routing: of a model of several categories; its ``categories`` are then those that were found.
+        budget: of a model whose settings were chosen by measurement.
+        region: the part of the images it was fitted on; its mask lies beside, as ``mask.png``. None: all of them.
+        training: of a learned detector.
+        tiles: how that part is cut; ``grid`` and the network size are those of one tile.
+    """
+
+    format_version: int
+    edgead: str
+    detector: str
+    settings: dict[str, Any]
+    backbone: dict[str, Any]
+    backbone_info: dict[str, Any]
+    height: int
+    width: int
+    grid: tuple[int, int]
+    resize: str
+    seed: int
+    threshold: ThresholdSection
+    normal_scores: list[float]
+    categories: dict[str, int]
+    fingerprint: dict[str, str]
+    versions: dict[str, str]
+    normals: dict[str, NormalsSection] = {}
+    routing: RoutingCard | None = None
+    budget: BudgetCard | None = None
+    region: RegionSection | None = None
+    training: TrainingCard | None = None
+    tiles: TilesSection | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the model comes from, as bundles and reports state it; ready for JSON."""
+        found: dict[str, Any] = {
+            "backbone": self.backbone_info,
+            "random_weights": bool(self.backbone_info["random_weights"]),
+            "data_fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "versions": self.versions,
+        }
+        for name, section in (("routing", self.routing), ("budget", self.budget)):
+            if section is not None:
+                found[name] = section.model_dump(mode="json")
+        return found
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read ``model.json``; raises `BundleError` where it is missing, damaged or from another format version."""
+    file = path / CARD_FILE
+    if not file.is_file():
+        raise BundleError(f"{path} is no model directory (no {CARD_FILE}); give what 'edgead fit -o' wrote")
+    try:
+        content = json.loads(file.read_text())
+        version = content["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file} is damaged; fit again") from error
+    if version != FORMAT_VERSION:
+        relation = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
+        raise BundleError(
+            f"{path} was written by {relation} edgead (model format {version}); fit again or change edgead"
+        )
+    try:
+        card = ModelCard.model_validate(content)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BundleError(f"{file} is damaged (field '{field}'); fit again") from error
+    if card.resize != RESIZE_RULE:
+        raise BundleError(
+            f"{path} was trained with the resize rule '{card.resize}', this is '{RESIZE_RULE}'; fit again"
+        )
+    return card
+
+
+def make_card(
+    *,
+    detector: str,
+    settings: BaseModel,
+    backbone: BackboneSpec,
+    backbone_info: BackboneInfo,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    seed: int,
+    threshold: Threshold,
+    normal_scores: Sequence[float],
+    categories: Mapping[str, int],
+    fingerprint: Mapping[str, str],
+    normals: Mapping[str, NormalsSection],
+    routing: RoutingCard | None = None,
+    budget: BudgetCard | None = None,
+    region: Region | None = None,
+    training: TrainingCard | None = None,
+    tiles: Tiles | None = None,
+) -> ModelCard:
+    """Fill in a `ModelCard` with the versions of what is installed."""
+    import timm
+
+    return ModelCard(
+        format_version=FORMAT_VERSION,
+        edgead=__version__,
+        detector=detector,
+        settings=settings.model_dump(),
+        backbone={"name": backbone.name, "weights": backbone_info.weights, "strides": list(backbone.strides)},
+        backbone_info=asdict(backbone_info),
+        height=size[0],
+        width=size[1],
+        grid=grid,
+        resize=RESIZE_RULE,
+        seed=seed,
+        threshold=ThresholdSection.from_threshold(threshold),
+        normal_scores=[float(score) for score in normal_scores],
+        categories=dict(categories),
+        fingerprint=dict(fingerprint),
+        versions={"edgead": __version__, "torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__},
+        normals=dict(normals),
+        routing=routing,
+        budget=budget,
+        region=None if region is None else RegionSection.from_region(region),
+        training=training,
+        tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
+    )
+
+
+def check_size(height: int, width: int) -> tuple[int, int]:
+    """Return a usable network size; raises `ConfigError` unless both sides are multiples of 32 from 64 to 2048."""
+    for side in (height, width):
+        if side % 32 or not 64 <= side <= 2048:
+            raise ConfigError(f"--size must be a multiple of 32 from 64 to 2048, got {side}")
+    return height, width

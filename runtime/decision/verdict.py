@@ -1,0 +1,76 @@
+"""From raw scores to decisions: the thresholds of a model, one or one for each category it routes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgead.runtime.errors import ConfigError, suggest
+from edgead.runtime.frame import Decision, Inference, decide
+
+# A changed decision of a reduced precision counts as borderline only this close to the threshold, as a share of its
+# distance to the median normal score (design section 5).
+BORDERLINE_SHARE = 0.02
+
+
+class Verdict(NamedTuple):
+    """The judgement of one image: raw score, the threshold it was held against, and what follows."""
+
+    score: float
+    threshold: float
+    decision: Decision
+    category: str | None
+    reason: str | None
+
+    def same(self, other: Verdict) -> bool:
+        """Whether another verdict says the same of the part: its decision and, where routed, its category."""
+        return self.decision is other.decision and self.category == other.category
+
+
+# How a reason begins, so that an evaluation can tell a part that nobody knows from a failure.
+UNKNOWN_CATEGORY = "unknown category"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Thresholds in raw score units; `ANOMALY` iff score > threshold.
+
+    Attributes:
+        value: of a model that routes nothing, and for frames that no category is known of.
+        categories: threshold of each category of a routed model.
+    """
+
+    value: float
+    categories: Mapping[str, float] = field(default_factory=dict)
+
+    def judge(self, inference: Inference, index: int) -> Verdict:
+        """Judge one image of a batch.
+
+        A part of an unknown category is `NOT_INSPECTED`; its score is kept, since an evaluation can use it.
+        """
+        score = float(inference.score[index])
+        category = None if inference.category is None else inference.category[index]
+        reason = None if inference.reason is None else inference.reason[index]
+        threshold = self.value if category is None else self.categories.get(category, self.value)
+        if reason is not None:
+            return Verdict(score, threshold, Decision.NOT_INSPECTED, category, reason)
+        decision, reason = decide(score, threshold)
+        return Verdict(score, threshold, decision, category, reason)
+
+    def changed(self, value: float, category: str | None, name: str) -> tuple[float, Limits]:
+        """Return the threshold that another one replaces, and the limits with it.
+
+        Args:
+            value: raw score; category: of a routed model, which has one for each; name: of the model, for messages.
+
+        Raises:
+            ConfigError: no such category, or none where there is one for each.
+        """
+        if category is None and self.categories:
+            raise ConfigError(f"a routed model has a threshold for each category: {', '.join(self.categories)}")
+        if category is None:
+            return self.value, Limits(value)
+        if category not in self.categories:
+            raise ConfigError(f"{name} has no category '{category}'.{suggest(category, self.categories)}")
+        return self.categories[category], Limits(self.value, {**self.categories, category: value})

@@ -1,0 +1,333 @@
+"""``edgead calibrate``: the thresholds of a bundle, made again from good parts before the camera that will judge.
+
+Training photos and camera differ in lens, light and noise, and each of them shifts the scores of good parts. The model
+stays as it is; only where good ends is measured again, by the rule of `edgead.runtime.decision.threshold`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.manifest_schema import NormalsSection, ThresholdSection
+from edgead.runtime.bundle.references import expected_inferences
+from edgead.runtime.bundle.writing import replace_manifest
+from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
+from edgead.runtime.decision.threshold import Threshold, calibrate, normals_needed
+from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
+from edgead.runtime.device.recalibration_report import CalibrationReport
+from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
+from edgead.runtime.frame import BadFrame, Decision, Frame, Result
+from edgead.runtime.imaging.roi import prepare
+from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.progress import Counter
+from edgead.runtime.sources import Source, open_source
+from edgead.runtime.uri import redact
+from edgead.runtime.version import __version__
+
+PROBE = "probe-"  # references that `edgead fit` planted a defect on
+PROVENANCE_KEY = "calibrations"
+_MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
+
+
+def calibrate_bundle(
+    path: str | Path,
+    source: str | Path | Source,
+    out: str | Path,
+    *,
+    n: int | None = None,
+    false_alarm_rate: float | None = None,
+    min_interval_s: float = 0.0,
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Counter | None = None,
+) -> CalibrationReport:
+    """Write a copy of a bundle with thresholds from the good parts that a source shows.
+
+    Model and references are copied as they are, and so is the parity evidence, but for that of reduced precisions,
+    which holds for the old threshold only. The old thresholds go into the manifest's provenance,
+    key ``calibrations``, one entry a calibration. A signature is dropped, because it signed the old manifest.
+
+    Args:
+        path: the bundle.
+        source: a URI, or an open source, which is closed; it must show good parts only.
+        out: where the new bundle goes, possibly ``path``; written whole or not at all.
+        n: images to take; None takes all of a folder or video, and of a camera as many as the target needs.
+        false_alarm_rate: share of good parts that may be rejected; None keeps the bundle's.
+        min_interval_s: least time between two images of a camera, so that they show different parts.
+        backend: registry name or ``auto``, in full precision.
+        threads: CPU threads; None leaves the choice to the backend.
+        progress: called with (done, wanted); wanted is 0 where nobody knows.
+
+    Raises:
+        ConfigError, SourceError, BackendUnavailable: wrong arguments, no source, no backend.
+        BundleError: the bundle is damaged or changed meanwhile, or the disk is full; ``out`` stays as it was.
+        DataError: fewer than 2 images, an image file that cannot be read, or a camera that shows no known category.
+        BackendError: an image was not inspected, so that its score is missing.
+    """
+    if n is not None and n < 2:
+        raise ConfigError(f"a threshold needs at least 2 images, got -n {n}")
+    if not min_interval_s >= 0:
+        raise ConfigError(f"the interval must be 0 s or more, got {min_interval_s}")
+    if backend.endswith("-bf16"):
+        raise ConfigError(
+            f"'{backend}' computes other scores than the thresholds are for; calibrate on another backend"
+        )
+    with Bundle.open(path) as bundle:
+        manifest, sha256 = bundle.manifest, bundle.sha256
+        probes = _probe_scores(bundle)
+    precisions = sorted(manifest.precisions, key=lambda key: (key != "fp32", key))
+    old = {key: threshold for precision in precisions for key, threshold in _thresholds(manifest, precision).items()}
+    targets = {
+        key: false_alarm_rate if false_alarm_rate is not None else threshold.target_false_alarm_rate
+        for key, threshold in old.items()
+    }
+    for target in targets.values():
+        if not 0.0 < target < 1.0:
+            raise ConfigError(f"the target false-alarm rate must lie between 0 and 1, got {target}")
+    with ExitStack() as stack:
+        inspectors = {
+            key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
+            for key in precisions
+        }
+        opened = open_source(source) if isinstance(source, str | Path) else source
+        stack.callback(opened.close)
+        if n is None and opened.live:
+            n = max(100, *(normals_needed(target) for target in targets.values()))
+        info = next(iter(inspectors.values())).describe().to_dict()
+        taken = _collect(opened, inspectors, n, min_interval_s, progress)
+    count = taken.images
+    scores = {key: values for key, values in taken.scores.items() if len(values) > 1}
+    routed = manifest.graph == "routed"
+    if not scores:
+        seen = f"{count} images" + (f" and {taken.unknown} of no known category" if taken.unknown else "")
+        needed = "2 of a category" if routed else "2"
+        raise DataError(
+            f"{opened.source_id} showed {seen}; a threshold needs {needed} at least, 100 or more are advised"
+        )
+    new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
+    warnings = []
+    for key, values in scores.items():
+        precision, _, category = key.partition("/")
+        if precision == "fp32":  # the others' scores differ from those that the probes got
+            doubts = _doubts(old[key], new[key], values, probes.get(category, {}))
+            warnings += [f"{category}: {doubt}" if routed else doubt for doubt in doubts]
+    warnings += [
+        f"{key} keeps its threshold; the source showed it {'once' if key in taken.scores else 'not at all'}"
+        for key in old
+        if key not in new
+    ]
+    if taken.unknown:
+        warnings.append(f"{taken.unknown} frames of {opened.source_id} showed no known category and were left out")
+    if n is not None and count < n:
+        warnings.append(f"{opened.source_id} ended after {count} of {n} images")
+    if taken.unreadable:
+        warnings.append(f"{taken.unreadable} frames of {opened.source_id} could not be read and were left out")
+    with Bundle.open(path) as bundle:
+        if bundle.sha256 != sha256:
+            raise BundleError(f"{path} was changed while it was calibrated; run it again")
+    replace_manifest(
+        path, out, _recalibrated(manifest, old, new, _normals(taken, manifest), opened.source_id, count, info)
+    )
+    return CalibrationReport(
+        bundle=str(path),
+        out=str(out),
+        source=opened.source_id,
+        backend=info,
+        images=count,
+        unreadable=taken.unreadable,
+        unknown=taken.unknown,
+        old={key: old[key] for key in new},
+        new=new,
+        rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(slots=True)
+class _Taken:
+    scores: dict[str, list[float]]
+    signals: dict[str, list[dict[str, float]]]
+    images: int = 0
+    unreadable: int = 0
+    unknown: int = 0
+
+
+def _collect(
+    source: Source,
+    inspectors: Mapping[str, Inspector],
+    n: int | None,
+    min_interval_s: float,
+    progress: Counter | None,
+) -> _Taken:
+    taken = _Taken({}, {})
+    due_ns: float = -math.inf
+    strangers = 0
+    for frame in source.frames():
+        if isinstance(frame, BadFrame):
+            if not source.live:
+                # A file can be mended; a picture that a camera lost is gone.
+                raise DataError(frame.reason)
+            taken.unreadable += 1
+            continue
+        if source.live and frame.timestamp_ns < due_ns:
+            continue
+        due_ns = frame.timestamp_ns + min_interval_s * 1e9
+        found = {key: inspector(frame) for key, inspector in inspectors.items()}
+        if any(_is_unknown(result) for result in found.values()):
+            taken.unknown += 1
+            strangers += 1
+            if source.live and strangers == _MOST_STRANGERS:
+                raise DataError(
+                    f"{strangers} pictures of {source.source_id} in a row show no category that the model knows; "
+                    "point the camera at its parts, or fit a model of these"
+                )
+            continue
+        strangers = 0
+        for key, result in found.items():
+            name = key if result.category is None else f"{key}/{result.category}"
+            taken.scores.setdefault(name, []).append(_score(result, frame))
+        full = found["fp32"]
+        taken.signals.setdefault(full.category or "", []).append(_signals(full, frame, inspectors["fp32"]))
+        taken.images += 1
+        if progress is not None:
+            progress(taken.images, n or 0)
+        if taken.images == n:
+            break
+    return taken
+
+
+def _thresholds(manifest: Manifest, precision: str) -> dict[str, Threshold]:
+    entry = manifest.precisions[precision]
+    if manifest.graph == "single":
+        return {precision: (entry.threshold or manifest.threshold).to_threshold()}
+    sections = {name: entry.categories.get(name, category.threshold) for name, category in manifest.categories.items()}
+    return {f"{precision}/{name}": section.to_threshold() for name, section in sections.items() if section is not None}
+
+
+def _is_unknown(result: Result) -> bool:
+    return result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY)
+
+
+def _score(result: Result, frame: Frame) -> float:
+    if result.decision is Decision.NOT_INSPECTED or not math.isfinite(result.score):
+        which = frame.name or f"frame {frame.index} of {frame.source_id}"
+        raise BackendError(
+            f"{which} was not inspected ({result.reason or 'no finite score'}), and a threshold needs the score "
+            "of every good part; run: edgead check"
+        )
+    return result.score
+
+
+def _signals(result: Result, frame: Frame, inspector: Inspector) -> dict[str, float]:
+    assert result.map is not None
+    picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region, inspector.tiles)
+    return {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
+
+
+def _normals(taken: _Taken, manifest: Manifest) -> dict[str, NormalsSection]:
+    """Return what the good parts look like to this camera; the drift watch compares with it from now on."""
+    found = {}
+    for category, rows in taken.signals.items():
+        normals = Normals.of({name: [row[name] for row in rows] for name in rows[0]})
+        names = [category] if manifest.graph == "routed" else list(manifest.categories)
+        found.update(dict.fromkeys(names, NormalsSection.from_normals(normals)))
+    return found
+
+
+def _probe_scores(bundle: Bundle) -> dict[str, dict[str, float]]:
+    """Return what the torch model gave on the references that carry a planted defect, by category ("" where single)."""
+    found: dict[str, dict[str, float]] = {}
+    if bundle.references():
+        for name, one in expected_inferences(bundle.expected()).items():
+            if name.startswith(PROBE):
+                category = "" if one.category is None else one.category[0]
+                found.setdefault(category or "", {})[name] = float(one.score[0])
+    return found
+
+
+def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Mapping[str, float]) -> list[str]:
+    found = []
+    if not new.supported:
+        found.append(new.explain())
+    before = sum(score <= old.value for score in probes.values())
+    now = sum(score <= new.value for score in probes.values())
+    if now > before:
+        most = "most: " if now * 2 > len(probes) else ""
+        found.append(
+            f"{most}{now} of {len(probes)} planted defects of the bundle would now pass as OK ({before} before); "
+            "were all parts good, and does the camera see them as in the photos that the model was trained on?"
+        )
+    repeated = len(scores) - len(set(scores))
+    if repeated:
+        found.append(
+            f"{repeated} of {len(scores)} images have exactly the score of another; "
+            "show each part once, or the threshold is less certain than it claims"
+        )
+    return found
+
+
+def _recalibrated(
+    manifest: Manifest,
+    old: Mapping[str, Threshold],
+    new: Mapping[str, Threshold],
+    normals: Mapping[str, NormalsSection],
+    source_id: str,
+    images: int,
+    backend: Mapping[str, Any],
+) -> Manifest:
+    record = {
+        "time": datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).isoformat(timespec="seconds"),
+        "edgead": __version__,
+        "source": redact(source_id),
+        "images": images,
+        "backend": dict(backend),
+        "old": {key: threshold.to_dict() for key, threshold in old.items()},
+    }
+    earlier = manifest.provenance.get(PROVENANCE_KEY, [])
+    sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in new.items()}
+    routed = manifest.graph == "routed"
+    # The bundle's own thresholds are those of fp32, which therefore needs none beside them.
+    precisions = dict(manifest.precisions)
+    for key, entry in manifest.precisions.items():
+        if key != "fp32":
+            own = {name: sections.get(f"{key}/{name}") for name in manifest.categories}
+            kept = entry.categories | {name: section for name, section in own.items() if section is not None}
+            update = {"categories": kept} if routed else {"threshold": sections[key]}
+            precisions[key] = entry.model_copy(update=update)
+        elif not routed:
+            precisions[key] = entry.model_copy(update={"threshold": None})
+    categories = {
+        name: entry.model_copy(
+            update={
+                "threshold": sections.get(f"fp32/{name}", entry.threshold) if routed else entry.threshold,
+                "normals": normals.get(name, entry.normals),
+            }
+        )
+        for name, entry in manifest.categories.items()
+    }
+    # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
+    parity = {
+        file: {runtime: evidence for runtime, evidence in records.items() if not runtime.endswith("-bf16")}
+        for file, records in manifest.parity.items()
+    }
+    return manifest.model_copy(
+        update={
+            "parity": parity,
+            "threshold": sections.get("fp32", manifest.threshold),
+            "precisions": precisions,
+            "categories": categories,
+            "provenance": {
+                **manifest.provenance,
+                PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
+            },
+        }
+    )

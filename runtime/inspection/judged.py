@@ -1,0 +1,122 @@
+"""A result that can be looked at: its heat map drawn, saved, and shown by a notebook."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.runtime.decision.verdict import Verdict
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.files import atomic_write
+from edgead.runtime.frame import Frame, Result
+from edgead.runtime.imaging.heatmap import annotate, colormap, heat, overlay
+
+_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedResult(Result):
+    """What an `Inspector` returns: a `Result` with pictures.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB of the frame, where a single image was given; None in a stream, which keeps none.
+    """
+
+    image: NDArray[np.uint8] | None = None
+
+    def heatmap(self, image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Return the anomaly map in colours, drawn over the image where there is one.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 RGB to draw it over; None takes the result's own.
+
+        Returns:
+            ``(H, W, 3)`` uint8 RGB of the image's size; without an image, of the map's own grid. The scale is anchored
+            at the threshold: green at it, yellow at twice the threshold.
+
+        Raises:
+            DataError: nothing was computed for this frame, so there is no map.
+
+        Example:
+            >>> Image.fromarray(inspect(image).heatmap()).show()
+        """
+        image = self.image if image is None else image
+        if self.map is None:
+            raise DataError(f"there is no anomaly map: {self.reason or self.decision}")
+        if image is not None:
+            return overlay(image, self)
+        level = heat(self, *self.map.shape)
+        return colormap()[np.zeros(self.map.shape, np.uint8) if level is None else level]
+
+    def save(self, path: str | Path, image: NDArray[np.uint8] | None = None) -> Path:
+        """Write the image with its heat map and a strip that names the decision; returns the path.
+
+        Args:
+            path: a ``.png`` or ``.jpg`` file; replaced at the end or left as it was.
+            image: as of `heatmap`.
+
+        Raises:
+            ConfigError: another suffix. DataError: no image and no map, or the file cannot be written.
+        """
+        path = Path(path).expanduser()
+        kind = _SUFFIXES.get(path.suffix.lower())
+        if kind is None:
+            raise ConfigError(f"{path} must end in .png or .jpg")
+        with atomic_write(path, DataError) as stream:
+            stream.write(self._encoded(kind, image))
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows."""
+        return self._encoded("PNG", None)
+
+    def _repr_html_(self) -> str:
+        """Return decision, score and threshold; a notebook that shows HTML shows the picture beside it."""
+        parts = [self.decision.value, f"score {self.score:.4g}", f"threshold {self.threshold:.4g}"]
+        parts += [part for part in (self.category, self.reason, self.name) if part]
+        return f"<b>{html.escape(parts[0])}</b> {html.escape(' · '.join(parts[1:]))}"
+
+    def _encoded(self, kind: str, image: NDArray[np.uint8] | None) -> bytes:
+        from PIL import Image
+
+        image = self.image if image is None else image
+        drawn = self.heatmap() if image is None else annotate(image, self)
+        buffer = io.BytesIO()
+        Image.fromarray(drawn).save(buffer, kind)
+        return buffer.getvalue()
+
+
+def judged(
+    frame: Frame,
+    verdict: Verdict,
+    grid: NDArray[np.float32],
+    timings: Mapping[str, float],
+    area: tuple[float, float, float, float] | None,
+) -> JudgedResult:
+    """Return the result of a frame: its verdict, the anomaly map ``(gh, gw)``, and where on the frame that lies."""
+    return JudgedResult(
+        score=verdict.score,
+        threshold=verdict.threshold,
+        decision=verdict.decision,
+        frame_index=frame.index,
+        timestamp_ns=frame.timestamp_ns,
+        source_id=frame.source_id,
+        category=verdict.category,
+        map=grid,
+        timings=timings,
+        reason=verdict.reason,
+        name=frame.name,
+        area=area,
+    )
+
+
+def with_image(result: Result, image: NDArray[np.uint8]) -> JudgedResult:
+    """Return a result with its image ``(H, W, 3)`` uint8 RGB."""
+    values = {field.name: getattr(result, field.name) for field in fields(Result)}
+    return JudgedResult(**values, image=image)

@@ -1,0 +1,128 @@
+"""What judges, read from a bundle: an open backend with its thresholds, and what the frames must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from edgead.runtime.backends import Backend, choose
+from edgead.runtime.backends.routed_backend import open_model
+from edgead.runtime.bundle.bundle import Bundle
+from edgead.runtime.decision.baseline import Normals
+from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.errors import ConfigError
+from edgead.runtime.imaging.roi import Region
+from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.inspection.run_config import Opening, RunConfig, require_parity
+
+
+@dataclass(frozen=True, slots=True)
+class ServingModel:
+    """What judges; a hot swap replaces all of it at once.
+
+    Attributes:
+        cleanup: releases the backend and the files that it maps.
+        precision: what the graph computes in, where the runtime cannot tell.
+        normals: what normal parts looked like, by category; empty where nobody measured it.
+    """
+
+    backend: Backend
+    limits: Limits
+    name: str
+    cleanup: ExitStack
+    precision: str | None = None
+    normals: Mapping[str | None, Normals] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBundle:
+    """A bundle opened on this device.
+
+    Attributes:
+        asked: what to open another bundle with in its place.
+        source: path and digest of the bundle.
+    """
+
+    model: ServingModel
+    height: int
+    width: int
+    region: Region | None
+    tiles: Tiles | None
+    opening: Opening
+    asked: RunConfig
+    source: tuple[Path, str]
+
+
+def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
+    """Open a bundle; every check of `edgead.runtime.bundle` runs before anything of it is used.
+
+    Raises:
+        BundleError, BackendUnavailable, ConfigError: as `Inspector.open`.
+    """
+    chosen = choose(config.backend)
+    with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
+        manifest = bundle.manifest
+        opening = config.settle(bundle, chosen)
+        settled, precision = opening.config, opening.precision
+        require_parity(manifest, manifest.precisions[precision].file, settled.backend)
+        graph = stack.enter_context(bundle.model_files(precision, native_code=settled.native_code))
+        backend = open_model(
+            settled.backend,
+            manifest,
+            graph,
+            precision,
+            threads=settled.threads,
+            batch=settled.batch,
+            bundle=bundle.path,
+        )
+        # Closed first: the backend maps the extracted weights.
+        stack.callback(backend.close)
+        # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
+        told = "int8" if precision.startswith("int8") else None
+        model = ServingModel(
+            backend, manifest.limits(precision), manifest.name, stack.pop_all(), told, manifest.normals()
+        )
+        # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
+        asked = config if config.profile is not None else replace(config, backend=settled.backend)
+        return LoadedBundle(
+            model,
+            manifest.input.height,
+            manifest.input.width,
+            bundle.region(),
+            manifest.tiles(),
+            opening,
+            asked,
+            (bundle.path, bundle.sha256),
+        )
+
+
+class TakesFrames(Protocol):
+    """What the frames of an inspector must look like."""
+
+    height: int
+    width: int
+    region: Region | None
+    tiles: Tiles | None
+
+
+def require_same_input(path: str | Path, running: TakesFrames, fresh: TakesFrames) -> None:
+    """Refuse a bundle that cannot take over in the middle of a stream.
+
+    Raises:
+        ConfigError: it takes images of another size, or another region or other tiles of a frame.
+    """
+    if (fresh.height, fresh.width) != (running.height, running.width):
+        raise ConfigError(
+            f"{path} takes images of {fresh.width}x{fresh.height}, this model {running.width}x{running.height}; "
+            "stop the stream and start it with the new bundle"
+        )
+    before, after = running.region, fresh.region
+    regions_differ = not before.same(after) if before is not None else after is not None
+    if regions_differ or running.tiles != fresh.tiles:
+        raise ConfigError(
+            f"{path} judges another region or other tiles of the frame; "
+            "stop the stream and start it with the new bundle"
+        )
