@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import CACHE, image_root
+from tests.cache import CACHE
+from tests.images import image_root
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,7 +67,7 @@ def rtx(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the real TensorRT-RTX, on this process's path and on that of its workers; skips without it."""
     found = sorted(CACHE.glob("tensorrt_rtx-*/.whole"))
     if not found:
-        pytest.skip("TensorRT-RTX is not here; fetch it once with: python tests/export/dump_tensorrt_api.py")
+        pytest.skip("TensorRT-RTX is not here; fetch it once with: python -m tests.export.dump_tensorrt_api --fetch")
     monkeypatch.syspath_prepend(str(found[-1].parent))
     monkeypatch.setenv("PYTHONPATH", str(found[-1].parent))
     return found[-1].parent

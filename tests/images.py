@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -30,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-CACHE = Path(os.environ.get("EDGEAD_TEST_CACHE", Path.home() / ".cache" / "edgead-tests"))
+from tests.cache import kept
 
 _Floats = NDArray[np.float64]
 _Pixels = NDArray[np.uint8]
@@ -38,28 +35,18 @@ _Mask = NDArray[np.bool_]
 _Random = np.random.Generator
 
 
-def image_root(cache: Path = CACHE) -> Path:
-    """Return the folder of the categories, and build it where it is not there yet.
+def image_root() -> Path:
+    """Return the folder of the categories, made where it is not there yet.
 
-    Its name holds what decides its content: this file and the versions of what draws. Several processes may build it at
-    once; the first to finish wins.
+    Its name holds what decides its content: this file and the versions of what draws.
     """
+
+    def make(folder: Path) -> None:
+        for number, (category, draw) in enumerate(_MAKERS.items()):
+            draw(folder / category, number)
+
     content = Path(__file__).read_bytes() + "".join(map(version, ("numpy", "pillow", "elpv-dataset"))).encode()
-    root = cache / f"images-{hashlib.sha256(content).hexdigest()[:16]}"
-    if not root.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".images-", dir=cache))
-        try:
-            for number, (category, make) in enumerate(_MAKERS.items()):
-                make(beside / category, number)
-            beside.chmod(0o755)
-            beside.rename(root)
-        except OSError:
-            if not root.is_dir():
-                raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return root
+    return kept(f"images-{hashlib.sha256(content).hexdigest()[:16]}", make)
 
 
 # Real cells
