@@ -36,7 +36,7 @@ demo: setup ## Fit, export, check and run on real solar cells; results in demo/
 	$(RUN) examples/demo.py
 
 test: lint ## All checks: lint, types, import contract, tests
-	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -rs
+	$(RUN) -m pytest -n $(WORKERS) --no-loadscope-reorder -rs
 
 test-slow: setup ## The tests that take minutes
 	$(RUN) -m pytest -m 'slow and not gpu and not tensorrt'

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,20 +16,27 @@ from tests.images import image_root
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# What one process has to do in a row, since its tests share what is dear to make: a file, of the contract a detector.
 _CONTRACT = "tests/test_detector_contract.py"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deal the tests to the processes of pytest-xdist; what takes longest comes first, so that none ends late."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        detector = item.callspec.params.get("made", "") if hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{file} {detector}" if file == _CONTRACT else file))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that of several processes none ends late."""
     items.sort(key=lambda item: not item.nodeid.startswith(_CONTRACT))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal files to the processes, and of the detectors' contract detectors: what shares what is dear to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            detector = test.partition("[")[2].rstrip("]").partition("-")[0]
+            return f"{file} {detector}" if file == _CONTRACT else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
