@@ -156,8 +156,8 @@ def _plate(root: Path, number: int) -> None:
 def _draw_plate(random: _Random, rust: Path | None, side: int = 192) -> tuple[_Pixels, _Mask]:
     """Return a plate with a cut corner and a hole before a wall, and where it is rusty.
 
-    It is turned and moved, and light and noise differ. One in five reflects a lamp: good ones are not all alike, and the
-    way from most of them to the threshold is long, as it is on real parts.
+    It is turned and moved, and light and noise differ. One in five reflects a lamp: good ones are not all alike, and
+    the way from most of them to the threshold is long, as it is on real parts.
     """
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
     angle = random.uniform(-0.45, 0.45)
