@@ -247,7 +247,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_counts_for_nothing(tmp_pat
 
 # A process that has a child killed in the middle, goes on from what it left, and does the whole once more.
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)  # a fork has none of its parent's threads
@@ -255,20 +255,23 @@ sys.path.insert(0, {folder!r})
 from test_training import make, run, weights
 killed = Path(sys.argv[1]) / "killed"
 
-def work(checkpoint):
+def work(checkpoint, last=None):
     net, stages = make(steps=60, seconds_a_step=0.01)
     steps = []
-    run(net, stages, checkpoint=checkpoint, key="k", seconds=0.1, progress=lambda stage, *_: steps.append(stage))
+
+    def progress(stage, *_):
+        steps.append(stage)
+        if len(steps) == last:
+            assert killed.exists()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(net, stages, checkpoint=checkpoint, key="k", seconds=0.1, progress=progress)
     return weights(net), len(steps)
 
 child = os.fork()
 if child == 0:
-    work(killed)
+    work(killed, last=90)
     os._exit(0)
-while not killed.exists():
-    time.sleep(0.002)
-time.sleep(0.3)
-os.kill(child, signal.SIGKILL)
 assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 resumed, left = work(killed)
 whole, every = work(None)
