@@ -45,6 +45,7 @@ _LOW_DISK_BYTES = 500 << 20
 # Libraries of single sinks: name, module, extra.
 _SINKS = (
     ("paho-mqtt", "paho", "mqtt"),
+    ("prometheus-client", "prometheus_client", "prometheus"),
     ("pymodbus", "pymodbus", "modbus"),
     ("gpiod", "gpiod", "gpio"),
 )
