@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 PIP_ARGS ?=
 
 RUN := $(VENV)/bin/python
@@ -35,7 +36,7 @@ demo: setup ## Fit, export, check and run on real solar cells; results in demo/
 	$(RUN) examples/demo.py
 
 test: lint ## All checks: lint, types, import contract, tests
-	$(RUN) -m pytest -rs
+	$(RUN) -m pytest -n $(WORKERS) --no-loadscope-reorder -rs
 
 test-slow: setup ## The tests that take minutes
 	$(RUN) -m pytest -m 'slow and not gpu and not tensorrt'

@@ -6,10 +6,37 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cache import CACHE
+from tests.images import image_root
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+_CONTRACT = "tests/test_detector_contract.py"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that of several processes none ends late."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_CONTRACT))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal files to the processes, and of the detectors' contract detectors: what shares what is dear to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            detector = test.partition("[")[2].rstrip("]").partition("-")[0]
+            return f"{file} {detector}" if file == _CONTRACT else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,30 +55,27 @@ def _no_profiles_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="session")
-def data_root() -> Path:
-    """The folder of real images; skips where it is absent."""
-    path = Path(os.environ.get("EDGEAD_DATA", ROOT.parent / "shared" / "data"))
-    if not path.is_dir():
-        pytest.skip(f"no real images at {path}; set EDGEAD_DATA to their folder")
-    return path
+def made_images() -> Path:
+    """The folder of the categories ``plate``, ``cell``, ``figure`` and ``broken``; do not change it, copy it."""
+    pytest.importorskip("elpv_dataset", reason="needs elpv-dataset: pip install 'edgead[demo]'")
+    return image_root()
 
 
 @pytest.fixture(scope="session")
-def ci_small(data_root: Path) -> Path:
-    """The 10 MiB selection for CI: magnetic_tile, metal_plate, toy."""
-    path = data_root / "ci_small"
+def named_categories() -> Path:
+    """Photos of ``metal_plate``, ``magnetic_tile`` and ``toy``, for figures that hold of these only; skips without."""
+    path = Path(os.environ.get("EDGEAD_DATA", ROOT.parent / "shared" / "data")) / "ci_small"
     if not path.is_dir():
-        pytest.skip(f"no ci_small folder in {data_root}")
+        pytest.skip(f"a figure of photos that are not at {path}; set EDGEAD_DATA to the folder that holds ci_small")
     return path
 
 
 @pytest.fixture
 def rtx(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the real TensorRT-RTX, on this process's path and on that of its workers; skips without it."""
-    root = Path(os.environ.get("EDGEAD_TEST_CACHE", Path.home() / ".cache" / "edgead-tests"))
-    found = sorted(root.glob("tensorrt_rtx-*/.whole"))
+    found = sorted(CACHE.glob("tensorrt_rtx-*/.whole"))
     if not found:
-        pytest.skip("TensorRT-RTX is not here; fetch it once with: python tests/export/dump_tensorrt_api.py")
+        pytest.skip("TensorRT-RTX is not here; fetch it once with: python -m tests.export.dump_tensorrt_api --fetch")
     monkeypatch.syspath_prepend(str(found[-1].parent))
     monkeypatch.setenv("PYTHONPATH", str(found[-1].parent))
     return found[-1].parent

@@ -27,7 +27,7 @@ VIOLATIONS = [
 
 def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
 
 
 def copy_tree(target: Path) -> Path:

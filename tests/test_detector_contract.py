@@ -162,22 +162,22 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def folders(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+def folders(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     """Two categories of a few good images, a few good and defective ones to judge; the first again, with more."""
     root = tmp_path_factory.mktemp("contract")
     for where, category, good, tested in (
-        (root, "metal_plate", GOOD, 6),
-        (root, "toy", GOOD, 2),
-        (root / "more", "metal_plate", LEARNED_GOOD, 6),
+        (root, "plate", GOOD, 6),
+        (root, "figure", GOOD, 2),
+        (root / "more", "plate", LEARNED_GOOD, 6),
     ):
         for folder, count in (("train/good", good), ("test/good", tested), ("test/defect", tested)):
-            source = ci_small / category / folder
+            source = made_images / category / folder
             if not source.is_dir():
                 source = next(other for other in sorted(source.parent.iterdir()) if other.name != "good")
             (where / category / folder).mkdir(parents=True)
             for image in sorted(source.iterdir())[:count]:
                 shutil.copy(image, where / category / folder)
-    return root / "metal_plate", root / "toy", root / "more" / "metal_plate"
+    return root / "plate", root / "figure", root / "more" / "plate"
 
 
 def given(name: str, folders: tuple[Path, ...]) -> list[Path]:

@@ -136,7 +136,7 @@ def test_doctor_says_what_is_there_and_what_brings_the_rest(light: Path) -> None
 )
 def test_what_needs_more_says_which_extra(light: Path, bundle: Path, arguments: list[str], extra: str) -> None:
     command = [str(bundle) if argument == "BUNDLE" else argument for argument in arguments]
-    done = subprocess.run([light / "edgead", *command], cwd=light, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([light / "edgead", *command], cwd=light, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"pip install 'edgead[{extra}]'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

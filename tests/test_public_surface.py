@@ -22,7 +22,7 @@ GENEROUS_S = 10.0
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -58,8 +58,8 @@ def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
 def test_the_runtime_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
     code = (
         "import sys, time, json\n"
-        "started = time.perf_counter(); import numpy; numpy_s = time.perf_counter() - started\n"
-        "started = time.perf_counter(); import edgead.runtime; own_s = time.perf_counter() - started\n"
+        "started = time.process_time(); import numpy; numpy_s = time.process_time() - started\n"
+        "started = time.process_time(); import edgead.runtime; own_s = time.process_time() - started\n"
         f"print(json.dumps([numpy_s, own_s, sorted(set({HEAVY}) & set(sys.modules))]))"
     )
     numpy_s, own_s, loaded = json.loads(python(code))

@@ -118,7 +118,7 @@ def occupancy(architecture: int, registers: int, budget: Budget) -> tuple[int, f
     program = toolchain.host_program("occupancy.cpp", toolchain.CUDA_TESTS)
     threads, shared = _MULTIPROCESSOR[architecture]
     values = (architecture, threads, shared, registers, budget.threads, budget.shared_bytes)
-    done = subprocess.run([program, *map(str, values)], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([program, *map(str, values)], capture_output=True, text=True, check=True, timeout=300)
     blocks = int(done.stdout)
     return blocks, blocks * budget.threads / threads
 

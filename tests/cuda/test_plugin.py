@@ -142,7 +142,7 @@ def parse(op: str, k: int, plugin: Path, folder: Path) -> str:
     (folder / "node.onnx").write_bytes(node_model(op, k))
     command = [sys.executable, "-c", PARSE, str(folder / "node.onnx"), str(plugin)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=300)
     said = done.stdout + done.stderr
     assert "creators [('KnnScore', '1', 'edgead'), ('MahalanobisScore', '1', 'edgead')]" in said, said
     assert f"Searching for plugin: {op}, plugin_version: 1, plugin_namespace: edgead" in said, said

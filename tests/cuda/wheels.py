@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-# The same folder as that of tests/export/dump_tensorrt_api.py.
-CACHE = Path(os.environ.get("EDGEAD_TEST_CACHE", Path.home() / ".cache" / "edgead-tests"))
+from tests.cache import packages
 
 
 def site(name: str, *requirements: str) -> Path:
     """Return a folder with the unpacked packages; skips the test where they cannot be had."""
-    target = CACHE / name
-    if not (target / ".whole").is_file():
-        shutil.rmtree(target, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-        try:
-            subprocess.run([*command, *requirements], check=True, capture_output=True, text=True, timeout=300)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-            pytest.skip(f"cannot fetch {', '.join(requirements)} from PyPI: {said[-1] if said else 'no reason given'}")
-        (target / ".whole").touch()
-    return target
+    try:
+        return packages(name, requirements)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        pytest.skip(f"cannot fetch {', '.join(requirements)} from PyPI: {said[-1] if said else 'no reason given'}")
 
 
 def cute() -> Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgead.model.model import TrainedModel
 
 from edgead.cli import run
+from tests.waiting import LONG_S
 
 SIZE = "64"
 _SETTINGS = ("--detector", "padim", "--set", "dimensions=20", "--size", SIZE)
@@ -109,16 +110,16 @@ def process(launch: Callable[..., subprocess.Popen[str]]) -> Command:
 
     def call(*arguments: str | Path, without: Sequence[str] = ()) -> Outcome:
         with launch(arguments, without) as child:
-            out, err = child.communicate(timeout=60)
+            out, err = child.communicate(timeout=LONG_S)
         return Outcome(child.returncode, out, err)
 
     return call
 
 
 @pytest.fixture(scope="session")
-def plate(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plate(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A category of 16 good training images, 4 good and 4 defective test images, and masks."""
-    source = ci_small / "metal_plate"
+    source = made_images / "plate"
     target = tmp_path_factory.mktemp("data") / "plate"
     for folder, count in (("train/good", 16), ("test/good", 4), ("test/defect", 4)):
         (target / folder).mkdir(parents=True)

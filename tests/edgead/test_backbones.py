@@ -224,7 +224,7 @@ def test_a_hub_out_of_reach_is_one_line_with_the_way_out(tmp_path: Path) -> None
         "except DataError as error: print(error)\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "--backbone resnet18@FILE" in done.stdout
     assert len(done.stdout.splitlines()) == 1

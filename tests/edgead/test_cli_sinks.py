@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.waiting import lines, wait_for
+from tests.waiting import LONG_S, lines, wait_for
 
 posix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
 
@@ -21,7 +21,7 @@ def test_the_live_page_is_there_while_it_runs_and_changes_the_threshold(launch, 
     with launch([*arguments, "--serve-audit", tmp_path / "audit.jsonl", "--sink", tmp_path / "r.jsonl"]) as child:
         url = next(line.split()[-1] for line in child.stderr if line.startswith("live page: "))
         wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > 3)
-        with urlopen(f"{url}api/state", timeout=10) as answer:
+        with urlopen(f"{url}api/state", timeout=LONG_S) as answer:
             state = json.load(answer)
         assert state["cameras"][0]["name"] == camera
         assert state["frames"]["captured"] > 3
@@ -29,11 +29,11 @@ def test_the_live_page_is_there_while_it_runs_and_changes_the_threshold(launch, 
         assert old == lines(tmp_path / "r.jsonl")[0]["threshold"]
         body = {"value": old + 1, "expected": old, "category": None, "who": "Ada"}
         headers = {"Content-Type": "application/json", "X-Edgead-Word": state["word"], "Origin": url.rstrip("/")}
-        with urlopen(Request(f"{url}api/threshold", json.dumps(body).encode(), headers), timeout=10) as answer:
+        with urlopen(Request(f"{url}api/threshold", json.dumps(body).encode(), headers), timeout=LONG_S) as answer:
             assert answer.status == 200
         wait_for(lambda: lines(tmp_path / "r.jsonl")[-1]["threshold"] == old + 1)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(LONG_S) == 0
     assert [line["who"] for line in lines(tmp_path / "audit.jsonl")] == ["Ada"]
 
 

@@ -471,10 +471,10 @@ def test_a_good_image_and_an_empty_mask_have_no_defect(mvtec: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "train", "normal", "anomalous", "masks"),
-    [("magnetic_tile", 80, 24, 30, True), ("metal_plate", 40, 12, 16, True), ("toy", 30, 15, 24, False)],
+    [("cell", 80, 24, 30, True), ("plate", 40, 12, 16, True), ("figure", 30, 15, 24, False)],
 )
-def test_real_categories(ci_small: Path, name: str, train: int, normal: int, anomalous: int, masks: bool) -> None:
-    category = open_category(ci_small / name, need_test=True)
+def test_real_categories(made_images: Path, name: str, train: int, normal: int, anomalous: int, masks: bool) -> None:
+    category = open_category(made_images / name, need_test=True)
     assert (category.name, len(category.train), category.has_masks) == (name, train, masks)
     assert sum(sample.anomalous for sample in category.test) == anomalous
     assert len(category.test) == normal + anomalous

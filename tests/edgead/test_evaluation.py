@@ -226,9 +226,9 @@ def test_an_unreadable_image_or_mask_is_named(widget: Category) -> None:
         evaluate(inspector_of(widget), widget)
 
 
-@pytest.mark.parametrize("name", ["magnetic_tile", "metal_plate", "toy"])
-def test_real_categories(ci_small: Path, name: str) -> None:
-    category = open_category(ci_small / name, need_test=True)
+@pytest.mark.parametrize("name", ["cell", "plate", "figure"])
+def test_real_categories(made_images: Path, name: str) -> None:
+    category = open_category(made_images / name, need_test=True)
     report = evaluate(inspector_of(category, size=128), category, bootstrap=200)
     assert len(report.images) == len(category.test)
     for metric in METRICS:
@@ -238,6 +238,6 @@ def test_real_categories(ci_small: Path, name: str) -> None:
             assert metric in ("pixel_auroc", "aupro")
         else:
             assert 0 <= value.low <= value.value <= value.high <= 1
-    if name == "metal_plate":
+    if name == "plate":
         # Parts that lie always alike: even the mean image tells most defects.
         assert report.image_auroc.value > 0.7

@@ -43,14 +43,14 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def fitted(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def fitted(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Case -> folder with its checkpoint, export and scores."""
     work = Path(os.environ.get("EDGEAD_PEERS", Path.home() / ".cache" / "edgead" / "peers"))
     work.mkdir(parents=True, exist_ok=True)
     python = build_environment(work / "anomalib-2.7.0", PINNED)
     folder = tmp_path_factory.mktemp("anomalib")
     write_weights(folder / "lite0.pt")
-    data = ci_small / "metal_plate"
+    data = made_images / "plate"
     files = find_images([data / "test"])
     plan = []
     for case in CASES:
@@ -83,11 +83,11 @@ def fitted(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.mark.parametrize("kind", ["ckpt", "onnx"])
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_raw_scores_maps_and_labels_are_anomalibs(
-    case: dict[str, Any], kind: str, fitted: dict[str, Path], ci_small: Path
+    case: dict[str, Any], kind: str, fitted: dict[str, Path], made_images: Path
 ) -> None:
     folder = fitted[case["name"]]
     (path,) = folder.rglob(f"*.{kind}")
-    data = ci_small / "metal_plate"
+    data = made_images / "plate"
     good = [data / "train" / "good"]
     imported = import_anomalib(path, "plate", images=[data / "test"], calibration=good).exportable
     theirs, pixels = np.load(folder / "scores.npz"), np.load(folder / "pixels.npy")

@@ -34,11 +34,11 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def parts(ci_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parts(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve good plates."""
     folder = tmp_path_factory.mktemp("learned") / "plate"
     (folder / "train" / "good").mkdir(parents=True)
-    for image in sorted((ci_small / "metal_plate" / "train" / "good").iterdir())[:12]:
+    for image in sorted((made_images / "plate" / "train" / "good").iterdir())[:12]:
         shutil.copy(image, folder / "train" / "good")
     return folder
 
@@ -124,10 +124,10 @@ def test_a_fifth_is_held_out_and_two_at_least() -> None:
         hold_out(3, 0)
 
 
-def test_the_judge_rewards_who_sees_the_probes(ci_small: Path) -> None:
+def test_the_judge_rewards_who_sees_the_probes(made_images: Path) -> None:
     from edgead.data import load_images
 
-    samples = open_category(ci_small / "metal_plate", train_only=True).train[:3]
+    samples = open_category(made_images / "plate", train_only=True).train[:3]
     images = np.stack(list(load_images(samples, 64, 64)))
     judge = ProbeJudge(images, seed=0)
 

@@ -202,10 +202,10 @@ def large_case():
 
 def test_large_sets_are_fast_and_still_exact(large_case) -> None:
     maps, masks = large_case
-    started = time.perf_counter()
+    started = time.process_time()
     pixels = count_pixels(maps, masks)
     auroc, overlap = pixel_auroc(pixels), aupro(pixels)
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
 
     labels = np.stack([np.zeros((256, 256), bool) if mask is None else mask for mask in masks])
     full = resize_map(maps, 256, 256)

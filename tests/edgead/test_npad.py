@@ -26,7 +26,6 @@ from edgead.export.ops.nodes import inline_nodes
 from edgead.features.features import FeatureExtractor
 from edgead.features.scoring import ScoringModule
 from edgead.fitting import fit
-from edgead.metrics.metrics import image_auroc
 from edgead.model.model import load_model
 from edgead.runtime.backends import open_backend
 from edgead.runtime.decision.threshold import calibrate
@@ -513,16 +512,3 @@ def test_a_saved_model_scores_the_same(settings: dict[str, Any], plate: Path, tm
     images = torch.from_numpy(np.stack(list(load_images(open_category(plate, train_only=True).train, 64, 64)))[:3])
     with torch.inference_mode():
         assert torch.equal(model.module(images)[1], loaded.module(images)[1])
-
-
-@pytest.mark.parametrize("category", ["metal_plate", "toy"])
-def test_real_defects_are_found_better_than_by_pixels(category: str, ci_small: Path) -> None:
-    model = fit([ci_small / category], detector="npad", settings={"centroids": 64}, size=128)
-    opened = open_category(ci_small / category, need_test=True)
-    train, test = (np.stack(list(load_images(part, 128, 128))) for part in (opened.train, opened.test))
-    labels = [sample.anomalous for sample in opened.test]
-    with torch.inference_mode():
-        scores = torch.cat([model.module(part)[0] for part in torch.from_numpy(test).split(8)])
-    pixels = np.abs(test - train.mean(axis=0)).mean(axis=(1, 2, 3))
-    found, baseline = (image_auroc(values, labels, bootstrap=10).value for values in (scores.numpy(), pixels))
-    assert found > max(0.95, baseline)

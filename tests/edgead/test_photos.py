@@ -17,9 +17,9 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def test_references_lie_where_unseen_parts_do(ci_small: Path) -> None:
+def test_references_lie_where_unseen_parts_do(made_images: Path) -> None:
     """PaDiM's distances to photos that it was fitted on are near zero; INT8 moves those many times as far."""
-    parts = ci_small / "metal_plate"
+    parts = made_images / "plate"
     model = fit([parts], detector="padim", size=128)
     exportable, backend = model.exportable("plate"), model.exportable("plate").torch_backend()
 
@@ -32,8 +32,8 @@ def test_references_lie_where_unseen_parts_do(ci_small: Path) -> None:
     assert max(good) < model.threshold.value
 
 
-def test_a_model_that_holds_photos_out_shows_them_as_they_are(ci_small: Path) -> None:
-    category = open_category(ci_small / "toy", train_only=True)
+def test_a_model_that_holds_photos_out_shows_them_as_they_are(made_images: Path) -> None:
+    category = open_category(made_images / "figure", train_only=True)
     order = np.random.default_rng(3).permutation(len(category.train))[:4]
     photos = [read_image(category.train[index].path) for index in sorted(order)]
     found = dict(make_references(category, 3, seen=False))

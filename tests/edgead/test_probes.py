@@ -17,7 +17,7 @@ from edgead.probes import KINDS, LOGICAL, STRUCTURAL, plant, read_scene
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
 
-CATEGORIES = ("metal_plate", "magnetic_tile", "toy")
+CATEGORIES = ("plate", "cell", "figure")
 
 
 def part(height: int, width: int) -> NDArray[np.uint8]:
@@ -29,8 +29,8 @@ def part(height: int, width: int) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module", params=CATEGORIES)
-def real(request: pytest.FixtureRequest, ci_small: Path) -> list[NDArray[np.uint8]]:
-    samples = open_category(ci_small / request.param).train
+def real(request: pytest.FixtureRequest, made_images: Path) -> list[NDArray[np.uint8]]:
+    samples = open_category(made_images / request.param).train
     images = [read_image(sample.path) for sample in (samples[0], samples[len(samples) // 2])]
     # Half of the tile: kinds are tried many times here, and half of it shows as much.
     return [image[: min(image.shape[0], 200), : min(image.shape[1], 300)].copy() for image in images]
@@ -111,9 +111,9 @@ def test_flaws_lie_on_the_part():
             assert columns.max() <= 119 + 2, (kind, seed)
 
 
-def test_a_real_part_is_told_from_its_background(ci_small):
+def test_a_real_part_is_told_from_its_background(made_images):
     for name, is_texture in zip(CATEGORIES, (False, True, False), strict=True):
-        for sample in open_category(ci_small / name).train[:6]:
+        for sample in open_category(made_images / name).train[:6]:
             scene = read_scene(read_image(sample.path))
             assert scene.is_texture is is_texture, sample.path
             if not is_texture:
@@ -168,8 +168,8 @@ def test_strength_scales_what_is_changed(real, kind):
         assert whole < change(2.0)
 
 
-def test_a_grey_camera_sees_no_colour(ci_small):
-    image = read_image(open_category(ci_small / "magnetic_tile").train[0].path)
+def test_a_grey_camera_sees_no_colour(made_images):
+    image = read_image(open_category(made_images / "cell").train[0].path)
     assert (image == image[:, :, :1]).all()
     image, scene = image[:160, :160].copy(), read_scene(image[:160, :160])
     for kind in KINDS:
@@ -214,8 +214,8 @@ def test_what_is_refused(change, error, words):
         plant(**arguments)
 
 
-def test_references_carry_flaws_of_the_surface(ci_small):
-    names = [name for name, _ in make_references(open_category(ci_small / "toy", train_only=True), 0)]
+def test_references_carry_flaws_of_the_surface(made_images):
+    names = [name for name, _ in make_references(open_category(made_images / "figure", train_only=True), 0)]
     assert len(names) == 2 * REFERENCE_IMAGES
     assert [name for name in names if name.startswith("probe-")] == [
         f"probe-{number}-{kind}.png" for number, kind in enumerate(("scratch", "stain", "dent", "crack"))

@@ -65,9 +65,9 @@ def tiny_model_path(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_photos(ci_small, tmp_path_factory) -> Path:
+def new_photos(made_images, tmp_path_factory) -> Path:
     """Good photos that the model of `plate` has not seen."""
-    return photos(ci_small / "metal_plate" / "train" / "good", tmp_path_factory.mktemp("new") / "plates", 5, start=16)
+    return photos(made_images / "plate" / "train" / "good", tmp_path_factory.mktemp("new") / "plates", 5, start=16)
 
 
 def test_a_model_beats_chance_on_flaws_and_a_broken_one_does_not(tiny_model_path, parts):

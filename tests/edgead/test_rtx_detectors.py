@@ -22,8 +22,8 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_rtx_builds_the_graphs_of_every_detector(name: str, ci_small: Path, tmp_path: Path) -> None:
-    folders = [ci_small / "metal_plate", *([ci_small / "toy"] if pools_categories(name) else [])]
+def test_rtx_builds_the_graphs_of_every_detector(name: str, made_images: Path, tmp_path: Path) -> None:
+    folders = [made_images / "plate", *([made_images / "figure"] if pools_categories(name) else [])]
     model = fit(folders, detector=name, settings=SMALL.get(name, {}), size=96)
     path = tmp_path / "part.edgead"
     export_bundle(model.exportable("part"), path)

@@ -37,14 +37,14 @@ SIDE = 96
 
 
 @pytest.fixture(scope="module")
-def plates(ci_small: Path) -> Any:
-    samples = open_category(ci_small / "metal_plate", train_only=True).train[:6]
+def plates(made_images: Path) -> Any:
+    samples = open_category(made_images / "plate", train_only=True).train[:6]
     return np.stack(list(load_images(samples, SIDE, SIDE)))
 
 
 @pytest.fixture(scope="module")
-def tiles(ci_small: Path) -> Any:
-    samples = open_category(ci_small / "magnetic_tile", train_only=True).train[:6]
+def tiles(made_images: Path) -> Any:
+    samples = open_category(made_images / "cell", train_only=True).train[:6]
     return np.stack(list(load_images(samples, SIDE, SIDE)))
 
 
@@ -316,9 +316,9 @@ def test_the_sheet_shows_every_kind_on_every_image(plates: Any) -> None:
     assert np.array_equal(sheet, contact_sheet(make_forgers(plates[:2]), range(2), 0))
 
 
-def test_synth_writes_a_sheet_and_refuses_in_one_line(edgead: Any, ci_small: Path, tmp_path: Path) -> None:
+def test_synth_writes_a_sheet_and_refuses_in_one_line(edgead: Any, made_images: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    outcome = edgead("synth", ci_small / "toy", "-o", sheet, "--kinds", "scar,sgsf salient", "-n", "2", "--json")
+    outcome = edgead("synth", made_images / "figure", "-o", sheet, "--kinds", "scar,sgsf salient", "-n", "2", "--json")
     assert outcome.code == 0
     assert outcome.json["kinds"] == ["scar", "sgsf salient"]
     with Picture.open(sheet) as opened:
@@ -328,7 +328,7 @@ def test_synth_writes_a_sheet_and_refuses_in_one_line(edgead: Any, ci_small: Pat
         (("-o", sheet, "--kinds", "scars"), "Did you mean 'scar'"),
         (("-o", sheet, "--textures", tmp_path / "none"), "no folder of textures"),
     ):
-        refused = edgead("synth", ci_small / "toy", *arguments)
+        refused = edgead("synth", made_images / "figure", *arguments)
         assert refused.code == 2
         assert words in refused.error
 

@@ -279,7 +279,7 @@ assert 0 < left < every == 120, (left, every)
 
 def test_a_process_that_is_killed_in_the_middle_of_a_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     script = SCRIPT.format(folder=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,8 +2,8 @@
 
 The vendor's libraries cannot be had without a GPU machine, but their bindings can: they need a dozen C symbols, which a
 stub library gives (classic TensorRT), or none (TensorRT-RTX, cuda-bindings). So the lists are read off the vendor's own
-files, never typed. Run from the root: ``python tests/export/dump_tensorrt_api.py`` (network, gcc; 120 MB, kept in
-``~/.cache/edgead-tests``, or below EDGEAD_TEST_CACHE).
+files, never typed. Run from the root: ``python -m tests.export.dump_tensorrt_api`` (network, gcc; 120 MB, kept in
+`tests.cache`). With ``--fetch`` it only fetches TensorRT-RTX, which tests build real engines with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CACHE = Path(os.environ.get("EDGEAD_TEST_CACHE", Path.home() / ".cache" / "edgead-tests"))
+from tests.cache import CACHE, packages
+
 API_FILE = Path(__file__).with_name("tensorrt_api.json")
 RTX_VERSION = "1.7.1.116"
 # module that is imported, and version -> requirements, all without their dependencies
@@ -73,13 +74,7 @@ print(json.dumps(names))
 
 def site(library: str, version: str) -> Path:
     """Return the folder with the unpacked wheels of a version, fetched on first use."""
-    target = CACHE / f"{library}-{version}"
-    if not (target / ".whole").is_file():
-        requirements = SOURCES[library][1][version]
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(target)]
-        subprocess.run([*command, *requirements], check=True, capture_output=True, text=True, timeout=600)
-        (target / ".whole").touch()
-    return target
+    return packages(f"{library}-{version}", SOURCES[library][1][version])
 
 
 def stubs(version: str) -> Path:
@@ -123,5 +118,8 @@ def collect() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--fetch"]:
+        print(f"TensorRT-RTX is in {site('tensorrt_rtx', '1.7')}")
+        sys.exit()
     API_FILE.write_text(json.dumps(collect(), indent=0, separators=(",", ":")) + "\n")
     print(f"wrote {API_FILE}, {API_FILE.stat().st_size} bytes")

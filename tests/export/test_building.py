@@ -177,7 +177,7 @@ def test_the_command_ends_with_2_and_one_line(
 def run_cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgead", *arguments]
     environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -360,7 +360,7 @@ def test_two_commands_at_once_give_one_engine_and_the_table(bundle: Callable[...
     arguments = ["build", str(path), "--target", "tensorrt-rtx", "--compute-capability", "8.6", "--cache", str(cache)]
     command = [sys.executable, "-m", "edgead", *arguments, "--json"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in both]
+    outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     reports = [json.loads(out) for out, _ in outputs]
     rows = [report["engines"][0] for report in reports]
@@ -398,7 +398,7 @@ def test_a_disk_that_fills_up_is_one_line(bundle: Callable[..., Path], tmp_path:
     )
     arguments = ["build", str(bundle(fp32=graph())), "--target", "tensorrt-rtx", "--compute-capability", "8.6"]
     command = [sys.executable, "-c", program, *arguments, "--cache", str(tmp_path / "cache")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "cannot write" in done.stderr

@@ -368,7 +368,7 @@ def test_tensorrt_builds_the_body_and_asks_for_a_plugin_that_is_registered(
     def parse(*creators: str) -> dict[str, Any]:
         command = [sys.executable, "-c", PARSE, str(tmp_path / "node.onnx"), *creators]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.stdout, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -36,12 +36,12 @@ class Browser:
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port_file = folder / "DevToolsActivePort"
-        wait_for(lambda: port_file.exists() and port_file.read_text().count("\n") >= 1, 30)
+        wait_for(lambda: port_file.exists() and port_file.read_text().count("\n") >= 1)
         port = port_file.read_text().splitlines()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=LONG_S) as answer:
             tab = next(target for target in json.load(answer) if target["type"] == "page")
         self._socket = websocket.create_connection(
-            tab["webSocketDebuggerUrl"], timeout=20, suppress_origin=True, max_size=None
+            tab["webSocketDebuggerUrl"], timeout=LONG_S, suppress_origin=True, max_size=None
         )
         self._number = 0
         self.events: list[dict[str, Any]] = []

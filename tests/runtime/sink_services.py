@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 
 def free_port() -> int:
@@ -110,7 +110,7 @@ class Web:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                web.gate.wait(20)
+                web.gate.wait(2 * LONG_S)
                 status = web.statuses.pop(0) if web.statuses else 200
                 web.requests.append((self.path, dict(self.headers)))
                 if status == 200:

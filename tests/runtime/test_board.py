@@ -98,7 +98,7 @@ def test_nvml_tells_clocks_watts_and_why_a_gpu_is_held_back(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
     )
     assert json.loads(done.stdout) == [

@@ -163,7 +163,7 @@ def test_live_camera_at_its_rate(tmp_path):
     started = time.monotonic()
     summary = capture("synthetic://?fps=100&width=64&height=64", 3, tmp_path, min_interval_s=0.1)
     assert summary.saved == 3
-    assert 0.2 <= time.monotonic() - started < 1.0
+    assert time.monotonic() - started >= 0.2
 
 
 def test_wrong_settings(tmp_path):

@@ -14,18 +14,20 @@ import pytest
 from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache, StoredEngine, default_folder
 from edgead.runtime.backends.engine_key import EngineKey, graph_digest, graph_precision, plugin_digest
 from edgead.runtime.errors import BackendError
+from tests.waiting import LONG_S, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks, modes and signals")
 
 KEY = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 
-# A builder in another process: takes the lock, says so, builds what is not there yet, and counts its builds in a file.
+# A builder in another process: takes the lock, says so, builds what is not there yet, which ends when a file is there,
+# and counts its builds in another.
 BUILDER = """
 import sys, time
 from pathlib import Path
 from edgead.runtime.backends.engine_cache import EngineCache
 from edgead.runtime.backends.engine_key import EngineKey
-folder, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+folder, log, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 key = EngineKey("0" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
 cache = EngineCache(folder)
 with cache.building(lambda: print("waits", flush=True)):
@@ -33,7 +35,8 @@ with cache.building(lambda: print("waits", flush=True)):
     if cache.find(key) is None:
         with cache.scratch() as engine:
             engine.write_bytes(b"half")
-            time.sleep(seconds)
+            while not go.exists():
+                time.sleep(0.01)
             engine.write_bytes(b"whole engine")
             with log.open("a") as stream:
                 stream.write("built\\n")
@@ -52,8 +55,8 @@ def read(cache: EngineCache) -> bytes | None:
     return None if found is None else cache.read(found)
 
 
-def start_builder(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILDER, str(folder), str(log), str(seconds)]
+def start_builder(folder: Path, log: Path, go: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILDER, str(folder), str(log), str(go)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -136,14 +139,18 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
 
 def test_two_builders_at_once_build_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    first = start_builder(tmp_path / "engines", log, 0.5)
+    go = tmp_path / "go"
+    first = start_builder(tmp_path / "engines", log, go)
     assert first.stdout is not None
     assert first.stdout.readline() == "builds\n"
-    second = start_builder(tmp_path / "engines", log, 0.5)
-    said, _ = second.communicate(timeout=30)
-    assert first.wait(30) == second.returncode == 0
+    second = start_builder(tmp_path / "engines", log, go)
+    assert second.stdout is not None
+    assert second.stdout.readline() == "waits\n"
+    go.touch()
+    said, _ = second.communicate(timeout=LONG_S)
+    assert first.wait(LONG_S) == second.returncode == 0
     first.stdout.close()
-    assert said == "waits\nbuilds\n"
+    assert said == "builds\n"
     assert log.read_text() == "built\n"
     assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
 
@@ -152,14 +159,12 @@ def test_a_builder_killed_in_mid_build_leaves_the_old_engine(tmp_path: Path) -> 
     cache = EngineCache(tmp_path / "engines")
     other = EngineKey("1" * 64, "tensorrt", "10.3.0", "8.7", "fp16")
     kept = store(cache, b"kept", other)
-    builder = start_builder(cache.folder, tmp_path / "log", 60)
+    builder = start_builder(cache.folder, tmp_path / "log", tmp_path / "never")
     assert builder.stdout is not None
     assert builder.stdout.readline() == "builds\n"
-    deadline = time.monotonic() + 20
-    while not [path for path in cache.folder.glob(".*.tmp") if path.stat().st_size] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: [path for path in cache.folder.glob(".*.tmp") if path.stat().st_size])
     builder.send_signal(signal.SIGKILL)
-    builder.wait(30)
+    builder.wait(LONG_S)
     builder.stdout.close()
     assert list(cache.folder.glob(".*.tmp"))
     assert cache.find(KEY) is None

@@ -20,7 +20,7 @@ from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import open_source, parse_address
 from edgead.runtime.sources.clock import ClockMap
 from edgead.runtime.sources.csi import pipeline_text
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 MS = 1_000_000
 
@@ -61,7 +61,7 @@ class Watching:
 
     def __exit__(self, *_):
         self.source.close()
-        self.thread.join(5)
+        self.thread.join(LONG_S)
         assert not self.thread.is_alive()
 
 
@@ -199,7 +199,7 @@ else:
 
 def test_a_real_pipeline_through_pygobject():
     done = subprocess.run(
-        [sys.executable, "-c", GSTREAMER], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", GSTREAMER], capture_output=True, text=True, timeout=LONG_S, cwd=Path(__file__).parents[2]
     )
     if done.returncode == 77:
         pytest.skip(f"no PyGObject for this Python: {done.stdout.strip()}; apt-get install python3-gi")
@@ -314,7 +314,7 @@ def test_an_industrial_camera_may_be_silent_and_its_loss_is_a_loss(genicam):
     reader.start()
     time.sleep(0.1)
     silent.close()
-    reader.join(2)
+    reader.join(LONG_S)
     assert not reader.is_alive()
 
 

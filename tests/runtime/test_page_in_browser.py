@@ -18,6 +18,14 @@ from edgead.runtime.status.summary import SourceSummary, StreamSummary
 from tests.runtime.browser import Browser
 from tests.waiting import wait_for
 
+# What the page shows, under the word that it says.
+LOOK = """(() => {
+    const style = (selector) => getComputedStyle(document.querySelector(selector));
+    const visible = (name) => style(`#decision .shape.${name}`).display != 'none';
+    const shapes = ['ok', 'anomaly', 'not', 'none'].filter(visible);
+    const colour = style('#decision').backgroundColor;
+    return {[document.getElementById('word').textContent]: {shown: shapes, colour, title: document.title}};
+})()"""
 TAB, ENTER, SPACE = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " ")
 
 
@@ -71,7 +79,7 @@ def chromium(tmp_path_factory):
 @pytest.fixture
 def line(tmp_path):
     control = Control()
-    page = LivePage("127.0.0.1:0", control=control, audit=tmp_path / "audit.jsonl", stale_s=1.0)
+    page = LivePage("127.0.0.1:0", control=control, audit=tmp_path / "audit.jsonl", stale_s=2.0)
     running = Line(page, control)
     yield running
     running.stop()
@@ -96,15 +104,13 @@ def test_the_decision_is_a_word_a_shape_and_a_colour(tab, line):
     seen = {}
     for score, word in ((3.0, "OK"), (30.0, "ANOMALY")):
         line.score = score
-        wait_for(lambda word=word: tab.text("word") == word)
-        shape = "getComputedStyle(document.querySelector('#decision .shape.{}')).display"
-        shown = [name for name in ("ok", "anomaly", "not", "none") if tab.evaluate(shape.format(name)) != "none"]
-        colour = tab.evaluate("getComputedStyle(document.getElementById('decision')).backgroundColor")
-        seen[word] = (shown, colour)
-        assert tab.evaluate("document.title").startswith(word)
-    assert seen["OK"][0] == ["ok"]
-    assert seen["ANOMALY"][0] == ["anomaly"]
-    assert seen["OK"][1] != seen["ANOMALY"][1]
+        # All of one instant: on a busy machine the line may fall silent for a moment.
+        wait_for(
+            lambda word=word: seen.update(tab.evaluate(LOOK)) or seen.get(word, {}).get("title", "").startswith(word)
+        )
+    assert seen["OK"]["shown"] == ["ok"]
+    assert seen["ANOMALY"]["shown"] == ["anomaly"]
+    assert seen["OK"]["colour"] != seen["ANOMALY"]["colour"]
     assert tab.text("model") == "plate <b>3</b>"  # text, never markup
     assert not tab.complaints()
 
@@ -125,7 +131,7 @@ def test_a_server_that_is_gone_leaves_no_decision_standing(tab, line):
     line.score = 3.0
     wait_for(lambda: state(tab) == "OK")
     line.page.close()
-    wait_for(lambda: state(tab) == "NONE", 10)
+    wait_for(lambda: state(tab) == "NONE")
     wait_for(lambda: tab.text("word") == "NO CONNECTION")
     assert tab.text("link-text") == "No connection"
     assert "old" in tab.text("lost")
@@ -139,11 +145,11 @@ def test_a_server_that_hangs_leaves_no_decision_standing(tab, line, monkeypatch)
     answer = line.page.state
     monkeypatch.setattr(line.page, "state", lambda since: gate.wait(20) and answer(since))
     try:
-        wait_for(lambda: state(tab) == "NONE", 10)
+        wait_for(lambda: state(tab) == "NONE")
         wait_for(lambda: tab.text("word") == "NO CONNECTION")
     finally:
         gate.set()
-    wait_for(lambda: state(tab) == "OK", 10)
+    wait_for(lambda: state(tab) == "OK")
 
 
 @pytest.mark.parametrize(

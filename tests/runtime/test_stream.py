@@ -22,7 +22,7 @@ from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.sources.folder import list_images
 from edgead.runtime.streaming.stream import Stream
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 SHAPE = (8, 8, 3)
 
@@ -38,7 +38,7 @@ class Brightness:
     def run(self, images):
         self.entered.set()
         if self.gate is not None:
-            assert self.gate.wait(10)
+            assert self.gate.wait(LONG_S)
         time.sleep(self.delay)
         score = images.mean(axis=(1, 2, 3), dtype=np.float64)
         if (score == 13).any():
@@ -118,7 +118,7 @@ class Runner:
         self.thread.start()
 
     def join(self):
-        self.thread.join(10)
+        self.thread.join(LONG_S)
         assert not self.thread.is_alive()
         return self.results
 
@@ -127,7 +127,7 @@ class Runner:
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    wait_for(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")], 2.0)
+    wait_for(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("edgead")])
 
 
 @pytest.fixture
@@ -160,12 +160,11 @@ def test_newest_judges_the_newest_frame_next_and_never_holds_the_camera_up():
     backend = Brightness(gate=gate)
     runner = Runner(Stream(inspector(backend), camera))
     camera.push()
-    assert backend.entered.wait(5)
-    started = time.monotonic()
+    assert backend.entered.wait(LONG_S)
     for _ in range(100):
         camera.push()
+    # The inspector is busy all the while.
     wait_for(lambda: runner.stream.summary.frames.captured == 101)
-    assert time.monotonic() - started < 0.5
     gate.set()
     camera.end()
     assert indices(runner.join()) == [0, 100]
@@ -184,7 +183,7 @@ def test_every_from_a_camera_gives_one_result_a_frame_in_order():
     backend = Brightness(gate=gate)
     runner = Runner(Stream(inspector(backend), camera, queue_size=4))
     camera.push()
-    assert backend.entered.wait(5)
+    assert backend.entered.wait(LONG_S)
     for _ in range(20):
         camera.push()
     wait_for(lambda: runner.stream.summary.frames.captured == 21)
@@ -201,9 +200,9 @@ def test_every_from_a_camera_gives_one_result_a_frame_in_order():
 
 @pytest.mark.parametrize("policy", ["newest", "every"])
 def test_frames_over_their_age_are_never_judged(policy):
-    camera = Camera(policy, max_age_s=0.5)
+    camera = Camera(policy, max_age_s=LONG_S)
     runner = Runner(Stream(inspector(), camera))
-    camera.push(age_s=2.0)
+    camera.push(age_s=2 * LONG_S)
     wait_for(lambda: runner.stream.summary.frames.captured == 1 and not runner.stream.summary.frames.in_flight)
     camera.push()
     wait_for(lambda: runner.stream.summary.frames.inspected == 1)
@@ -314,18 +313,18 @@ def test_run_reports_a_source_that_breaks_in_its_own_way():
 
 
 def test_a_driver_that_never_returns_is_named_and_does_not_hold_the_end_up():
-    release = threading.Event()
+    release, returned = threading.Event(), threading.Event()
 
     class Hanging(Camera):
         def frames(self):
             yield Frame(np.zeros(SHAPE, np.uint8), 0, time.monotonic_ns(), "camera")
-            release.wait(20)
+            release.wait(LONG_S)
+            returned.set()
 
     stream = Stream(inspector(), Hanging(), max_frames=1, drain_s=0.2)
-    started = time.monotonic()
     try:
         summary = stream.run()
-        assert time.monotonic() - started < 2.0
+        assert not returned.is_set()
         assert "does not return from its driver" in summary.errors[0]
     finally:
         release.set()
@@ -381,7 +380,7 @@ def test_ctrl_c_in_the_middle_of_a_frame_keeps_the_ledger_right():
 
 def test_stop_judges_what_was_captured():
     gate, camera = threading.Event(), Camera("every")
-    runner = Runner(Stream(inspector(gate=gate), camera, queue_size=8))
+    runner = Runner(Stream(inspector(gate=gate), camera, queue_size=8, drain_s=LONG_S))
     for _ in range(6):
         camera.push()
     wait_for(lambda: runner.stream.summary.frames.captured == 6)
@@ -395,7 +394,7 @@ def test_stop_judges_what_was_captured():
 
 def test_stop_judges_what_was_read_from_a_folder(folder):
     gate = threading.Event()
-    runner = Runner(Stream(inspector(gate=gate), folder(20)))
+    runner = Runner(Stream(inspector(gate=gate), folder(20), drain_s=LONG_S))
     # One with the inspector, two read ahead, one in the hand of the grabber; no more is read.
     wait_for(lambda: runner.stream.summary.frames.captured == 4)
     time.sleep(0.05)
@@ -411,11 +410,9 @@ def test_what_the_drain_has_no_time_for_is_not_inspected():
     runner = Runner(stream)
     for _ in range(15):
         camera.push()
-    wait_for(lambda: stream.summary.frames.captured == 15)
-    started = time.monotonic()
+    wait_for(lambda: stream.summary.frames.captured == 15 and stream.summary.frames.inspected)
     stream.stop()
     results = runner.join()
-    assert time.monotonic() - started < 1.0
     assert indices(results) == list(range(15))
     assert results[-1].reason == "stopped"
     assert results[0].decision is Decision.OK
@@ -425,16 +422,20 @@ def test_what_the_drain_has_no_time_for_is_not_inspected():
 def test_stop_is_safe_in_a_signal_handler():
     stream = Stream(inspector(), "synthetic://?fps=200&width=64&height=64")
     before = signal.signal(signal.SIGTERM, lambda *_: stream.stop())
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+
+    def send():
+        wait_for(lambda: stream.summary.frames.inspected > 5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
         summary = stream.run()
     finally:
+        sender.join()
         signal.signal(signal.SIGTERM, before)
-        timer.join()
     assert summary.frames.inspected > 5
     assert summary.frames.in_flight == 0
-    assert summary.seconds < 3.0
 
 
 def test_stop_wakes_a_stream_whose_camera_is_silent():
@@ -468,8 +469,8 @@ def test_max_frames_over_several_folders(folder):
 
 def test_duration_ends_a_camera_without_end():
     summary = Stream(inspector(), "synthetic://?fps=100&width=64&height=64", duration_s=0.4).run()
-    assert 0.4 <= summary.seconds < 1.0
-    assert 10 < summary.frames.inspected <= 45
+    assert summary.seconds >= 0.4
+    assert 0 < summary.frames.inspected <= 100 * summary.seconds + 1
 
 
 def test_a_stream_runs_once_and_tells_its_summary_at_any_time(folder):
@@ -518,13 +519,15 @@ def test_ledger_adds_up_at_every_instant_seen_from_another_thread():
     stream = Stream(
         inspector(delay=0.004),
         ["synthetic://?fps=600&frames=300&width=64&height=64", "synthetic://?fps=200&seed=1&width=64&height=64"],
-        duration_s=0.8,
+        duration_s=LONG_S,
     )
     runner = Runner(stream)
     seen = 0
     in_flight = set()
     while runner.thread.is_alive():
         summary = stream.summary
+        if seen > 50 and summary.frames.dropped.get("superseded", 0) > 50:
+            stream.stop()
         assert adds_up(summary.frames)
         assert all(adds_up(source.frames) for source in summary.sources.values())
         assert sum(source.frames.captured for source in summary.sources.values()) == summary.frames.captured
@@ -532,7 +535,6 @@ def test_ledger_adds_up_at_every_instant_seen_from_another_thread():
         seen += 1
     results = runner.join()
     frames = stream.summary.frames
-    assert seen > 50
     assert max(in_flight) <= 3  # one in each slot, one with the inspector
     assert frames.in_flight == 0
     assert frames.dropped["superseded"] > 50
@@ -558,8 +560,8 @@ def test_summary_has_latency_from_capture_to_decision(folder):
     assert (source["policy"], source["live"], source["captured"], source["error"]) == ("every", False, 8, None)
 
 
-def test_real_images_through_the_loop(ci_small):
-    folder = next(path for path in sorted(ci_small.glob("*/test/good")) if path.is_dir())
+def test_real_images_through_the_loop(made_images):
+    folder = next(path for path in sorted(made_images.glob("*/test/good")) if path.is_dir())
     stream = Stream(inspector(), folder)
     results = list(stream)
     judge = inspector()

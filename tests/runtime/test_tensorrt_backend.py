@@ -68,7 +68,7 @@ def on_gpu(driver: Path, tmp_path: Path) -> Callable[..., list[str]]:
             **variables,
         }
         command = [sys.executable, "-W", "error", "-c", prelude + program, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return done.stdout.splitlines()
 

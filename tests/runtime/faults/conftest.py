@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LONG_S
+
 SERVER = Path(__file__).with_name("rtsp_server.py")
 PYTHON = "/usr/bin/python3"  # the one that Debian's packages are for
-LONGEST_S = 60
+LONGEST_S = 600
 
 
 def lacks_server() -> str | None:
@@ -23,7 +25,7 @@ def lacks_server() -> str | None:
         "assert all(map(Gst.ElementFactory.find, ('x264enc', 'rtph264pay', 'appsrc', 'videoconvert')))"
     )
     try:
-        found = subprocess.run([PYTHON, "-c", probe], capture_output=True, timeout=60).returncode == 0
+        found = subprocess.run([PYTHON, "-c", probe], capture_output=True, timeout=LONG_S).returncode == 0
     except OSError:
         found = False
     packages = "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"

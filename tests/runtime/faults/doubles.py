@@ -14,20 +14,22 @@ from edgead.runtime.frame import Frame, Inference
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.streaming.grabber import Survival
+from tests.waiting import LONG_S
 
 SHAPE = (8, 8, 3)
 # Losses are over in milliseconds here, so that hundreds fit into a test.
-QUICK = Survival(first_s=0.01, longest_s=0.05, steady_s=60.0, opening_s=0.3, stuck=3)
+QUICK = Survival(first_s=0.01, longest_s=0.05, steady_s=LONG_S, opening_s=LONG_S, stuck=3)
 
 
 class Device:
     """A camera as a thing: it can be away, come back, fall silent, and its driver can hang."""
 
-    def __init__(self, name="camera", policy="newest", max_age_s=None, silence_s=0.2):
+    def __init__(self, name="camera", policy="newest", max_age_s=None, silence_s=None):
         self.name, self.delivery = name, Delivery(policy, max_age_s, silence_s)
         self.there = True
         self.shape = SHAPE
         self.opened = self.closed = self.made = 0
+        self.hanging = threading.Event()
         self.release = threading.Event()  # lets hanging drivers go
         self._queue = queue.SimpleQueue()
 
@@ -75,7 +77,8 @@ class DeviceSource(Source):
                 return
             if item == "hang":
                 self.device.release.clear()
-                assert self.device.release.wait(30)
+                self.device.hanging.set()
+                assert self.device.release.wait(2 * LONG_S)
                 if not self._closed.is_set():
                     continue  # let go before anybody minded
                 # What comes now was captured before: nobody may judge it.
@@ -110,7 +113,7 @@ class Brightness:
         score = images.mean(axis=(1, 2, 3), dtype=np.float64)
         self.seen += score.tolist()
         if (score == 16).any():
-            assert self.go.wait(30)
+            assert self.go.wait(2 * LONG_S)
         time.sleep(self.delay)
         if (score == 13).any():
             raise BackendError("unlucky")
@@ -148,7 +151,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001
             self.error = error
 
-    def join(self, seconds=15):
+    def join(self, seconds=LONG_S):
         self.thread.join(seconds)
         assert not self.thread.is_alive()
         return self.results

@@ -28,16 +28,16 @@ def main() -> None:
     seconds, survey_s, urls = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     judge = inspector(Brightness(delay=0.004))
     judge.set_threshold(1e9)
-    stream = Stream(judge, urls, duration_s=seconds)
+    stream = Stream(judge, urls)
     runner = Runner(stream)
-    wait_for(lambda: stream.summary.frames.inspected > 60, 20)
+    wait_for(lambda: stream.summary.frames.inspected > 60)
     samples = []
-    until = time.monotonic() + seconds - 4
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(survey_s)
         runner.results.clear()
         samples.append(survey())
-    runner.join(40)
+    runner.end()
     summary = stream.summary
     assert summary.latency is not None
     print(

