@@ -153,7 +153,7 @@ def _split(sources: Sequence[str], room: int, *, pooled: bool, seed: int) -> tup
     if count < _LEAST_IMAGES:
         raise DataError(
             f"{count} good images are too few to choose settings by measurement, which takes {_LEAST_IMAGES}; "
-            "add photos, or leave out --budget-mb and --budget-ms"
+            "add images, or leave out --budget-mb and --budget-ms"
         )
     held_out = min(_HELD_OUT, max(_LEAST_HELD_OUT, count // 4))
     most = max(_FITTED, _FITTED_A_SOURCE * len(set(sources))) if pooled else _FITTED

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgead.tuning.refitting import Refit, Refitting
 
 
-@command("tune", panel=PANEL, example="edgead tune plate.edgead --normals photos/good --budget-ms 15 --budget-mb 300")
+@command("tune", panel=PANEL, example="edgead tune plate.edgead --normals images/good --budget-ms 15 --budget-mb 300")
 def tune(
     out: Output,
     bundles: Annotated[

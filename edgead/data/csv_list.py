@@ -48,7 +48,7 @@ def read_csv(path: Path) -> Category:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text; save the list as CSV UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; mend the quotes") from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}; fix the quotes") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     train, validation, test = (

@@ -1,7 +1,7 @@
 """anomalib's ONNX export, taken apart: its weights, its bank or Gaussians, and its threshold.
 
 The export resizes without antialiasing, which is not what the model was fitted on, and puts threshold and min-max into
-the graph. So its parts are rebuilt as those of a checkpoint are, and the rebuilt model is held against the file.
+the graph. So its parts are rebuilt as those of a checkpoint are, and the rebuilt model is compared with the file.
 """
 
 from __future__ import annotations

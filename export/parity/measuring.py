@@ -23,7 +23,7 @@ from edgead.runtime.decision.verdict import Limits, Verdict
 from edgead.runtime.errors import BackendUnavailable
 from edgead.runtime.progress import Progress
 
-# Rounding to half moves scores by less of the way to the threshold, 0.04 at most in all that was measured but SLSG's
+# Rounding to half moves scores by less of the score margin, 0.04 at most in all that was measured but SLSG's
 # (0.107; with its first convolutions in FP32 less than this). A graph that moves them this far has another fault,
 # though it may flip none of the few images at hand.
 FP16_DROP = 0.05
@@ -140,14 +140,14 @@ def complaint(measurement: Measurement, max_drop: float, made: Sequence[GraphFil
         files = next(one for one in made if one.precision == FP16)
         kept = f" with {_leading(files)}" if files.leading else ""
         return (
-            f"{where} moves scores by {comparison.drop:.3f} of the way to the threshold{kept}, which is no rounding "
+            f"{where} moves scores by {comparison.drop:.3f} of the score margin{kept}, which is no rounding "
             f"(at most {FP16_DROP:g}); nothing was written (--allow-drift overrides)"
         )
     if measurement.precision not in (FP32, FP16):
         choice = next(one.choice for one in made if one.precision == measurement.precision)
         kept = f"{len(choice.kept)} of {choice.layers}" if choice is not None else "0"
         return (
-            f"{where} moves scores by {comparison.drop:.3f} of the way to the threshold, allowed are {max_drop:g}, "
+            f"{where} moves scores by {comparison.drop:.3f} of the score margin, allowed are {max_drop:g}, "
             f"with {kept} convolutions kept in fp32; nothing was written (try more images with --calibration; "
             "--max-drop and --allow-drift override)"
         )

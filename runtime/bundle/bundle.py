@@ -71,7 +71,7 @@ class Bundle:
         path = Path(path)
         stream = None
         try:
-            # Before opening: to open a pipe would wait for ever.
+            # Before opening: to open a pipe would wait indefinitely.
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
                 raise BundleError(

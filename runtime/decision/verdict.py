@@ -15,7 +15,7 @@ BORDERLINE_SHARE = 0.02
 
 
 class Verdict(NamedTuple):
-    """The judgement of one image: raw score, the threshold it was held against, and what follows."""
+    """The judgement of one image: raw score, the threshold it was compared with, and what follows."""
 
     score: float
     threshold: float

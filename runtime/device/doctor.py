@@ -86,7 +86,7 @@ _CPU_FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One row: ``detail`` is the version or what was found, ``mend`` the exact command that helps, if there is one."""
+    """One row: ``detail`` is the version or what was found, ``fix`` the exact command that helps, if there is one."""
 
     name: str
     status: Status

@@ -1,6 +1,6 @@
 """``edgead calibrate``: the thresholds of a bundle, made again from good parts before the camera that will judge.
 
-Training photos and camera differ in lens, light and noise, and each of them shifts the scores of good parts. The model
+Training images and camera differ in lens, light and noise, and each of them shifts the scores of good parts. The model
 stays as it is; only where good ends is measured again, by the rule of `edgead.runtime.decision.threshold`.
 """
 
@@ -174,7 +174,7 @@ def _collect(
     for frame in source.frames():
         if isinstance(frame, BadFrame):
             if not source.live:
-                # A file can be mended; a picture that a camera lost is gone.
+                # A file can be fixed; a picture that a camera lost is gone.
                 raise DataError(frame.reason)
             taken.unreadable += 1
             continue
@@ -264,7 +264,7 @@ def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Map
         most = "most: " if now * 2 > len(probes) else ""
         found.append(
             f"{most}{now} of {len(probes)} planted defects of the bundle would now pass as OK ({before} before); "
-            "were all parts good, and does the camera see them as in the photos that the model was trained on?"
+            "were all parts good, and does the camera see them as in the images that the model was trained on?"
         )
     repeated = len(scores) - len(set(scores))
     if repeated:

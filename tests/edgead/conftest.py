@@ -63,7 +63,7 @@ Command = Callable[..., Outcome]
 
 
 class _Child(subprocess.Popen[str]):
-    """A process that ends with the test: leaving it by an error would otherwise wait for it, perhaps for ever."""
+    """A process that ends with the test: leaving it by an error would otherwise wait for it, perhaps indefinitely."""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:

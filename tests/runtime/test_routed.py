@@ -509,7 +509,7 @@ def test_calibration_without_any_known_part_is_refused(make_routed: MakeRouted, 
 
 
 class DarkCamera(Source):
-    """A camera that looks at nothing, for ever."""
+    """A camera that looks at nothing, indefinitely."""
 
     def __init__(self) -> None:
         self.source_id, self.live, self.delivery = "dark camera", True, Delivery("newest")
