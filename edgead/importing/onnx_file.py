@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> AnomalibModel:
     except EdgeadError:
         raise
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        # A valid graph of anyone's may leave out or shape what anomalib's never does.
+        # A valid graph of anyone's may omit or shape what anomalib's never does.
         raise DataError(f"{path} is not laid out as anomalib 2.7 does; import the checkpoint (.ckpt)") from error
     _compare(model, reader, found, path)
     return found

@@ -101,7 +101,7 @@ class DriftWatch:
     def observe(self, source_id: str, category: str | None, values: Mapping[str, float]) -> list[DriftState]:
         """Take the signals of one part; return the states that changed, which is rarely any.
 
-        Values that are not finite, and parts of a category that is not watched, are left out.
+        Values that are not finite, and parts of a category that is not watched, are omitted.
         """
         if category not in self._normals or not is_finite(values):
             return []

@@ -53,7 +53,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSummary:
-    """What a capture saved: ``wanted`` images asked for, ``unreadable`` frames left out."""
+    """What a capture saved: ``wanted`` images asked for, ``unreadable`` frames omitted."""
 
     source_id: str
     directory: Path

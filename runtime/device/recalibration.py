@@ -126,11 +126,11 @@ def calibrate_bundle(
         if key not in new
     ]
     if taken.unknown:
-        warnings.append(f"{taken.unknown} frames of {opened.source_id} showed no known category and were left out")
+        warnings.append(f"{taken.unknown} frames of {opened.source_id} showed no known category and were omitted")
     if n is not None and count < n:
         warnings.append(f"{opened.source_id} ended after {count} of {n} images")
     if taken.unreadable:
-        warnings.append(f"{taken.unreadable} frames of {opened.source_id} could not be read and were left out")
+        warnings.append(f"{taken.unreadable} frames of {opened.source_id} could not be read and were omitted")
     with Bundle.open(path) as bundle:
         if bundle.sha256 != sha256:
             raise BundleError(f"{path} was changed while it was calibrated; run it again")

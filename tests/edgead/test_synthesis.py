@@ -167,7 +167,7 @@ def test_a_forgery_changes_its_mask_only_and_the_generator_decides_it(name: str,
         assert np.array_equal(image, again)
         assert np.array_equal(mask, same)
         assert (image.dtype, image.shape, mask.dtype, mask.shape) == (np.uint8, (SIDE, SIDE, 3), bool, (SIDE, SIDE))
-        if name not in ("mix", "salient"):  # whose masks leave out what hardly changed
+        if name not in ("mix", "salient"):  # whose masks omit what hardly changed
             assert np.array_equal(image[~mask], plates[index][~mask])
         found += bool(mask.any() and not np.array_equal(image, plates[index]))
     assert found >= 24
