@@ -16,7 +16,8 @@ from edgead.export.exportable import Exportable
 from edgead.export.members import make_manifest
 from edgead.export.ops.nodes import scoring_nodes
 from edgead.export.options import CPU, FP16, TRT, ExportOptions
-from edgead.export.parity.measuring import FP16_DROP, Measurement, complaint, counts, fails, measure, note
+from edgead.export.parity.measuring import measure
+from edgead.export.parity.promise import FP16_DROP, Measurement, complaint, counts, fails, note
 from edgead.export.precision.gptq import Rounded
 from edgead.export.precision.graph_files import fp32_graphs, inline_all, split_files, write_files
 from edgead.export.precision.variants import GraphFiles, PrecisionMaker, Samples, round_network
