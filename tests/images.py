@@ -154,7 +154,11 @@ def _plate(root: Path, number: int) -> None:
 
 
 def _draw_plate(random: _Random, rust: Path | None, side: int = 192) -> tuple[_Pixels, _Mask]:
-    """Return a plate with a cut corner and a hole before a wall, turned and moved a little, and where it is rusty."""
+    """Return a plate with a cut corner and a hole before a wall, and where it is rusty.
+
+    It is turned and moved, and light and noise differ. One in five reflects a lamp: good ones are not all alike, and
+    the way from most of them to the threshold is long, as it is on real parts.
+    """
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
     angle = random.uniform(-0.45, 0.45)
     center = side * np.array([0.5, 0.52]) + random.uniform(-6, 6, 2)
@@ -165,11 +169,13 @@ def _draw_plate(random: _Random, rust: Path | None, side: int = 192) -> tuple[_P
         [np.abs(u) - 0.3 * side, np.abs(v) - 0.22 * side, corner, 0.065 * side - np.hypot(u, v)]
     )
     inside = np.clip(0.5 - outside, 0.0, 1.0)[..., None]
-    wall = 185.0 + 10.0 * random.uniform(-1, 1) + 14.0 * (x + y - side)[..., None] / side * np.ones(3)
+    wall = 185.0 + 20.0 * random.uniform(-1, 1) + 14.0 * (x + y - side)[..., None] / side * np.ones(3)
     wire = np.clip(1.0 - np.abs(x - center[0]), 0.0, 1.0) * (y < center[1])
     wall = wall - 90.0 * wire[..., None]
-    light = 1.0 + 0.12 * random.uniform(0.5, 1.0) * np.cos((u - 0.1 * side) / (0.25 * side))
-    plate = np.array([10.0, 66.0, 185.0]) * light[..., None]
+    light = random.uniform(0.85, 1.1) + 0.12 * random.uniform(0.5, 1.0) * np.cos((u - 0.1 * side) / (0.25 * side))
+    away = np.hypot(u - random.uniform(-0.3, 0.3) * side, v - random.uniform(-0.2, 0.2) * side)
+    glare = random.choice([0.0, 0.0, 0.0, 20.0, 150.0]) * np.exp(-0.5 * (away / random.uniform(12, 20)) ** 2)
+    plate = np.array([10.0, 66.0, 185.0]) * light[..., None] + glare[..., None]
     mask = np.zeros((side, side), bool)
     if rust is not None:
         # Half of the plate or a spot of it, with a ragged edge.
@@ -179,7 +185,7 @@ def _draw_plate(random: _Random, rust: Path | None, side: int = 192) -> tuple[_P
         mask = (edge > reach) & (outside < 0)
         rusty = np.array([0.9, 0.62, 0.28]) * texture[..., None]
         plate = np.where(mask[..., None], rusty, plate)
-    image = wall * (1.0 - inside) + plate * inside + random.normal(0, 2.5, (side, side, 3))
+    image = wall * (1.0 - inside) + plate * inside + random.normal(0, random.uniform(1.5, 4.0), (side, side, 3))
     return np.clip(image, 0, 255).round().astype(np.uint8), mask
 
 
