@@ -72,8 +72,10 @@ class _Child(subprocess.Popen[str]):
 
 
 @pytest.fixture
-def edgead(capsys: pytest.CaptureFixture[str]) -> Command:
+def edgead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """``edgead(*arguments)`` in this process, which has imported torch already."""
+    # A test process of several is told a width of 80, in which paths are broken.
+    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str | Path) -> Outcome:
         capsys.readouterr()
