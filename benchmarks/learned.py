@@ -1,10 +1,10 @@
-"""Trained detectors against themselves before training, and against the distance from the mean photo.
+"""Trained detectors against themselves before training, and against the distance from the mean image.
 
     python -m benchmarks.learned DATA/metal_plate DATA/magnetic_tile --seeds 3,1 --json rows.json
 
 The tables of docs/learned.md and docs/results.md. Every row is a fit through `edgead.fitting`, judged on the labelled
 test images by `edgead.evaluation.evaluation`. *Untrained*: the same network of the same seed before its first step,
-with the statistics that it takes from good images. *Mean photo*: the mean absolute difference from the mean of the
+with the statistics that it takes from good images. *Mean image*: the mean absolute difference from the mean of the
 images that the fit trained on, smoothed as maps are. Rows that the file has are not measured again.
 """
 
@@ -42,7 +42,7 @@ Scoring = Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 (1, h, w, 3) to sco
 
 _HEAD = (
     "| category | detector | seed | image AUROC | pixel AUROC | AUPRO | false alarms, escapes at its threshold |"
-    " CPU s | untrained: image, pixel | mean photo: image, pixel | probes before, after |"
+    " CPU s | untrained: image, pixel | mean image: image, pixel | probes before, after |"
 )
 
 
@@ -62,7 +62,7 @@ def untrained(name: str, pixels: Pixels, seed: int) -> LearnedModule:
     return LearnedModule(network, size)
 
 
-def mean_photo(pixels: Pixels) -> Scoring:
+def mean_image(pixels: Pixels) -> Scoring:
     """Return the distance from the mean of images ``(n, h, w, 3)``."""
     mean = torch.from_numpy(pixels.mean(axis=0, dtype=np.float64)).float()
     smoothing = GaussianSmoothing(4.0 * min(pixels.shape[1:3]) / 256.0)
@@ -113,7 +113,7 @@ def measure_row(name: str, category: Category, seed: int) -> dict[str, Any]:
         "decisions": [decisions.false_alarms, decisions.normal, decisions.escapes, decisions.anomalous],
         "cpu_s": seconds,
         "untrained": measure(untrained(name, pixels, seed), category, size),
-        "mean_photo": measure(mean_photo(pixels[hold_out(len(pixels), seed)[0]]), category, size),
+        "mean_image": measure(mean_image(pixels[hold_out(len(pixels), seed)[0]]), category, size),
         "probes": [judged[0].value, next(one.value for one in judged if one.chosen)],
         "steps": next(one.step for one in judged if one.chosen),
     }
@@ -131,7 +131,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-_AVERAGED = ("image_auroc", "pixel_auroc", "aupro", "untrained", "mean_photo", "probes")
+_AVERAGED = ("image_auroc", "pixel_auroc", "aupro", "untrained", "mean_image", "probes")
 
 
 def _line(row: dict[str, Any], seed: str) -> str:
@@ -139,7 +139,7 @@ def _line(row: dict[str, Any], seed: str) -> str:
     cells = [row["category"], row["detector"], seed]
     cells += [f"{row[key]:.4f}" for key in ("image_auroc", "pixel_auroc", "aupro")]
     cells += [alarms, "" if row["cpu_s"] is None else f"{row['cpu_s']:.0f}"]
-    cells += [", ".join(f"{value:.3f}" for value in row[key]) for key in ("untrained", "mean_photo", "probes")]
+    cells += [", ".join(f"{value:.3f}" for value in row[key]) for key in ("untrained", "mean_image", "probes")]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -24,7 +24,7 @@ SIZES = ((1280, 1024), (1920, 1080), (2448, 2048), (640, 480), (448, 448))
 
 
 def frame(width: int, height: int, image: Path | None) -> NDArray[np.uint8]:
-    """Return an RGB frame ``(height, width, 3)``: a photo where one is given, else structured noise."""
+    """Return an RGB frame ``(height, width, 3)``: a image where one is given, else structured noise."""
     rng = np.random.default_rng(0)
     if image is not None:
         photo = Image.fromarray(read_image(image)).resize((width, height))

@@ -44,7 +44,7 @@ _PLACES = {ESCAPES: 6, FALSE_ALARMS: 6, CAUGHT: 4, NEAR: 3, TYPICAL: 3, LEFT_OUT
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A test image in the gallery: the photo with the outline of its mask, and with its heat map, both as JPEG."""
+    """A test image in the gallery: the image with the outline of its mask, and with its heat map, both as JPEG."""
 
     group: str
     image: ImageScore

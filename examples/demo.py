@@ -1,8 +1,8 @@
-"""The main job on real images, from good photos to decisions on a stream: what ``make demo`` runs.
+"""The main job on real images, from normal images to decisions on a stream: what ``make demo`` runs.
 
-Data: PyPI ``elpv-dataset`` 1.0.0, photos of solar cells (Buerhop-Lutz et al. 2018, CC BY-NC-SA 4.0), monocrystalline
+Data: PyPI ``elpv-dataset`` 1.0.0, images of solar cells (Buerhop-Lutz et al. 2018, CC BY-NC-SA 4.0), monocrystalline
 cells only. Normal are the cells with defect probability 0, defective those with probability 1; cells in between are
-left out. Split, fixed: the normal cells in the package's order, shuffled by numpy's default_rng(0), give 200 training
+omitted. Split, fixed: the normal cells in the package's order, shuffled by numpy's default_rng(0), give 200 training
 and 100 test images; the first 100 of the defective ones, shuffled alike, are the defective test images.
 
 Every step is a command that you can repeat; it is printed before it runs. Everything lands in ``demo/``.

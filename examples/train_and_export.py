@@ -1,8 +1,8 @@
-"""From a folder of good photos to a bundle, in Python.
+"""From a folder of normal images to a bundle, in Python.
 
     python examples/train_and_export.py data/screw screw.edgead
 
-``data/screw`` holds ``train/good/*.png`` (and, for the proof, ``test/``), or the good photos directly.
+``data/screw`` holds ``train/good/*.png`` (and, for the proof, ``test/``), or the normal images directly.
 """
 
 import sys

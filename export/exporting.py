@@ -105,7 +105,7 @@ def export_graphs(
 def write_draft(model: Exportable, out: Path, trace: Trace = export_onnx) -> int:
     """Write the FP32 bundle that `export_bundle` would, but unproved, to measure size and speed; return its bytes.
 
-    Nothing is compared, and the manifest has no parity record: not for a line.
+    Nothing is compared, and the manifest has no parity record: not for production.
 
     Args:
         model, out: as in `export_bundle`, and so are the errors.

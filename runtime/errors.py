@@ -87,7 +87,7 @@ class BudgetError(EdgeadError):
 
 
 class LintError(ExportError):
-    """A graph that breaks a rule of the runtimes it is meant for; the message names node and mend."""
+    """A graph that breaks a rule of the runtimes it is meant for; the message names node and fix."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -131,13 +131,6 @@ class Result:
         }
 
 
-def decide(score: float, threshold: float) -> tuple[Decision, str | None]:
-    """Return the decision for a raw score and, where the score is not finite, why it was not inspected."""
-    if not math.isfinite(score):
-        return Decision.NOT_INSPECTED, "non-finite score"
-    return (Decision.ANOMALY if score > threshold else Decision.OK), None
-
-
 class Inference(NamedTuple):
     """Raw output for a batch: ``score (N,)`` float32 and ``map (N, gh, gw)`` float32, higher is more anomalous.
 

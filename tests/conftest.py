@@ -63,10 +63,10 @@ def made_images() -> Path:
 
 @pytest.fixture(scope="session")
 def named_categories() -> Path:
-    """Photos of ``metal_plate``, ``magnetic_tile`` and ``toy``, for figures that hold of these only; skips without."""
+    """Images of ``metal_plate``, ``magnetic_tile`` and ``toy``, for figures that hold of these only; skips without."""
     path = Path(os.environ.get("EDGEAD_DATA", ROOT.parent / "shared" / "data")) / "ci_small"
     if not path.is_dir():
-        pytest.skip(f"a figure of photos that are not at {path}; set EDGEAD_DATA to the folder that holds ci_small")
+        pytest.skip(f"a figure of images that are not at {path}; set EDGEAD_DATA to the folder that holds ci_small")
     return path
 
 

@@ -1,4 +1,4 @@
-"""What every registered detector must do, from good photos to decisions on a stream of frames.
+"""What every registered detector must do, from normal images to decisions on a stream of frames.
 
 A detector is tested from the day its line is in the registry. Its settings here are those of `SMALL`, or its small
 profile, or its defaults.

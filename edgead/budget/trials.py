@@ -138,7 +138,7 @@ def _paint(normals: NDArray[np.uint8], seed: int, progress: Progress) -> tuple[N
     if len(set(owners)) < 2:
         raise DataError(
             "no defects can be painted on these images, which are too uniform to choose settings by; "
-            "leave out --budget-mb and --budget-ms"
+            "omit --budget-mb and --budget-ms"
         )
     progress("painted defects", len(normals), len(normals))
     return np.stack(painted), np.array(owners)
@@ -153,7 +153,7 @@ def _split(sources: Sequence[str], room: int, *, pooled: bool, seed: int) -> tup
     if count < _LEAST_IMAGES:
         raise DataError(
             f"{count} good images are too few to choose settings by measurement, which takes {_LEAST_IMAGES}; "
-            "add photos, or leave out --budget-mb and --budget-ms"
+            "add images, or omit --budget-mb and --budget-ms"
         )
     held_out = min(_HELD_OUT, max(_LEAST_HELD_OUT, count // 4))
     most = max(_FITTED, _FITTED_A_SOURCE * len(set(sources))) if pooled else _FITTED

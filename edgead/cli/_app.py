@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Anomaly detection from good photos to decisions on the line.",
+    help="Anomaly detection from normal images to decisions on the line.",
     epilog="Example: edgead fit parts/plate -o plate.model && edgead export plate.model -o plate.edgead "
     "&& edgead run plate.edgead --source 0",
 )

@@ -58,7 +58,7 @@ class ProbeOptions(NamedTuple):
 
         for name, value in self._asdict().items():
             if value is not None:
-                raise ConfigError(f"--{name.replace('_', '-')} is about planted defects; add --probe or leave it away")
+                raise ConfigError(f"--{name.replace('_', '-')} is about planted defects; add --probe or omit it")
 
 
 def run_probes(

@@ -65,7 +65,7 @@ def run_stream(
 ) -> StreamSummary:
     """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
 
-    SIGHUP goes on with the bundle as it then is on the disk; a bundle that cannot be used changes nothing. SIGUSR1 has
+    SIGHUP loads the bundle as it then is on the disk; a bundle that cannot be used changes nothing. SIGUSR1 has
     the references replayed, as happens every ``self_test_hours``; while they come out wrong nothing is inspected.
     ``page`` makes the live page, which is there before the sources are, so that it can say what is waited for.
     """

@@ -71,7 +71,7 @@ class Upkeep:
             _log.error("the bundle was not reloaded, and the old one goes on: %s", error)
         else:
             self._failed = False
-            _log.warning("goes on with %s as it is now", self._bundle)
+            _log.warning("continues with %s as it is now", self._bundle)
 
     def _test(self) -> None:
         try:

@@ -28,7 +28,8 @@ _SourceOption = Annotated[
     ),
 ]
 _IntervalOption = Annotated[
-    float, typer.Option("--interval", min=0, metavar="S", help="Least seconds between two photos of a camera.")
+    float,
+    typer.Option("--interval", min=0, metavar="S", help="Minimum interval in seconds between two images of a camera."),
 ]
 
 
@@ -103,7 +104,7 @@ def run(
     """Judge frames until the source ends or Ctrl-C, then print the summary.
 
     A source takes ?policy=newest (a live one's default: the newest frame, the others are counted) or ?policy=every,
-    and ?max_age=0.5 (seconds). A camera that is lost is opened again for as long as it takes. SIGHUP goes on with the
+    and ?max_age=0.5 (seconds). A camera that is lost is opened again for as long as it takes. SIGHUP continues with the
     bundle as it then is on the disk, without losing a frame; SIGUSR1 replays the references between frames, and nothing
     is inspected while they come out wrong.
     """
@@ -232,13 +233,13 @@ def _reasons(counts: Any) -> str:
 def capture(
     out: Output,
     source: _SourceOption,
-    count: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Photos to take.", show_default=False)],
+    count: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Images to take.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder, such as …/train/good.", show_default=False)
     ],
     interval: _IntervalOption = 0.0,
 ) -> None:
-    """Take photos of good parts with the camera that will inspect; no photo is ever replaced."""
+    """Take images of normal parts with the camera that will inspect; no image is ever replaced."""
     from edgead.cli._output import listing
     from edgead.runtime.device.capture import Photo
     from edgead.runtime.device.capture import capture as take
@@ -256,9 +257,9 @@ def capture(
 
         summary = take(source, count, output, min_interval_s=interval, on_photo=on_photo)
     if not summary.saved:
-        raise SourceError(f"{summary.source_id} gave no photo ({summary.unreadable} frames could not be read)")
+        raise SourceError(f"{summary.source_id} gave no image ({summary.unreadable} frames could not be read)")
     if summary.saved < summary.wanted:
-        out.warn(f"{summary.source_id} ended after {summary.saved} of {summary.wanted} photos")
+        out.warn(f"{summary.source_id} ended after {summary.saved} of {summary.wanted} images")
     rows = {
         "photos": f"{summary.saved} of {summary.wanted}, in {summary.directory}",
         "with a warning": str(len(summary.warnings)),
@@ -318,6 +319,6 @@ def _calibration_table(report: CalibrationReport) -> Any:
         old = report.old[key]
         rejected = f"it rejected {report.rejected_before[key]} of these {threshold.n_normals}"
         rows[key] = threshold.explain()
-        origin = f"from {old.n_normals} good parts" if old.n_normals else "taken over with the model"
+        origin = f"from {old.n_normals} good parts" if old.n_normals else "imported with the model"
         rows[f"{key} before"] = f"threshold {old.value:.6g} {origin}; {rejected}"
     return listing(f"Wrote {report.out}", rows)

@@ -127,7 +127,7 @@ def bench(
             progress=lambda done, total: step("frames", done, total),
         )
     for name, reason in report.skipped.items():
-        out.note(f"left out {name}: {reason}")
+        out.note(f"omitted {name}: {reason}")
     for row in report.rows:
         if row.accuracy.decision_changes:
             changed = ", ".join(row.accuracy.decision_changes)

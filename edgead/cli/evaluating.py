@@ -41,7 +41,7 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="CATEGORY_DIR...",
-            help="Folders with test/good and test/<defect>; with --probe: of good photos.",
+            help="Folders with test/good and test/<defect>; with --probe: of normal images.",
             show_default=False,
         ),
     ],

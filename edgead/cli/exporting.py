@@ -41,7 +41,7 @@ def export(
         ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(metavar="X", help="How far INT8 may move scores, as a share of the way to the threshold.")
+        float, typer.Option(metavar="X", help="How far INT8 may move scores, as a share of the score margin.")
     ] = 0.05,
     allow_drift: Annotated[
         bool, typer.Option("--allow-drift", help="Write the bundle though a decision changed, and record it there.")

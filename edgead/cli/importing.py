@@ -56,7 +56,7 @@ def import_anomalib(
     fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph in half for TensorRT, and prove it.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Add INT8 graphs for CPUs and for TensorRT.")] = False,
     max_drop: Annotated[
-        float, typer.Option(metavar="X", help="How far INT8 may move scores, as a share of the way to the threshold.")
+        float, typer.Option(metavar="X", help="How far INT8 may move scores, as a share of the score margin.")
     ] = 0.05,
     allow_drift: Annotated[
         bool, typer.Option("--allow-drift", help="Write the bundle though a decision changed, and record it there.")

@@ -21,7 +21,7 @@ def synth(
     category: Annotated[
         Path,
         typer.Argument(
-            metavar="CATEGORY_DIR", help="Folder with train/good (or only good photos).", show_default=False
+            metavar="CATEGORY_DIR", help="Folder with train/good (or only normal images).", show_default=False
         ),
     ],
     output: Annotated[
@@ -33,12 +33,12 @@ def synth(
     count: Annotated[int, typer.Option("-n", min=1, max=24, metavar="N", help="Images across.")] = 5,
     textures: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Photos to take textures from, such as DTD.", show_default="made-up ones"),
+        typer.Option(metavar="DIR", help="Images to take textures from, such as DTD.", show_default="made-up ones"),
     ] = None,
     size: Annotated[str, typer.Option(metavar="N|HxW", help="Network size in pixels.")] = "128",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
 ) -> None:
-    """Show the forged defects that learned detectors are trained on, on your own photos."""
+    """Show the forged defects that learned detectors are trained on, on your own images."""
     height, width = parse_size(size)
     require("train", "scipy")
     import io

@@ -29,7 +29,7 @@ _Categories = Annotated[
     list[Path],
     typer.Argument(
         metavar="CATEGORY_DIR...",
-        help="Folder with train/good (or only good photos), or a CSV list.",
+        help="Folder with train/good (or only normal images), or a CSV list.",
         show_default=False,
     ),
 ]
@@ -80,7 +80,7 @@ def fit(
     ] = None,
     roi: Annotated[
         str | None,
-        typer.Option(metavar="X,Y,W,H", help="Part of the photos that is judged, in pixels.", show_default="all"),
+        typer.Option(metavar="X,Y,W,H", help="Part of the images that is judged, in pixels.", show_default="all"),
     ] = None,
     mask: Annotated[
         Path | None,
@@ -94,9 +94,9 @@ def fit(
         int, typer.Option(min=1, metavar="N", help="Cells of the map that neighbouring tiles share.")
     ] = 4,
 ) -> None:
-    """Train on photos of good parts, and set the threshold from good parts that the model has not seen.
+    """Train on images of normal parts, and set the threshold from good parts that the model has not seen.
 
-    With --roi or --mask the model judges that part of a frame only, and refuses frames of another size than the photos.
+    With --roi or --mask the model judges that part of a frame only, and refuses frames of another size than the images.
     """
     network_size = None if size is None else parse_size(size)
     chosen, strides = parse_settings(settings or ()), parse_taps(taps)
@@ -181,15 +181,15 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
 def _warn_about_model(out: Output, model: TrainedModel) -> None:
     if model.card.backbone_info["random_weights"]:
         out.warn(
-            "THE BACKBONE HAS RANDOM WEIGHTS, as asked for with @random: good for trying things out, not for a line; "
-            "leave @random away for trained ones"
+            "THE BACKBONE HAS RANDOM WEIGHTS, as asked for with @random: good for trying things out, not for "
+            "production; omit @random for trained ones"
         )
     training = model.card.training
     gain = None if training is None else training.log.gain()
     if gain is not None and gain <= 0:
         out.warn(
             f"training did not help: planted defects are found no better than before the first step ({gain:+.3f}); "
-            "give more steps or photos, or take another detector"
+            "give more steps or images, or take another detector"
         )
     routing = model.card.routing
     if routing is not None:
@@ -221,7 +221,7 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "network size": f"{payload['size']['height']}x{payload['size']['width']} pixels (height x width)",
             "good images": ", ".join(f"{name}: {count}" for name, count in payload["categories"].items()),
             **thresholds,
-            "planted defects": "{passed} of {images}, painted on photos it was fitted on, would pass as OK".format(
+            "planted defects": "{passed} of {images}, painted on images it was fitted on, would pass as OK".format(
                 **payload["planted_defects"]
             ),
             "seconds": f"{payload['seconds']:.1f}",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgead.tuning.refitting import Refit, Refitting
 
 
-@command("tune", panel=PANEL, example="edgead tune plate.edgead --normals photos/good --budget-ms 15 --budget-mb 300")
+@command("tune", panel=PANEL, example="edgead tune plate.edgead --normals images/good --budget-ms 15 --budget-mb 300")
 def tune(
     out: Output,
     bundles: Annotated[
@@ -40,7 +40,7 @@ def tune(
     ] = None,
     budget_mb: Annotated[
         float | None,
-        typer.Option(metavar="Y", help="Most memory of its process, MB of 10^6 bytes.", show_default="no limit"),
+        typer.Option(metavar="Y", help="Maximum memory of its process, MB of 10^6 bytes.", show_default="no limit"),
     ] = None,
     normals: Annotated[
         list[Path] | None,
@@ -146,7 +146,7 @@ def tune(
                 again.write(refit.chosen, output)
                 report = measured([output])
     for reason, names in _by_reason(report.skipped | ({} if refit is None else refit.skipped)).items():
-        out.note(f"left out {', '.join(names)}: {reason}")
+        out.note(f"omitted {', '.join(names)}: {reason}")
     written = None
     found = report.profile()
     if found is not None and place is not None:

@@ -77,7 +77,7 @@ def read_rows(folder: Path, warn: Callable[[str], None]) -> list[Row]:
         try:
             rows.append(read_row(path))
         except DataError as error:
-            warn(f"{error}; it is left out")
+            warn(f"{error}; it is omitted")
     if not rows:
         raise DataError(f"{folder} holds no rows of a comparison; run: edgead compare CATEGORY_DIR -o {folder}")
     return sorted(rows, key=lambda row: (row.measured_at, row.category, row.label, row.seed))

@@ -1,6 +1,6 @@
 """Reads a category from a CSV list, for images that lie in folders of somebody else's making.
 
-Header ``path,label,split,mask``, comma-separated, UTF-8; ``split`` and ``mask`` may be left out. ``path`` and ``mask``
+Header ``path,label,split,mask``, comma-separated, UTF-8; ``split`` and ``mask`` may be omitted. ``path`` and ``mask``
 count from the folder of the list; several masks are separated by ``;``. ``label`` is good, ok, normal or 0 for a good
 part and the name of the defect otherwise. ``split`` is train, validation or test; left empty, good parts are for
 training and defective ones for the test.
@@ -48,7 +48,7 @@ def read_csv(path: Path) -> Category:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text; save the list as CSV UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; mend the quotes") from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}; fix the quotes") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     train, validation, test = (
@@ -65,7 +65,7 @@ def _header(cells: list[str], path: Path) -> list[str]:
         if column not in _COLUMNS:
             raise DataError(f"{path}, line 1: unknown column '{column}'.{suggest(column, _COLUMNS)}")
     if "path" not in columns or "label" not in columns or len(set(columns)) < len(columns):
-        raise DataError(f"{path}, line 1: the header must be {','.join(_COLUMNS)}, the last two may be left out")
+        raise DataError(f"{path}, line 1: the header must be {','.join(_COLUMNS)}, the last two may be omitted")
     return columns
 
 

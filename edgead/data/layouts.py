@@ -96,7 +96,7 @@ def _folder(root: Path, train_only: bool) -> Category:
         inner = [folder.name for folder in _folders(root) if (folder / "train").is_dir()]
         if inner:
             raise DataError(f"{root} is no category but holds some: {', '.join(inner[:6])}; name one of them")
-        raise DataError(f"{root} holds no images and no train/good folder; put photos of good parts into {root}")
+        raise DataError(f"{root} holds no images and no train/good folder; put images of normal parts into {root}")
     defects = [] if train_only or direct else _defects(root, root / _TRUTH)
     return _category(root, "folder", direct or good, defects, [])
 
@@ -115,7 +115,7 @@ def _check(category: Category, given: Path, train_only: bool, need_test: bool) -
     if train_only and len(category.train) < 2:
         count = "no images" if not category.train else "one image"
         raise DataError(
-            f"{where} holds {count} to train on ({_suffixes()}); fitting needs at least 2 photos of good parts"
+            f"{where} holds {count} to train on ({_suffixes()}); fitting needs at least 2 images of normal parts"
         )
     defects = [sample for sample in category.test if sample.anomalous]
     if need_test:

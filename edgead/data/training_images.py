@@ -1,4 +1,4 @@
-"""The good photos of a fit: read at network size pass after pass, and a few of them kept in the model."""
+"""The normal images of a fit: read at network size pass after pass, and a few of them kept in the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TURN = 1.0  # degrees
 _PLANTING = 16  # seeds that are tried for a probe that does not lie in what is ignored
 
 
-class GoodPhotos:
+class TrainingImages:
     """The good images of a category at network size, read anew in each pass; how they look is measured in the first."""
 
     def __init__(
@@ -50,11 +50,11 @@ class GoodPhotos:
     def __len__(self) -> int:
         return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
 
-    def select(self, indices: Sequence[int]) -> GoodPhotos:
+    def select(self, indices: Sequence[int]) -> TrainingImages:
         if self._tiles is not None:
             raise ConfigError("tiles of one picture are not told apart")
         chosen = [self._samples[index] for index in indices]
-        return GoodPhotos(chosen, self._height, self._width, self._region, signals=self._signals)
+        return TrainingImages(chosen, self._height, self._width, self._region, signals=self._signals)
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
@@ -142,8 +142,8 @@ def calibration_images(
 def second_shot(image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     """Return an image ``(h, w, 3)`` uint8 as if the part had been photographed again, a little moved and turned.
 
-    A model knows the photo it was fitted on: with fewer photos than dimensions its Mahalanobis distances are near zero
-    there, where no other photo lies and where INT8 moves scores many times as far as on test images (PaDiM on metal
+    A model knows the image it was fitted on: with fewer images than dimensions its Mahalanobis distances are near zero
+    there, where no other image lies and where INT8 moves scores many times as far as on test images (PaDiM on metal
     plate, docs/precision.md). What it makes of the moved one is what it makes of a camera's pictures. The picture
     is shifted by up to 2 % of its longer side and turned by up to 1 degree, mirrored at its border.
     """

@@ -13,7 +13,7 @@ from secondary sources [S]. What each part rests on ([R]: ours):
   0.1 % largest of each step count; the student's answer to a strange image, squared, which keeps it from following the
   teacher there; on jittered images, differences of teacher and auto-encoder, and of auto-encoder and the student's
   second half [S]. Adam 1e-4, decay 1e-5, batch 1, 70,000 steps, a tenth of the rate for the last 5 % [S];
-- strange images are photos of ``textures`` (a folder of ImageNet-like photos is what the paper means), else procedural
+- strange images are images of ``textures`` (a folder of ImageNet-like images is what the paper means), else procedural
   textures [R]; with ``strange=both`` half of them are training images with textures in them, of which the changed cells
   count, so that a student of few steps learns where not to follow [R];
 - score and map: see `EfficientAdNetwork`.
@@ -93,7 +93,7 @@ class EfficientAd(LearnedBase):
         """Settings of EfficientAD-S.
 
         Attributes:
-            textures: photos that the student must not follow the teacher on; None: procedural textures.
+            textures: images that the student must not follow the teacher on; None: procedural textures.
             width: factor of the hidden channels.
             channels: of the teacher's output.
             distillation_steps: of the teacher. distillation_batch: images in each.

@@ -49,7 +49,7 @@ class LearnedSettings(base.Settings):
         batch: images a step.
         learning_rate: at its highest.
         evaluations: how often the held-out probes are scored to select the state to keep.
-        textures: folder of photos (such as DTD) that forged defects take their texture from; None: procedural ones.
+        textures: folder of images (such as DTD) that forged defects take their texture from; None: procedural ones.
         device: where to train.
     """
 

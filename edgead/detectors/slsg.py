@@ -42,7 +42,7 @@ from edgead.training.recipes import Batch, Recipe, Stage
 
 _RESNET = "resnet18"
 _STRIDES = (2, 4, 8, 16)
-_RESNET_STRIDES = (2, 4, 8, 16, 32)  # with its max-pool, which is left out
+_RESNET_STRIDES = (2, 4, 8, 16, 32)  # with its max-pool, which is omitted
 _GAMMA = 4.0
 _ANCHOR = 0.1
 

@@ -12,7 +12,7 @@ from edgead.runtime.errors import DataError
 OUT_OF_FOLD = "training images, scored out of fold"
 HELD_OUT = "training images that were held out"
 VALIDATION = "validation images"
-PHOTOS = "good photos"
+PHOTOS = "normal images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ def find_normals(category: Category, trained: TrainingRecord) -> Normals:
     all the rest of the image it has seen, so the probe image scores lower, if anything, than it would on a new image;
     the good ones were scored by models that had seen less. The figures err on the low side. A learned detector held
     some of its training images out, and those are taken. Otherwise the category's
-    validation images, or a folder (or list) of good photos that is not what the model was fitted on.
+    validation images, or a folder (or list) of normal images that is not what the model was fitted on.
 
     A folder is recognised by its fingerprint, whatever its place. A selection or copy of training images under other
-    names cannot be told from new photos: nothing but a digest of the whole is known.
+    names cannot be told from new images: nothing but a digest of the whole is known.
 
     Raises:
         DataError: only images that the model was trained on, or nobody can tell.
@@ -100,7 +100,7 @@ def find_normals(category: Category, trained: TrainingRecord) -> Normals:
         return Normals(category, category.train, trained.normal_scores, OUT_OF_FOLD)
     if len(category.validation) >= 2:
         return Normals(category, category.validation, None, VALIDATION)
-    need = "give a folder of good photos that it has not seen"
+    need = "give a folder of normal images that it has not seen"
     if seen:
         raise DataError(
             f"{trained.name} was trained on the good images of {category.root}, and probes need others: {need}, "

@@ -33,7 +33,7 @@ class Worst:
 
     Attributes:
         name: as in the record.
-        photo, before, after: JPEG; the photo, and the heat maps of FP32 and of the precision.
+        image, before, after: JPEG; the image, and the heat maps of FP32 and of the precision.
         scores, thresholds, decisions: of FP32 and of the precision.
     """
 

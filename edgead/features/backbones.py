@@ -114,7 +114,7 @@ def build_backbone(
 
     if not pool:
         if not isinstance(getattr(network, "maxpool", None), nn.MaxPool2d):
-            raise ConfigError(f"backbone '{spec.name}' has no max-pool to leave out; choose a ResNet")
+            raise ConfigError(f"backbone '{spec.name}' has no max-pool to omit; choose a ResNet")
         network.maxpool = nn.Identity()
     indices = [reductions.index(stride) for stride in spec.strides]
     mean, std = input_statistics(network, spec)

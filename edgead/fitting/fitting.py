@@ -1,4 +1,4 @@
-"""From folders of good photos to a trained model: `fit` is what ``edgead fit`` runs."""
+"""From folders of normal images to a trained model: `fit` is what ``edgead fit`` runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from edgead.budget import Budget, choose
 from edgead.data import Category, open_category
-from edgead.data.training_images import GoodPhotos, calibration_images, make_references
+from edgead.data.training_images import TrainingImages, calibration_images, make_references
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import fit_closed_form
 from edgead.detectors.learned import fit_learned
@@ -119,7 +119,7 @@ class _Work:
 
     def train(self, checkpoint: Path | None) -> _Fitted:
         """Train a learned detector."""
-        images = GoodPhotos(self._samples, *self._size, self._region)
+        images = TrainingImages(self._samples, *self._size, self._region)
         spec, info = self._spec, NO_BACKBONE_INFO
         if spec.strides:
             info = describe_backbone(spec, build_backbone(spec, self._size))
@@ -142,7 +142,7 @@ class _Work:
         info = describe_backbone(self._spec, network)
         extractor = build_extractor(network, self._size)
         cut = None if config.tiles is None else Tiles(*config.tiles, config.tile_overlap, extractor.grid)
-        images = GoodPhotos(self._samples, *self._size, self._region, cut)
+        images = TrainingImages(self._samples, *self._size, self._region, cut)
         sources = [category.name for category in self._opened for _ in category.train]
         budget = None
         if config.budgeted:
@@ -215,7 +215,7 @@ class _Fitted:
     """What a step of `_Work` hands to the last one."""
 
     outcome: Outcome
-    images: GoodPhotos
+    images: TrainingImages
     backbone: BackboneInfo
     tiles: Tiles | None = None
     budget: Budget | None = None

@@ -1,7 +1,7 @@
 """anomalib's ONNX export, taken apart: its weights, its bank or Gaussians, and its threshold.
 
 The export resizes without antialiasing, which is not what the model was fitted on, and puts threshold and min-max into
-the graph. So its parts are rebuilt as those of a checkpoint are, and the rebuilt model is held against the file.
+the graph. So its parts are rebuilt as those of a checkpoint are, and the rebuilt model is compared with the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> AnomalibModel:
     except EdgeadError:
         raise
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        # A valid graph of anyone's may leave out or shape what anomalib's never does.
+        # A valid graph of anyone's may omit or shape what anomalib's never does.
         raise DataError(f"{path} is not laid out as anomalib 2.7 does; import the checkpoint (.ckpt)") from error
     _compare(model, reader, found, path)
     return found

@@ -64,7 +64,7 @@ class TrainedModel:
 
     @property
     def limits(self) -> Limits:
-        """The thresholds that scores are held against."""
+        """The thresholds that scores are compared with."""
         routing = self.card.routing
         own = {} if routing is None else {name: one.threshold.value for name, one in routing.categories.items()}
         return Limits(self.card.threshold.value, own)
@@ -103,7 +103,7 @@ class TrainedModel:
     def planted_defects(self) -> tuple[int, int]:
         """Return how many images with a planted defect the model holds, and how many of them it would pass as OK.
 
-        Defects painted on training photos, the rest of which the model has seen: a warning where most of them pass,
+        Defects painted on training images, the rest of which the model has seen: a warning where most of them pass,
         no promise of what it does with real ones.
         """
         model = self.exportable("model")

@@ -92,7 +92,8 @@ def _warnings(payload: dict[str, Any]) -> list[Markup]:
     ]
     random = [one["label"] for one in payload["summary"] if one["random_weights"]]
     if random:
-        said.append(f"The backbone has random weights: {', '.join(dict.fromkeys(random))}. For trials, not for a line.")
+        names = ", ".join(dict.fromkeys(random))
+        said.append(f"The backbone has random weights: {names}. For trials, not for production.")
     said += [
         f"{one['category']}, {one['label']}: no latency: {one['latency_missing']}"
         for one in payload["summary"]

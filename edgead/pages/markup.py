@@ -25,7 +25,7 @@ Child = str | float | None
 
 
 def element(name: str, /, *children: Child, **attributes: str | float | None) -> Markup:
-    """Return one element with its children; None children and attributes are left out.
+    """Return one element with its children; None children and attributes are omitted.
 
     An attribute ``class_`` is written ``class``, and ``data_value`` is written ``data-value``.
     """

@@ -79,7 +79,7 @@ def roc(curves: Sequence[Curve], what: str, *, point: tuple[float, float] | None
 
 
 def usual_threshold(thresholds: list[float]) -> float:
-    """Return the threshold that most images were held against; a router may choose one for each."""
+    """Return the threshold that most images were compared with; a router may choose one for each."""
     return max(set(thresholds), key=lambda value: (thresholds.count(value), value))
 
 

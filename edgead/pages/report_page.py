@@ -53,7 +53,7 @@ def report_page(report: Report) -> str:
 def _warnings(report: Report) -> list[Markup]:
     said = []
     if report.about.provenance.get("random_weights"):
-        said.append("The backbone has random weights: good for trials, not for a line.")
+        said.append("The backbone has random weights: good for trials, not for production.")
     if not report.about.threshold.supported:
         said.append(report.about.threshold.explain())
     if report.evaluation.empty_masks:
@@ -170,7 +170,7 @@ def _gallery(report: Report) -> list[Markup]:
         class_="legend",
     )
     parts: list[Markup] = [
-        element("p", "Left the photo, right its heat map. The scale is the same for every image."),
+        element("p", "Left the image, right its heat map. The scale is the same for every image."),
         legend,
     ]
     for name, none in ((ESCAPES, "No defect escaped."), (FALSE_ALARMS, "No good image was rejected.")):
@@ -183,7 +183,7 @@ def _gallery(report: Report) -> list[Markup]:
             one = picture.image
             views = element(
                 "div",
-                image(picture.photo, "jpeg", f"photo {one.path}"),
+                image(picture.photo, "jpeg", f"image {one.path}"),
                 image(picture.heat_map, "jpeg", f"heat map of {one.path}"),
                 class_="views",
             )
@@ -237,7 +237,7 @@ def _worst(report: Report) -> list[Markup]:
     for one in report.worst:
         views = element(
             "div",
-            image(one.photo, "jpeg", f"photo {one.name}"),
+            image(one.photo, "jpeg", f"image {one.name}"),
             image(one.before, "jpeg", f"heat map of {one.name} in fp32"),
             image(one.after, "jpeg", f"heat map of {one.name} in {one.precision}"),
             class_="views",
@@ -254,7 +254,7 @@ def _worst(report: Report) -> list[Markup]:
         figures.append(element("figure", views, caption))
     if not figures:
         return []
-    note = "Of the images that the precision was proved on, the one whose score it moved most: photo, fp32, precision."
+    note = "Of the images that the precision was proved on, the one whose score it moved most: image, fp32, precision."
     return [element("h3", "Largest differences"), element("p", note), element("div", *figures, class_="gallery")]
 
 

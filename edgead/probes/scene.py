@@ -186,7 +186,7 @@ def _from_background(small: _Image) -> NDArray[np.intp]:
     colours, basis = small[frame].astype(np.float64), terms[frame]
     kept = np.ones(len(colours), bool)
     surface = np.zeros((6, 3))
-    for _ in range(4):  # what crosses the frame, such as a hook, is left out after the first round
+    for _ in range(4):  # what crosses the frame, such as a hook, is omitted after the first round
         rows_kept = basis[kept]
         normal = rows_kept.T @ rows_kept + 1e-6 * np.eye(6)  # six terms on [-1, 1]: well conditioned, and fast
         surface = np.linalg.solve(normal, rows_kept.T @ colours[kept])

@@ -1,4 +1,4 @@
-"""Where the texture of a forged defect comes from: made up, or photos in a folder such as DTD."""
+"""Where the texture of a forged defect comes from: made up, or images in a folder such as DTD."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgead.synthesis.forger import Image, to_bytes, to_grey
 from edgead.synthesis.perlin import perlin, random_perlin
 
 _BANK = 64  # made-up textures; every draw augments one of them anew
-_CACHE = 512  # photos held in memory
+_CACHE = 512  # images held in memory
 
 
 class Textures(Protocol):
@@ -29,10 +29,10 @@ class Textures(Protocol):
 
 
 def open_textures(folder: str | None, height: int, width: int, *, grey: bool = False) -> Textures:
-    """Return the textures of a folder of photos, or made-up ones where there is none; without colour if ``grey``.
+    """Return the textures of a folder of images, or made-up ones where there is none; without colour if ``grey``.
 
     Raises:
-        DataError: no such folder, or no photo in it.
+        DataError: no such folder, or no image in it.
     """
     if folder is None:
         return ProceduralTextures(height, width, grey=grey)
@@ -56,14 +56,14 @@ class ProceduralTextures:
 
 
 class FolderTextures:
-    """Photos of a folder, at network size, each read once as far as memory allows."""
+    """Images of a folder, at network size, each read once as far as memory allows."""
 
     def __init__(self, folder: Path, height: int, width: int, *, grey: bool = False) -> None:
         if not folder.is_dir():
             raise DataError(f"there is no folder of textures at {folder}")
         self._files = list_images(folder).paths
         if not self._files:
-            raise DataError(f"{folder} holds no photo to take textures from")
+            raise DataError(f"{folder} holds no image to take textures from")
         self._size, self._grey = (height, width), grey
         self._held: dict[int, Image] = {}
 

@@ -221,7 +221,7 @@ def run_key(content: Mapping[str, Any]) -> str:
 def choose_device(device: Device) -> torch.device:
     """Return where to train; raises `ConfigError` where a GPU is asked for and there is none."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch sees no NVIDIA GPU; use --set device=cpu or leave it away")
+        raise ConfigError("device=cuda, but torch sees no NVIDIA GPU; use --set device=cpu or omit it")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 

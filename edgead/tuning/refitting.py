@@ -123,7 +123,7 @@ class Refitting:
         if count < 3 * _LEAST_HELD_OUT:
             raise DataError(
                 f"{count} good images are too few to fit on some and judge by others, which takes "
-                f"{3 * _LEAST_HELD_OUT}; add photos, or leave out --model"
+                f"{3 * _LEAST_HELD_OUT}; add images, or omit --model"
             )
         order = np.random.default_rng(card.seed).permutation(count).tolist()
         self._held_out = [self._category.train[index].path for index in sorted(order[:held_out])]

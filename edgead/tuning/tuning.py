@@ -27,7 +27,7 @@ def find_good(bundles: Sequence[str | Path], folders: Sequence[Path]) -> tuple[l
 
     Args:
         bundles: none of them may have been trained on the pictures.
-        folders: folders of good photos, CSV lists, or categories with ``validation/good``.
+        folders: folders of normal images, CSV lists, or categories with ``validation/good``.
 
     Raises:
         DataError: a folder is missing or empty, or a bundle was trained on it.

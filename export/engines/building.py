@@ -254,16 +254,16 @@ def _build_cpu(
 def _device(target: Target, capabilities: Sequence[str], options: BuildOptions) -> CudaDevice | None:
     if target == "tensorrt":
         if capabilities:
-            raise ConfigError("TensorRT builds for this machine's GPU only; leave --compute-capability away")
+            raise ConfigError("TensorRT builds for this machine's GPU only; omit --compute-capability")
         if cuda_driver().problem is not None:
             hint = "; without a GPU only --target tensorrt-rtx builds" if not cuda_driver().found else ""
             require_gpu(f"--target tensorrt (build on the device itself{hint})")
         return cuda_driver().devices[0]
     if options.plugin is not None:
         # Seen with 1.7: the parser takes the plugin, then the process ends.
-        raise ConfigError("TensorRT-RTX has no plugins; leave --plugin away, the graph holds plain layers too")
+        raise ConfigError("TensorRT-RTX has no plugins; omit --plugin, the graph holds plain layers too")
     if options.dla is not None:
-        raise ConfigError("TensorRT-RTX has no DLA; leave --dla away")
+        raise ConfigError("TensorRT-RTX has no DLA; omit --dla")
     driver = cuda_driver()
     return driver.devices[0] if driver.problem is None else None
 

@@ -1,4 +1,4 @@
-"""Rules that an exported graph must keep, each with the node's name and the mend."""
+"""Rules that an exported graph must keep, each with the node's name and the fix."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgead.runtime.backends.saturation import PROBE_SCORE, PROBE_SIDE
+from edgead.runtime.backends.saturation_probe import PROBE_SCORE, PROBE_SIDE
 
 LEVELS = 127
 PAIR_LIMIT = 128  # 255 * 128 <= 32767, the largest activation times what two weights of one sign may sum up to
@@ -61,7 +61,7 @@ def clip_pairs(whole: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def probe_graph() -> onnx.ModelProto:
-    """Return the graph that `edgead.runtime.backends.saturation` asks a backend with; kept there as a file.
+    """Return the graph that `edgead.runtime.backends.saturation_probe` asks a backend with; kept there as a file.
 
     White pixels become 16 channels of 255, each multiplied by 127: the largest sums that eight bits can make.
     """

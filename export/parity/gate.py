@@ -16,7 +16,8 @@ from edgead.export.exportable import Exportable
 from edgead.export.members import make_manifest
 from edgead.export.ops.nodes import scoring_nodes
 from edgead.export.options import CPU, FP16, TRT, ExportOptions
-from edgead.export.parity.measuring import FP16_DROP, Measurement, complaint, counts, fails, measure, note
+from edgead.export.parity.measuring import measure
+from edgead.export.parity.promise import FP16_DROP, Measurement, complaint, counts, fails, note
 from edgead.export.precision.gptq import Rounded
 from edgead.export.precision.graph_files import fp32_graphs, inline_all, split_files, write_files
 from edgead.export.precision.variants import GraphFiles, PrecisionMaker, Samples, round_network
@@ -78,9 +79,9 @@ def prove(
 ) -> tuple[list[GraphFiles], Manifest, ExportReport]:
     """Make and prove all graph files; returns them with manifest and report."""
     if options.fused and model.routing is None:
-        raise ConfigError(f"{model.name} has one head only and needs no single graph; leave --single-graph away")
+        raise ConfigError(f"{model.name} has one head only and needs no single graph; omit --single-graph")
     if model.tiles is not None and len(options.precisions) > 1:
-        raise ConfigError(f"{model.name} judges tiles, which is done in fp32 only so far; leave --fp16 and --int8 away")
+        raise ConfigError(f"{model.name} judges tiles, which is done in fp32 only so far; omit --fp16 and --int8")
     named = _load(model, options.images)
     samples = _samples(model, options) if len(options.precisions) > 1 else None
     made = [fp32_graphs(model, options.fused, tell)]

@@ -47,7 +47,7 @@ def convert_fp16(model: onnx.ModelProto, leading: int = 0) -> onnx.ModelProto:
         raise ExportError("the graph is in half already; convert the FP32 graph")
     nodes = _behind(network(converted), leading)
     if not nodes:
-        raise ParityError("--fp16 finds no convolutional network in this graph, so it would stay FP32; leave it out")
+        raise ParityError("--fp16 finds no convolutional network in this graph, so it would stay FP32; omit it")
     inside = {node.output[0] for node in nodes}
     half = {name for node in nodes for name in node.output if types.get(name) == TensorProto.FLOAT}
     outputs = {value.name for value in graph.output}

@@ -91,7 +91,7 @@ def quantise(
     copied.CopyFrom(model)
     layout = _Layout.of(copied, keep)
     if not layout.convs:
-        raise ParityError("--int8 finds no convolution to quantise in this graph; leave it out")
+        raise ParityError("--int8 finds no convolution to quantise in this graph; omit it")
     weights = _weights(copied.graph, layout, rounded or {}, saturation_free=dialect == CPU)
     ranges = _take_pixels_whole(copied.graph, layout, weights, ranges)
     writer = _Writer(copied.graph)

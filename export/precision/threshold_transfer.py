@@ -28,7 +28,7 @@ def move_threshold(threshold: Threshold, reference: Sequence[float], own: Sequen
 
     Args:
         threshold: of the FP32 scores, whose meaning the result keeps.
-        reference, own: FP32 and reduced scores of the same images; pairs that are not finite are left out.
+        reference, own: FP32 and reduced scores of the same images; pairs that are not finite are omitted.
     """
     first, second = np.asarray(reference, np.float64), np.asarray(own, np.float64)
     finite = np.isfinite(first) & np.isfinite(second)

@@ -75,7 +75,7 @@ def not_importable(package: str, extra: str, error: ImportError) -> BackendUnava
 def check_settings(threads: int | None, batch: int) -> None:
     """Raise `ConfigError` for a number of threads below 1 or a negative batch size."""
     if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for the library's own choice")
+        raise ConfigError(f"threads must be at least 1, got {threads}; omit it for the library's own choice")
     if batch < 0:
         raise ConfigError(f"batch must be at least 1, or 0 for any size, got {batch}")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo, Network, open_backend, open_network
-from edgead.runtime.backends.saturation import require_exact_sums
+from edgead.runtime.backends.saturation_probe import require_exact_sums
 from edgead.runtime.backends.tiled_backend import TiledBackend
 from edgead.runtime.bundle.layout import head_file
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY

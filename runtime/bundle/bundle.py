@@ -38,8 +38,6 @@ from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.imaging.roi import Region
 from edgead.runtime.scratch import private_directory
 
-_MAX_SIGNATURE_BYTES = 4096
-
 
 class Bundle:
     """An opened bundle, all of it verified; use `Bundle.open`, as a context manager or with `close`.
@@ -73,7 +71,7 @@ class Bundle:
         path = Path(path)
         stream = None
         try:
-            # Before opening: to open a pipe would wait for ever.
+            # Before opening: to open a pipe would wait indefinitely.
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
                 raise BundleError(
@@ -200,7 +198,12 @@ class Bundle:
     def _verify(self) -> None:
         label = str(self.path)
         listed = set(self.manifest.members)
-        present = set(self._entries) - {MANIFEST_NAME, SIGNATURE_NAME}
+        if SIGNATURE_NAME in self._entries:
+            raise BundleError(
+                f"{label} is signed, and this version cannot verify signatures; use a version that does, or a "
+                "bundle that is not signed"
+            )
+        present = set(self._entries) - {MANIFEST_NAME}
         for name in sorted(present - listed):
             damaged(label, f"member {name!r} is not listed in its manifest")
         for name in sorted(listed - present):
@@ -208,8 +211,6 @@ class Bundle:
         for key, precision in self.manifest.precisions.items():
             if precision.file not in listed:
                 damaged(label, f"the graph file of precision '{key}' is missing")
-        if SIGNATURE_NAME in self._entries:
-            self._read_unlisted(SIGNATURE_NAME, _MAX_SIGNATURE_BYTES)
         for name, record in self.manifest.members.items():
             if self._entries[name].size != record.size:
                 damaged(label, f"member {name!r} has another size than its manifest says")

@@ -73,7 +73,7 @@ class Manifest(Section):
         return self
 
     def limits(self, precision: str = "fp32") -> Limits:
-        """Return the thresholds that the scores of a precision are held against."""
+        """Return the thresholds that the scores of a precision are compared with."""
         entry = self.precisions.get(precision)
         own = entry.categories if entry is not None else {}
         sections = {name: own.get(name, category.threshold) for name, category in self.categories.items()}

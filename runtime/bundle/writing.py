@@ -48,7 +48,6 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         path: must end in ``.edgead``; an existing bundle is replaced at the end, or stays as it is on any failure.
         manifest: its ``members`` are filled in.
         files: member name -> content, or the file that holds it (read twice in chunks, never held in memory).
-            ``signature.ed25519`` is allowed and not listed.
 
     Raises:
         ConfigError: another suffix.
@@ -64,7 +63,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
 def replace_manifest(path: str | Path, out: str | Path, manifest: Manifest) -> None:
     """Write the bundle ``path`` with another manifest to ``out`` (which may be ``path``); members are copied.
 
-    A signature is dropped, because it signed the old manifest. Same errors as `Bundle.open` and `write_bundle`.
+    Same errors as `Bundle.open` and `write_bundle`.
     """
     out = check_bundle_path(out)
     # The inner context closes the bundle before the new file takes its place, which Windows insists on.
@@ -77,7 +76,7 @@ def replace_manifest(path: str | Path, out: str | Path, manifest: Manifest) -> N
 
 
 def _write(stream: BinaryIO, manifest: Manifest, contents: Mapping[str, _Content]) -> None:
-    records = {n: MemberRecord(sha256=c.sha256, size=c.size) for n, c in contents.items() if n != SIGNATURE_NAME}
+    records = {n: MemberRecord(sha256=c.sha256, size=c.size) for n, c in contents.items()}
     data = manifest.with_members(records).to_json()
     # What this version writes, this version must read: the same checks on both sides.
     parse_manifest(data, "the new bundle")
@@ -106,7 +105,7 @@ def check_bundle_path(path: str | Path) -> Path:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    folded = {fold_name(MANIFEST_NAME)}
+    folded = {fold_name(MANIFEST_NAME), fold_name(SIGNATURE_NAME)}
     for name in names:
         try:
             check_member_name(name)

@@ -1,6 +1,6 @@
 """What good parts looked like when the threshold was made: four numbers an image, and their quantiles.
 
-They are taken from the picture at network size and from the anomaly map, so training photos and a camera of another
+They are taken from the picture at network size and from the anomaly map, so training images and a camera of another
 resolution give comparable values.
 """
 
@@ -59,7 +59,7 @@ def map_level(grid: NDArray[np.floating]) -> float:
 
 
 def sharpness(grey: NDArray[np.uint8]) -> float:
-    """Return the variance of the Laplacian of a grey image ``(h, w)``; comparable between photos of one scene only."""
+    """Return the variance of the Laplacian of a grey image ``(h, w)``; comparable between images of one scene only."""
     if min(grey.shape) < 3:
         return 0.0
     wide = grey.astype(np.int16)

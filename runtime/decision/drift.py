@@ -25,7 +25,7 @@ LEAST_NORMALS = 20  # below, the 5 % quantile is the extreme of a handful
 
 # Raised outside the middle 90 %, taken back within the middle 80 %, so that it does not flicker at the border.
 _ALARM, _CLEAR = 0.05, 0.10
-# A band is never narrower than this, or photos of one session in one light would allow nothing at all.
+# A band is never narrower than this, or images of one session in one light would allow nothing at all.
 _SLACK_GREY = 2.0
 _SLACK_SHARE = 0.05
 
@@ -61,8 +61,8 @@ class DriftState:
 
 
 _ADVICE = {
-    "score": "look at the last parts, then at camera and light; then 'edgead calibrate', or fit with new photos",
-    "level": "material, camera or light changed; look at them, then 'edgead calibrate', or fit with new photos",
+    "score": "look at the last parts, then at camera and light; then 'edgead calibrate', or fit with new images",
+    "level": "material, camera or light changed; look at them, then 'edgead calibrate', or fit with new images",
     "brightness": "check lamp, exposure and aperture",
     "focus": "check lens, focus, dirt on the window and motion blur",
 }
@@ -101,7 +101,7 @@ class DriftWatch:
     def observe(self, source_id: str, category: str | None, values: Mapping[str, float]) -> list[DriftState]:
         """Take the signals of one part; return the states that changed, which is rarely any.
 
-        Values that are not finite, and parts of a category that is not watched, are left out.
+        Values that are not finite, and parts of a category that is not watched, are omitted.
         """
         if category not in self._normals or not is_finite(values):
             return []

@@ -28,7 +28,7 @@ class Threshold:
     Attributes:
         value: raw score; `ANOMALY` iff score > value.
         target_false_alarm_rate: the share of good parts that may be rejected, in (0, 1).
-        n_normals: held-out normal images behind it; 0 where it was taken over with an imported model.
+        n_normals: held-out normal images behind it; 0 where it was imported with an imported model.
         low, high: 95 % interval of the false-alarm rate that this threshold gives on parts like those images.
         supported: False where n normals cannot support the target (the threshold then lies above every score seen).
     """
@@ -47,7 +47,7 @@ class Threshold:
         """Return the meaning in one sentence for people."""
         interval = f"95 % interval {self.low:.2%} to {self.high:.2%}"
         if not self.n_normals:
-            return f"threshold {self.value:.6g} was taken over with the model and promises no false-alarm rate"
+            return f"threshold {self.value:.6g} was imported with the model and promises no false-alarm rate"
         if self.supported:
             return (
                 f"threshold {self.value:.6g} from {self.n_normals} held-out good parts, aiming at "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgead.runtime.errors import ConfigError, suggest
-from edgead.runtime.frame import Decision, Inference, decide
+from edgead.runtime.frame import Decision, Inference
 
 # A changed decision of a reduced precision counts as borderline only this close to the threshold, as a share of its
 # distance to the median normal score (design section 5).
@@ -15,7 +16,7 @@ BORDERLINE_SHARE = 0.02
 
 
 class Verdict(NamedTuple):
-    """The judgement of one image: raw score, the threshold it was held against, and what follows."""
+    """The judgement of one image: raw score, the threshold it was compared with, and what follows."""
 
     score: float
     threshold: float
@@ -30,6 +31,13 @@ class Verdict(NamedTuple):
 
 # How a reason begins, so that an evaluation can tell a part that nobody knows from a failure.
 UNKNOWN_CATEGORY = "unknown category"
+
+
+def decide(score: float, threshold: float) -> tuple[Decision, str | None]:
+    """Return the decision for a raw score and, where the score is not finite, why it was not inspected."""
+    if not math.isfinite(score):
+        return Decision.NOT_INSPECTED, "non-finite score"
+    return (Decision.ANOMALY if score > threshold else Decision.OK), None
 
 
 @dataclass(frozen=True, slots=True)

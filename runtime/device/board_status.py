@@ -1,7 +1,7 @@
 """The state of the board that a figure was taken on: power mode, clocks, temperatures, watts, throttling.
 
 The same network on the same Jetson differs by a factor of two between power modes, so a latency without them cannot be
-repeated. Everything here is read, nothing set; what a board does not tell is left out. The Jetson and NVML parts are
+repeated. Everything here is read, nothing set; what a board does not tell is omitted. The Jetson and NVML parts are
 written after NVIDIA's documentation and have not been executed on such a board.
 """
 

@@ -1,4 +1,4 @@
-"""Photos for training, taken by the camera that will inspect."""
+"""Images for training, taken by the camera that will inspect."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from edgead.runtime.sources import Source, open_source
 DARK, BRIGHT = 25.0, 235.0
 _CLIPPED_SHARE = 0.2
 _BLURRED = 0.4
-_ENOUGH = 5  # photos before sharpness is compared
+_ENOUGH = 5  # images before sharpness is compared
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One saved photo.
+    """One saved image.
 
     Attributes:
         name: file name.
         brightness: mean grey value, 0 to 255.
-        focus: variance of the Laplacian of the grey image; comparable between photos of one scene only.
-        warning: what looks wrong with it, None where nothing does. The photo is kept all the same.
+        focus: variance of the Laplacian of the grey image; comparable between images of one scene only.
+        warning: what looks wrong with it, None where nothing does. The image is kept all the same.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSummary:
-    """What a capture saved: ``wanted`` photos asked for, ``unreadable`` frames left out."""
+    """What a capture saved: ``wanted`` images asked for, ``unreadable`` frames omitted."""
 
     source_id: str
     directory: Path
@@ -98,19 +98,19 @@ def capture(
 
     Args:
         source: a URI, which is opened and closed here, or an open source, which is closed too.
-        n: photos wanted; a source that ends before gives fewer.
+        n: images wanted; a source that ends before gives fewer.
         directory: made where it does not exist.
-        min_interval_s: least time between the captures of two photos; frames in between are let go.
-        on_photo: called after each photo was saved, for progress.
+        min_interval_s: least time between the captures of two images; frames in between are let go.
+        on_photo: called after each image was saved, for progress.
 
     Raises:
         ConfigError: ``n`` or the interval is out of range.
         SourceError: the source cannot be opened or was lost; what was saved stays.
-        DataError: a photo cannot be written (disk full); what was saved stays.
+        DataError: a image cannot be written (disk full); what was saved stays.
     """
     if n < 1 or not min_interval_s >= 0:
         raise ConfigError(
-            f"capture needs at least 1 photo and an interval of 0 s or more, not {n} and {min_interval_s}"
+            f"capture needs at least 1 image and an interval of 0 s or more, not {n} and {min_interval_s}"
         )
     folder = Path(directory)
     photos: list[Photo] = []
@@ -145,7 +145,7 @@ def capture(
                 if len(photos) == n:
                     break
         except (DataError, SourceError) as error:
-            kept = f"{len(photos)} of {n} photos were saved in {folder} and stay"
+            kept = f"{len(photos)} of {n} images were saved in {folder} and stay"
             raise type(error)(f"{error}; {kept}") from error
     return CaptureSummary(opened.source_id, folder, n, tuple(photos), unreadable)
 
@@ -165,7 +165,7 @@ def _save(frame: Frame, path: Path) -> None:
 
 
 class _Check:
-    """Looks at one photo after the other: exposure of its own, sharpness and movement against those before."""
+    """Looks at one image after the other: exposure of its own, sharpness and movement against those before."""
 
     def __init__(self) -> None:
         self._focus: deque[float] = deque(maxlen=50)
@@ -181,9 +181,9 @@ class _Check:
         elif brightness > BRIGHT or clipped > _CLIPPED_SHARE:
             found.append(f"too bright: {clipped:.0%} of the picture is clipped; close the lens or expose shorter")
         if len(self._focus) >= _ENOUGH and focus < _BLURRED * median(self._focus):
-            found.append("less sharp than the photos before: focus or motion blur?")
+            found.append("less sharp than the images before: focus or motion blur?")
         if self._last is not None and np.array_equal(self._last, frame.image):
-            found.append("the same pixels as the photo before: is the camera frozen?")
+            found.append("the same pixels as the image before: is the camera frozen?")
         self._focus.append(focus)
         self._last = frame.image
         return Photo(name, brightness, focus, "; ".join(found) or None)

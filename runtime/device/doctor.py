@@ -45,6 +45,7 @@ _LOW_DISK_BYTES = 500 << 20
 # Libraries of single sinks: name, module, extra.
 _SINKS = (
     ("paho-mqtt", "paho", "mqtt"),
+    ("prometheus-client", "prometheus_client", "prometheus"),
     ("pymodbus", "pymodbus", "modbus"),
     ("gpiod", "gpiod", "gpio"),
 )
@@ -85,7 +86,7 @@ _CPU_FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One row: ``detail`` is the version or what was found, ``mend`` the exact command that helps, if there is one."""
+    """One row: ``detail`` is the version or what was found, ``fix`` the exact command that helps, if there is one."""
 
     name: str
     status: Status

@@ -1,28 +1,26 @@
 """``edgead calibrate``: the thresholds of a bundle, made again from good parts before the camera that will judge.
 
-Training photos and camera differ in lens, light and noise, and each of them shifts the scores of good parts. The model
+Training images and camera differ in lens, light and noise, and each of them shifts the scores of good parts. The model
 stays as it is; only where good ends is measured again, by the rule of `edgead.runtime.decision.threshold`.
 """
 
 from __future__ import annotations
 
-import datetime
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.manifest import Manifest
-from edgead.runtime.bundle.manifest_schema import NormalsSection, ThresholdSection
+from edgead.runtime.bundle.manifest_schema import NormalsSection
 from edgead.runtime.bundle.references import expected_inferences
 from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
 from edgead.runtime.decision.threshold import Threshold, calibrate, normals_needed
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
+from edgead.runtime.device.recalibrated_manifest import recalibrated_manifest
 from edgead.runtime.device.recalibration_report import CalibrationReport
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
@@ -30,11 +28,8 @@ from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import Counter
 from edgead.runtime.sources import Source, open_source
-from edgead.runtime.uri import redact
-from edgead.runtime.version import __version__
 
 PROBE = "probe-"  # references that `edgead fit` planted a defect on
-PROVENANCE_KEY = "calibrations"
 _MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
 
 
@@ -54,7 +49,7 @@ def calibrate_bundle(
 
     Model and references are copied as they are, and so is the parity evidence, but for that of reduced precisions,
     which holds for the old threshold only. The old thresholds go into the manifest's provenance,
-    key ``calibrations``, one entry a calibration. A signature is dropped, because it signed the old manifest.
+    key ``calibrations``, one entry a calibration.
 
     Args:
         path: the bundle.
@@ -73,6 +68,52 @@ def calibrate_bundle(
         DataError: fewer than 2 images, an image file that cannot be read, or a camera that shows no known category.
         BackendError: an image was not inspected, so that its score is missing.
     """
+    _check_numbers(n, min_interval_s, backend)
+    with Bundle.open(path) as bundle:
+        manifest, sha256 = bundle.manifest, bundle.sha256
+        probes = _probe_scores(bundle)
+    precisions = sorted(manifest.precisions, key=lambda key: (key != "fp32", key))
+    old = {key: threshold for precision in precisions for key, threshold in _thresholds(manifest, precision).items()}
+    targets = _targets(old, false_alarm_rate)
+    with ExitStack() as stack:
+        inspectors = {
+            key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
+            for key in precisions
+        }
+        opened = open_source(source) if isinstance(source, str | Path) else source
+        stack.callback(opened.close)
+        wanted = n
+        if n is None and opened.live:
+            wanted = max(100, *(normals_needed(target) for target in targets.values()))
+        info = next(iter(inspectors.values())).describe().to_dict()
+        taken = _collect(opened, inspectors, wanted, min_interval_s, progress)
+    scores = {key: values for key, values in taken.scores.items() if len(values) > 1}
+    _require_scores(scores, taken, opened.source_id, routed=manifest.graph == "routed")
+    new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
+    with Bundle.open(path) as bundle:
+        if bundle.sha256 != sha256:
+            raise BundleError(f"{path} was changed while it was calibrated; run it again")
+    changed = recalibrated_manifest(manifest, old, new, _normals(taken, manifest), opened.source_id, taken.images, info)
+    replace_manifest(path, out, changed)
+    return CalibrationReport(
+        bundle=str(path),
+        out=str(out),
+        source=opened.source_id,
+        backend=info,
+        images=taken.images,
+        unreadable=taken.unreadable,
+        unknown=taken.unknown,
+        old={key: old[key] for key in new},
+        new=new,
+        rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
+        warnings=(
+            *_about_thresholds(old, new, taken, probes, routed=manifest.graph == "routed"),
+            *_about_source(taken, opened.source_id, wanted),
+        ),
+    )
+
+
+def _check_numbers(n: int | None, min_interval_s: float, backend: str) -> None:
     if n is not None and n < 2:
         raise ConfigError(f"a threshold needs at least 2 images, got -n {n}")
     if not min_interval_s >= 0:
@@ -81,75 +122,50 @@ def calibrate_bundle(
         raise ConfigError(
             f"'{backend}' computes other scores than the thresholds are for; calibrate on another backend"
         )
-    with Bundle.open(path) as bundle:
-        manifest, sha256 = bundle.manifest, bundle.sha256
-        probes = _probe_scores(bundle)
-    precisions = sorted(manifest.precisions, key=lambda key: (key != "fp32", key))
-    old = {key: threshold for precision in precisions for key, threshold in _thresholds(manifest, precision).items()}
-    targets = {
-        key: false_alarm_rate if false_alarm_rate is not None else threshold.target_false_alarm_rate
-        for key, threshold in old.items()
-    }
+
+
+def _targets(old: Mapping[str, Threshold], asked: float | None) -> dict[str, float]:
+    targets = {key: one.target_false_alarm_rate if asked is None else asked for key, one in old.items()}
     for target in targets.values():
         if not 0.0 < target < 1.0:
             raise ConfigError(f"the target false-alarm rate must lie between 0 and 1, got {target}")
-    with ExitStack() as stack:
-        inspectors = {
-            key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
-            for key in precisions
-        }
-        opened = open_source(source) if isinstance(source, str | Path) else source
-        stack.callback(opened.close)
-        if n is None and opened.live:
-            n = max(100, *(normals_needed(target) for target in targets.values()))
-        info = next(iter(inspectors.values())).describe().to_dict()
-        taken = _collect(opened, inspectors, n, min_interval_s, progress)
-    count = taken.images
-    scores = {key: values for key, values in taken.scores.items() if len(values) > 1}
-    routed = manifest.graph == "routed"
-    if not scores:
-        seen = f"{count} images" + (f" and {taken.unknown} of no known category" if taken.unknown else "")
-        needed = "2 of a category" if routed else "2"
-        raise DataError(
-            f"{opened.source_id} showed {seen}; a threshold needs {needed} at least, 100 or more are advised"
-        )
-    new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
-    warnings = []
-    for key, values in scores.items():
+    return targets
+
+
+def _require_scores(scores: Mapping[str, Sequence[float]], taken: _Taken, source: str, *, routed: bool) -> None:
+    if scores:
+        return
+    seen = f"{taken.images} images" + (f" and {taken.unknown} of no known category" if taken.unknown else "")
+    needed = "2 of a category" if routed else "2"
+    raise DataError(f"{source} showed {seen}; a threshold needs {needed} at least, 100 or more are advised")
+
+
+def _about_thresholds(
+    old: Mapping[str, Threshold],
+    new: Mapping[str, Threshold],
+    taken: _Taken,
+    probes: Mapping[str, Mapping[str, float]],
+    *,
+    routed: bool,
+) -> Iterator[str]:
+    """Yield what is doubtful about the new thresholds, and which ones stay as they were."""
+    for key, threshold in new.items():
         precision, _, category = key.partition("/")
         if precision == "fp32":  # the others' scores differ from those that the probes got
-            doubts = _doubts(old[key], new[key], values, probes.get(category, {}))
-            warnings += [f"{category}: {doubt}" if routed else doubt for doubt in doubts]
-    warnings += [
-        f"{key} keeps its threshold; the source showed it {'once' if key in taken.scores else 'not at all'}"
-        for key in old
-        if key not in new
-    ]
+            for doubt in _doubts(old[key], threshold, taken.scores[key], probes.get(category, {})):
+                yield f"{category}: {doubt}" if routed else doubt
+    for key in old:
+        if key not in new:
+            yield f"{key} keeps its threshold; the source showed it {'once' if key in taken.scores else 'not at all'}"
+
+
+def _about_source(taken: _Taken, source: str, wanted: int | None) -> Iterator[str]:
     if taken.unknown:
-        warnings.append(f"{taken.unknown} frames of {opened.source_id} showed no known category and were left out")
-    if n is not None and count < n:
-        warnings.append(f"{opened.source_id} ended after {count} of {n} images")
+        yield f"{taken.unknown} frames of {source} showed no known category and were omitted"
+    if wanted is not None and taken.images < wanted:
+        yield f"{source} ended after {taken.images} of {wanted} images"
     if taken.unreadable:
-        warnings.append(f"{taken.unreadable} frames of {opened.source_id} could not be read and were left out")
-    with Bundle.open(path) as bundle:
-        if bundle.sha256 != sha256:
-            raise BundleError(f"{path} was changed while it was calibrated; run it again")
-    replace_manifest(
-        path, out, _recalibrated(manifest, old, new, _normals(taken, manifest), opened.source_id, count, info)
-    )
-    return CalibrationReport(
-        bundle=str(path),
-        out=str(out),
-        source=opened.source_id,
-        backend=info,
-        images=count,
-        unreadable=taken.unreadable,
-        unknown=taken.unknown,
-        old={key: old[key] for key in new},
-        new=new,
-        rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
-        warnings=tuple(warnings),
-    )
+        yield f"{taken.unreadable} frames of {source} could not be read and were omitted"
 
 
 @dataclass(slots=True)
@@ -174,7 +190,7 @@ def _collect(
     for frame in source.frames():
         if isinstance(frame, BadFrame):
             if not source.live:
-                # A file can be mended; a picture that a camera lost is gone.
+                # A file can be fixed; a picture that a camera lost is gone.
                 raise DataError(frame.reason)
             taken.unreadable += 1
             continue
@@ -264,7 +280,7 @@ def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Map
         most = "most: " if now * 2 > len(probes) else ""
         found.append(
             f"{most}{now} of {len(probes)} planted defects of the bundle would now pass as OK ({before} before); "
-            "were all parts good, and does the camera see them as in the photos that the model was trained on?"
+            "were all parts good, and does the camera see them as in the images that the model was trained on?"
         )
     repeated = len(scores) - len(set(scores))
     if repeated:
@@ -273,61 +289,3 @@ def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Map
             "show each part once, or the threshold is less certain than it claims"
         )
     return found
-
-
-def _recalibrated(
-    manifest: Manifest,
-    old: Mapping[str, Threshold],
-    new: Mapping[str, Threshold],
-    normals: Mapping[str, NormalsSection],
-    source_id: str,
-    images: int,
-    backend: Mapping[str, Any],
-) -> Manifest:
-    record = {
-        "time": datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).isoformat(timespec="seconds"),
-        "edgead": __version__,
-        "source": redact(source_id),
-        "images": images,
-        "backend": dict(backend),
-        "old": {key: threshold.to_dict() for key, threshold in old.items()},
-    }
-    earlier = manifest.provenance.get(PROVENANCE_KEY, [])
-    sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in new.items()}
-    routed = manifest.graph == "routed"
-    # The bundle's own thresholds are those of fp32, which therefore needs none beside them.
-    precisions = dict(manifest.precisions)
-    for key, entry in manifest.precisions.items():
-        if key != "fp32":
-            own = {name: sections.get(f"{key}/{name}") for name in manifest.categories}
-            kept = entry.categories | {name: section for name, section in own.items() if section is not None}
-            update = {"categories": kept} if routed else {"threshold": sections[key]}
-            precisions[key] = entry.model_copy(update=update)
-        elif not routed:
-            precisions[key] = entry.model_copy(update={"threshold": None})
-    categories = {
-        name: entry.model_copy(
-            update={
-                "threshold": sections.get(f"fp32/{name}", entry.threshold) if routed else entry.threshold,
-                "normals": normals.get(name, entry.normals),
-            }
-        )
-        for name, entry in manifest.categories.items()
-    }
-    # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
-    parity = {
-        file: {runtime: evidence for runtime, evidence in records.items() if not runtime.endswith("-bf16")}
-        for file, records in manifest.parity.items()
-    }
-    return manifest.model_copy(
-        update={
-            "parity": parity,
-            "threshold": sections.get("fp32", manifest.threshold),
-            "precisions": precisions,
-            "categories": categories,
-            "provenance": {
-                **manifest.provenance,
-                PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
-            },
-        }
-    )

@@ -15,8 +15,8 @@ class CalibrationReport:
 
     Attributes:
         source: without secrets.
-        images: good parts that were scored; ``unreadable`` frames of a camera were left out.
-        unknown: frames left out because a routed model knew no category for them.
+        images: good parts that were scored; ``unreadable`` frames of a camera were omitted.
+        unknown: frames omitted because a routed model knew no category for them.
         old, new: threshold by precision, of a routed model by ``precision/category``; a category that the source
             showed less than twice keeps its threshold and is in neither.
         rejected_before: how many of the images the old threshold called anomalous, by the same keys.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the image files among and below ``paths``, each folder's sorted by relative path; masks are left out.
+    """Return the image files among and below ``paths``, each folder's sorted by relative path; masks are omitted.
 
     Raises:
         DataError: a path does not exist, or a folder holds no image.

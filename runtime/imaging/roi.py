@@ -20,7 +20,7 @@ from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.imaging.tiling import Tiles
 
-# Close to the mean of the photos that backbones were trained on, so that a filled area looks like padding to them. The
+# Close to the mean of the images that backbones were trained on, so that a filled area looks like padding to them. The
 # same in all channels: grey, BGR and RGB frames are filled alike.
 FILL = 116
 MIN_SIDE = 8

@@ -1,7 +1,7 @@
 """What ``edgead tune`` chose for one bundle on one device: a small JSON file that ``edgead run`` uses.
 
 A profile holds whole or not at all. It is bound to the bundle's digest, to the device and to the versions of the
-libraries it was measured with; where one of them is another, or the file is damaged, it is left out with one line that
+libraries it was measured with; where one of them is another, or the file is damaged, it is omitted with one line that
 says why. It names a precision of the bundle's own manifest, whose threshold then holds, and nothing else of a bundle.
 """
 
@@ -35,7 +35,7 @@ _MAX_BYTES = 64 << 10
 _FLAVOURS = ("", "-gpu", "-cu13", "-cu12", "-cu11")
 _WITH_NATIVE = ("onnxruntime", "openvino")
 
-NativeCode = Literal["used", "left out", "absent"]
+NativeCode = Literal["used", "omitted", "absent"]
 _Figure = Annotated[float, Field(ge=0.0)]
 
 
@@ -75,7 +75,7 @@ class Choice(Section):
         threads = "auto threads"
         if self.threads is not None:
             threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        native = ", without native code" if self.native_code == "left out" else ""
+        native = ", without native code" if self.native_code == "omitted" else ""
         return f"{self.backend} {self.precision}, {threads}{native}"
 
 
@@ -185,7 +185,7 @@ def settle(bundle: Bundle, profile: str | Path, fallback: str, why: str) -> Sett
     except ConfigError as error:
         found, wrong = None, str(error)
     if wrong is not None:
-        return Settled(plain, why, f"the device profile {file} is left out: {wrong}; run: edgead tune {bundle.path}")
+        return Settled(plain, why, f"the device profile {file} is omitted: {wrong}; run: edgead tune {bundle.path}")
     if found is None:
         return Settled(plain, why)
     measured = found.measured
@@ -213,7 +213,7 @@ def describe_profiles(place: Path) -> list[str]:
         try:
             found = read_profile(file)
         except ConfigError as error:
-            lines.append(f"{file.name} is left out: {error}")
+            lines.append(f"{file.name} is omitted: {error}")
             continue
         if found is not None:
             outdated = found.outdated()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgead.runtime.sources import Source
     from edgead.runtime.streaming.stream import Stream
 
-# A backend that hangs keeps the lock for ever; the program must end all the same.
+# A backend that hangs keeps the lock indefinitely; the program must end all the same.
 _CLOSE_S = 2.0
 
 _log = logging.getLogger("edgead.inspector")
@@ -165,7 +165,7 @@ class Inspector:
             BackendError: the backend cannot run it.
         """
         if self._asked is None:
-            raise ConfigError("only an inspector that was opened from a bundle can go on with another one")
+            raise ConfigError("only an inspector that was opened from a bundle can continue with another one")
         with self._swapping:
             fresh = type(self).open(path, self._asked)
             try:

@@ -85,7 +85,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
         model = ServingModel(
             backend, manifest.limits(precision), manifest.name, stack.pop_all(), told, manifest.normals()
         )
-        # Another bundle may have a profile of its own; without profiles it goes on with this very backend.
+        # Another bundle may have a profile of its own; without profiles it continues with this very backend.
         asked = config if config.profile is not None else replace(config, backend=settled.backend)
         return LoadedBundle(
             model,

@@ -63,7 +63,7 @@ class RunConfig:
 
             choice, why, left_out = settle(bundle, self.profile, backend, why)
             backend, precision, threads = choice.backend, choice.precision, choice.threads
-            native_code = native_code and choice.native_code != "left out"
+            native_code = native_code and choice.native_code != "omitted"
         precision = precision or "fp32"
         if precision not in bundle.manifest.precisions:
             known = suggest(precision, bundle.manifest.precisions)

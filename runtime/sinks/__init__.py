@@ -100,7 +100,14 @@ REGISTRY: dict[str, SinkEntry] = {
     "mqtts": SinkEntry("mqtt", "MqttSink", _MQTT, "mqtts://broker/line1/results", "paho", "mqtt"),
     "webhook+http": SinkEntry("webhook", "WebhookSink", _WEBHOOK, "webhook+http://server/path", after_hash=True),
     "webhook+https": SinkEntry("webhook", "WebhookSink", _WEBHOOK, "webhook+https://server/path", after_hash=True),
-    "prometheus": SinkEntry("prometheus", "PrometheusSink", ("token_file",), "prometheus://127.0.0.1:9100"),
+    "prometheus": SinkEntry(
+        "prometheus",
+        "PrometheusSink",
+        ("token_file",),
+        "prometheus://127.0.0.1:9100",
+        "prometheus_client",
+        "prometheus",
+    ),
     "modbus": SinkEntry(
         "modbus",
         "ModbusSink",

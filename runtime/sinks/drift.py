@@ -38,7 +38,7 @@ class DriftSink(Sink):
     Args:
         watch: what judges.
         inspector: the one that judges the stream; its region and network size say how pictures are measured, and when
-            it goes on with another bundle the watch does so too.
+            it continues with another bundle the watch does so too.
     """
 
     name = "drift watch"

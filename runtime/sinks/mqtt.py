@@ -33,7 +33,7 @@ class MqttSink(Sink):
     is TLS with the system's authorities, or those of ``ca=FILE``.
 
     While the broker is away, results fail at once and are counted, and nothing is kept for it: a decision that arrives
-    minutes late helps nobody, and ``jsonl:`` keeps all. Connections are retried for ever, every 30 s at the longest.
+    minutes late helps nobody, and ``jsonl:`` keeps all. Connections are retried indefinitely, at most 30 s apart.
     """
 
     def __init__(self, location: str, parameters: Parameters) -> None:
@@ -119,7 +119,7 @@ class MqttSink(Sink):
             self._away(f"is gone: {code}")
 
     def _away(self, problem: str) -> None:
-        if problem != self._problem:  # not once for each of the attempts that go on for ever
+        if problem != self._problem:  # not once for each of the attempts that go on indefinitely
             _log.warning("the broker of %s %s", self.name, problem)
         self._problem = problem
 

@@ -1,4 +1,4 @@
-"""Counters, gauges and latency for a Prometheus server, in its text format (version 0.0.4)."""
+"""Counters, gauges and latency for a Prometheus server; prometheus-client writes its text format."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.http_server import Handler, Server, is_loopback, parse_listen
@@ -18,14 +19,15 @@ from edgead.runtime.uri import Parameters
 from edgead.runtime.version import __version__
 
 if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
     from edgead.runtime.status.summary import StreamSummary
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds; wide enough for a small board, fine enough for a fast one.
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 
-Labels = Mapping[str, str]
-Sample = tuple[str, Labels, float]
+Values = Iterable[tuple[Sequence[str], float]]
 
 
 class PrometheusSink(Sink):
@@ -53,7 +55,7 @@ class PrometheusSink(Sink):
                 elif token is not None and not self.bearer_is(token):
                     self.refuse(HTTPStatus.UNAUTHORIZED, headers=(("WWW-Authenticate", "Bearer"),))
                 else:
-                    self.answer(sink.exposition().encode(), CONTENT_TYPE)
+                    self.answer(sink.exposition(), CONTENT_TYPE)
 
         self._server = Server(self.name, host, port, Scrape)
         # A scraper comes by whatever name its configuration has; only on loopback is a strange name an attack.
@@ -79,33 +81,34 @@ class PrometheusSink(Sink):
     def close(self) -> None:
         self._server.stop()
 
-    def exposition(self) -> str:
+    def exposition(self) -> bytes:
         """Return the text that a scrape gets now."""
-        summary = self._summary() if self._summary is not None else None
-        lines: list[str] = []
-        for name, kind, text, samples in self._families(summary):
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            lines += [f"{sample}{_labels(labels)} {_number(value)}" for sample, labels, value in samples]
-        return "\n".join(lines) + "\n"
+        from prometheus_client.exposition import generate_latest
 
-    def _families(self, summary: StreamSummary | None) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+        text: bytes = generate_latest(self)
+        return text
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of this moment, as a registry of prometheus-client does."""
+        summary = self._summary() if self._summary is not None else None
         with self._lock:
             seen = {source: one.copy() for source, one in self._seen.items()}
         if summary is not None:
             yield from _of_run(summary)
         now = time.monotonic()
-        name = "edgead_latency_seconds"
-        yield name, "histogram", "Capture to decision, of frames with a valid score.", _histogram(name, seen)
-        yield _gauge("edgead_score", "Last raw image score.", [({"source": s}, o.score) for s, o in seen.items()])
+        yield _histogram("edgead_latency_seconds", "Capture to decision, of frames with a valid score.", seen)
+        yield _gauge("edgead_score", "Last raw image score.", ["source"], [((s,), o.score) for s, o in seen.items()])
         yield _gauge(
             "edgead_threshold",
             "Threshold of the last result, by category where the model routes.",
-            [({"source": s, "category": c}, value) for s, o in seen.items() for c, value in o.thresholds.items()],
+            ["source", "category"],
+            [((s, c), value) for s, o in seen.items() for c, value in o.thresholds.items()],
         )
         yield _gauge(
             "edgead_last_result_age_seconds",
             "Seconds since the last result: alarm on this, for a line that stands still sends no bad news.",
-            [({"source": s}, now - o.at) for s, o in seen.items()],
+            ["source"],
+            [((s,), now - o.at) for s, o in seen.items()],
         )
 
 
@@ -123,57 +126,80 @@ class _Seen:
         return _Seen(self.at, self.score, self.sum, dict(self.thresholds), list(self.counts))
 
 
-Family = tuple[str, str, str, Iterable[Sample]]
+def _gauge(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
 
 
-def _gauge(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Family:
-    return name, "gauge", text, [(name, labels, value) for labels, value in values]
+def _counter(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    return _filled(CounterMetricFamily(name, text, labels=labels), values)
 
 
-def _counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Family:
-    return name, "counter", text, [(name, labels, value) for labels, value in values]
+def _filled(family: Any, values: Values) -> Metric:
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family
 
 
-def _of_run(summary: StreamSummary) -> Iterator[Family]:
-    """Yield the ledger (captured = inspected + dropped + failed + in flight, for each source), decisions and sinks."""
-    frames = {source: one.frames for source, one in summary.sources.items()}
-    yield _counter(
-        "edgead_frames_captured_total", "Frames captured.", [({"source": s}, f.captured) for s, f in frames.items()]
-    )
-    yield _counter(
-        "edgead_frames_inspected_total",
-        "Frames with a valid score.",
-        [({"source": s}, f.inspected) for s, f in frames.items()],
-    )
-    yield _counter(
-        "edgead_frames_dropped_total",
-        "Frames never judged, by reason.",
-        [({"source": s, "reason": r}, n) for s, f in frames.items() for r, n in f.dropped.items()],
-    )
-    yield _counter(
-        "edgead_frames_failed_total",
-        "Frames without a valid score (NOT_INSPECTED), by reason.",
-        [({"source": s, "reason": r}, n) for s, f in frames.items() for r, n in f.failed.items()],
-    )
+def _histogram(name: str, text: str, seen: Mapping[str, _Seen]) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+    from prometheus_client.utils import floatToGoString
+
+    family = HistogramMetricFamily(name, text, labels=["source"])
+    for source, one in seen.items():
+        bounds = [floatToGoString(bound) for bound in (*BUCKETS_S, math.inf)]
+        family.add_metric([source], list(zip(bounds, accumulate(one.counts), strict=True)), one.sum)
+    return family
+
+
+def _of_run(summary: StreamSummary) -> Iterator[Metric]:
+    yield from _of_frames(summary)
+    yield _counter("edgead_backend_hangs", "Times the backend took longer than it may.", [], [((), summary.hangs)])
+    decisions = [((name,), count) for name, count in summary.decisions.items()]
+    yield _counter("edgead_results", "Results by decision.", ["decision"], decisions)
+    yield from _of_sinks(summary)
     yield _gauge(
-        "edgead_frames_in_flight",
-        "Frames captured and not settled yet.",
-        [({"source": s}, f.in_flight) for s, f in frames.items()],
+        "edgead_drift",
+        "1 while a signal of the last parts lies away from that of normal ones.",
+        ["source", "category", "signal"],
+        [((one.source_id, one.category or "", one.signal), float(one.drifting)) for one in summary.drift],
     )
+    yield _gauge("edgead_run_seconds", "Seconds since the start.", [], [((), summary.seconds)])
+    info = {"version": __version__}
+    if summary.backend is not None:
+        info |= {key: str(summary.backend[key]) for key in ("name", "precision", "device") if key in summary.backend}
+    yield _gauge("edgead_info", "What runs; always 1.", list(info), [(tuple(info.values()), 1.0)])
+
+
+def _of_frames(summary: StreamSummary) -> Iterator[Metric]:
+    """Yield each source's ledger (captured = inspected + dropped + failed + in flight) and how the source is."""
+    frames = {source: one.frames for source, one in summary.sources.items()}
+    health = {source: one.health for source, one in summary.sources.items()}
+    source, reason = ["source"], ["source", "reason"]
+    captured = [((s,), f.captured) for s, f in frames.items()]
+    yield _counter("edgead_frames_captured", "Frames captured.", source, captured)
+    inspected = [((s,), f.inspected) for s, f in frames.items()]
+    yield _counter("edgead_frames_inspected", "Frames with a valid score.", source, inspected)
+    dropped = [((s, r), n) for s, f in frames.items() for r, n in f.dropped.items()]
+    yield _counter("edgead_frames_dropped", "Frames never judged, by reason.", reason, dropped)
+    failed = [((s, r), n) for s, f in frames.items() for r, n in f.failed.items()]
+    yield _counter("edgead_frames_failed", "Frames without a valid score (NOT_INSPECTED), by reason.", reason, failed)
+    waiting = [((s,), f.in_flight) for s, f in frames.items()]
+    yield _gauge("edgead_frames_in_flight", "Frames captured and not settled yet.", source, waiting)
     yield _gauge(
         "edgead_camera_up",
         "1 while frames come, 0 while the source is waited for, lost or at its end.",
-        [({"source": s}, one.health.state == "running") for s, one in summary.sources.items()],
+        source,
+        [((s,), one.state == "running") for s, one in health.items()],
     )
-    yield _counter(
-        "edgead_camera_reconnects_total",
-        "Times a source was lost and delivered again.",
-        [({"source": s}, one.health.reconnects) for s, one in summary.sources.items()],
-    )
-    yield _counter("edgead_backend_hangs_total", "Times the backend took longer than it may.", [({}, summary.hangs)])
-    yield _counter(
-        "edgead_results_total", "Results by decision.", [({"decision": d}, n) for d, n in summary.decisions.items()]
-    )
+    lost = [((s,), one.reconnects) for s, one in health.items()]
+    yield _counter("edgead_camera_reconnects", "Times a source was lost and delivered again.", source, lost)
+
+
+def _of_sinks(summary: StreamSummary) -> Iterator[Metric]:
     # A sample that stands there twice makes a scraper refuse all of them.
     names = [sink.name for sink in summary.sinks]
     sinks = [
@@ -181,55 +207,14 @@ def _of_run(summary: StreamSummary) -> Iterator[Family]:
         for number, (name, sink) in enumerate(zip(names, summary.sinks, strict=True))
     ]
     yield _counter(
-        "edgead_sink_results_total",
+        "edgead_sink_results",
         "What became of the results a sink accepted.",
+        ["sink", "outcome"],
         [
-            ({"sink": name, "outcome": outcome}, count)
+            ((name, outcome), count)
             for name, sink in sinks
             for outcome, count in (("written", sink.written), ("failed", sink.failed), ("missed", sink.missed))
         ],
     )
-    yield _gauge(
-        "edgead_sink_pending", "Results on their way.", [({"sink": name}, sink.pending) for name, sink in sinks]
-    )
-    yield _gauge(
-        "edgead_drift",
-        "1 while a signal of the last parts lies away from that of good ones.",
-        [
-            ({"source": one.source_id, "category": one.category or "", "signal": one.signal}, float(one.drifting))
-            for one in summary.drift
-        ],
-    )
-    yield _gauge("edgead_run_seconds", "Seconds since the start.", [({}, summary.seconds)])
-    info = {"version": __version__}
-    if summary.backend is not None:
-        info |= {key: str(summary.backend[key]) for key in ("name", "precision", "device") if key in summary.backend}
-    yield _gauge("edgead_info", "What runs; always 1.", [(info, 1.0)])
-
-
-def _histogram(name: str, seen: Mapping[str, _Seen]) -> Iterator[Sample]:
-    for source, one in seen.items():
-        total = 0
-        for bound, count in zip((*BUCKETS_S, math.inf), one.counts, strict=True):
-            total += count
-            yield f"{name}_bucket", {"source": source, "le": _number(bound)}, total
-        yield f"{name}_sum", {"source": source}, one.sum
-        yield f"{name}_count", {"source": source}, total
-
-
-def _labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items()) + "}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    pending = [((name,), sink.pending) for name, sink in sinks]
+    yield _gauge("edgead_sink_pending", "Results on their way.", ["sink"], pending)

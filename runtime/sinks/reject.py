@@ -176,7 +176,7 @@ class PassSignal(Sink):
 
     def _lost(self, problem: str) -> None:
         with self._changed:
-            if problem != self._problem:  # not once for each of the attempts that go on for ever
+            if problem != self._problem:  # not once for each of the attempts that go on indefinitely
                 _log.warning("the output of %s: %s", self.name, problem)
             self._problem = problem
             order, self._order = self._order, None

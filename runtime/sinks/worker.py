@@ -71,7 +71,7 @@ class SinkWorker:
     def close(self, deadline: float) -> None:
         """Write what is queued, until ``deadline`` (`time.monotonic`), or with patience as long as the sink gets on.
 
-        What is left then counts as missed. A sink that blocks for ever keeps its thread, which ends with the process.
+        What is left then counts as missed. A sink that never returns keeps its thread, which ends with the process.
         """
         with self._changed:
             self._closing = True

@@ -205,7 +205,7 @@ def _delivery(parameters: Parameters, entry: SourceEntry) -> Delivery:
     if "silence" not in parameters.values:
         silence = SILENCE_S if free and entry.watched else None
     elif not entry.watched:
-        raise ConfigError(f"{parameters.where}: only a camera has 'silence'; leave it out")
+        raise ConfigError(f"{parameters.where}: only a camera has 'silence'; omit it")
     else:
         silence = None if parameters.values["silence"] == "off" else parameters.seconds("silence")
     return Delivery(policy, MAX_AGE_S if max_age is None and free else max_age, silence)

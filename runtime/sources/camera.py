@@ -16,7 +16,7 @@ from edgead.runtime.sources.video import Capture
 _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 5000, 4000
 # Pictures that stay this old come from a buffer that never empties; opening the camera again empties it.
 _BEHIND_S, _BEHIND_FOR_S = 2.0, 5.0
-# Frames left out at most while what was buffered during the opening comes; it is over after so many in their own time.
+# Frames omitted at most while what was buffered during the opening comes; it is over after so many in their own time.
 _RUSH, _CALM = 200, 2
 
 
@@ -28,7 +28,7 @@ class CameraSource(Source):
     whose pictures, by its own clock (RTSP, V4L2), stay more than 2 s behind.
 
     What such a camera sent while it was being opened comes at once and is older than it seems. With ``policy=newest``
-    these first frames are left out: capturing begins with the first that comes in its own time.
+    these first frames are omitted: capturing begins with the first that comes in its own time.
     """
 
     def __init__(self, address: Address, clock: Clock) -> None:

@@ -17,7 +17,7 @@ class FolderSource(Source):
     """Reads the images of a folder and its subfolders, or a single image.
 
     The order is that of the relative POSIX paths by code point, so it does not depend on the file system; hidden
-    files and folders are left out. An image that cannot be read is a `BadFrame`, and the next one follows. The
+    files and folders are omitted. An image that cannot be read is a `BadFrame`, and the next one follows. The
     timestamp is taken before an image is read, so decoding counts as latency.
 
     Attributes:

@@ -28,7 +28,7 @@ class WatchSource(Source):
     An image is read when its size and time stayed the same from one look to the next, ``settle`` seconds at least, so
     that a half-written file is never judged; a file that was written elsewhere and renamed into the folder is whole at
     once and waits as long. A name that is written again is a new image. What was there at the start is left alone,
-    unless ``existing=yes``. Hidden files and folders are left out. Images that became whole together come in the order
+    unless ``existing=yes``. Hidden files and folders are omitted. Images that became whole together come in the order
     of their times, then names. A file that cannot be read is a `BadFrame`. A frame's time is when it was first seen as
     it is, so waiting and decoding count as latency.
 

@@ -76,7 +76,7 @@ class Timings:
         self._stages: dict[str, Histogram] = {}
 
     def record(self, end_to_end_ms: float, stages_ms: Mapping[str, float]) -> None:
-        """Count one frame: capture to decision, and its stages by name (further names than 64 are left out)."""
+        """Count one frame: capture to decision, and its stages by name (further names than 64 are omitted)."""
         with self._lock:
             self._end_to_end.add(end_to_end_ms)
             for name, value in stages_ms.items():

@@ -63,7 +63,7 @@ class Stream:
             sink queue holds the files back (nothing on a line waits for them), and nothing is missed.
         batch: frames that are judged in one run of the network, of all sources together; 1: each by itself.
         batch_deadline_s: how long the first frame of a batch waits for others.
-        hang_s, give_up_s: see above; ``math.inf`` waits for ever.
+        hang_s, give_up_s: see above; ``math.inf`` waits indefinitely.
         survival: how a lost camera is opened again.
         clock: monotonic clock in ns, the one that stamps the frames.
 

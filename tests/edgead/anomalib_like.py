@@ -1,7 +1,7 @@
 """PatchCore and PaDiM written down as anomalib 2.7 computes them, and files as it writes them.
 
 Plain and slow on purpose: every picture is resized and blurred at full size, and every distance is taken as it stands
-in anomalib's sources. What edgead imports is held against this; `test_importing_real.py` holds it against anomalib.
+in anomalib's sources. What edgead imports is compared with this; `test_importing_real.py` holds it against anomalib.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ Command = Callable[..., Outcome]
 
 
 class _Child(subprocess.Popen[str]):
-    """A process that ends with the test: leaving it by an error would otherwise wait for it, perhaps for ever."""
+    """A process that ends with the test: leaving it by an error would otherwise wait for it, perhaps indefinitely."""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:
@@ -72,8 +72,10 @@ class _Child(subprocess.Popen[str]):
 
 
 @pytest.fixture
-def edgead(capsys: pytest.CaptureFixture[str]) -> Command:
+def edgead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """``edgead(*arguments)`` in this process, which has imported torch already."""
+    # A test process of several is told a width of 80, in which paths are broken.
+    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str | Path) -> Outcome:
         capsys.readouterr()

@@ -220,7 +220,7 @@ def test_the_best_within_the_budget_wins_and_of_equals_the_smallest() -> None:
     assert pick([rung(model, size, fits=size == 0) for size, model in enumerate(models)], models) == 0
 
 
-# From photos to a bundle
+# From images to a bundle
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_capture_takes_photos_and_tells_what_is_wrong_with_them(edgead, tmp_path
     assert read_image(folder / "000004.png").shape == (480, 640, 3)
     outcome = edgead("capture", "--source", "synthetic://?frames=2&fps=100", "-o", folder, "-n", "9")
     assert outcome.code == 0
-    assert "ended after 2 of 9 photos" in outcome.err
+    assert "ended after 2 of 9 images" in outcome.err
 
 
 def test_capture_of_nothing_is_2(edgead, tmp_path):
@@ -180,7 +180,7 @@ def test_capture_of_nothing_is_2(edgead, tmp_path):
     (tmp_path / "in" / "a.png").write_bytes(b"")
     outcome = edgead("capture", "--source", tmp_path / "in", "-n", "1", "-o", tmp_path / "out")
     assert outcome.code == 2
-    assert "gave no photo (1 frames could not be read)" in outcome.error
+    assert "gave no image (1 frames could not be read)" in outcome.error
 
 
 def test_calibrate_writes_a_bundle_that_passes_the_check(edgead, plate, plate_bundle, tmp_path):
@@ -299,7 +299,7 @@ def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, t
         child.send_signal(signal.SIGTERM)
         out, err = child.communicate(timeout=LONG_S)
     assert child.returncode == 0, err
-    assert "goes on with" in err
+    assert "continues with" in err
     assert "was not reloaded, and the old one goes on" in err
     results = lines(tmp_path / "r.jsonl")
     assert [r["frame_index"] for r in results] == list(range(len(results)))

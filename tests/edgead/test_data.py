@@ -223,7 +223,7 @@ def test_csv_inside_a_category_does_not_need_its_masks(mvtec: Path) -> None:
         ("path,label\ntrain/good/000.png,good,x\n", "line 2: 3 cells under 2 columns"),
         ("path,label\ntrain/good/000.png,good\ntrain/good/000.png,ok\n", "line 3: .* is in line 2 already"),
         ("path,label,split,mask\ntest/scratch/000.png,scratch,test,no.png\n", "line 2: no.png does not exist"),
-        ('path,label\n"train/good/000.png,good\n', "mend the quotes"),
+        ('path,label\n"train/good/000.png,good\n', "fix the quotes"),
     ],
 )
 def test_csv_errors_name_the_line(mvtec: Path, text: str, message: str) -> None:

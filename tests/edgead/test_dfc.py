@@ -80,7 +80,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def pooled(kinds: dict[str, Path]) -> TrainedModel:
-    """A model of three kinds on the default backbone, given in no order; the fourth kind is left out."""
+    """A model of three kinds on the default backbone, given in no order; the fourth kind is omitted."""
     torch.manual_seed(0)
     folders = [kinds[kind] for kind in ("stripes", "checks", "rings")]
     return fit(folders, detector="dfc", settings={"head.bank_size": 32}, size=64)

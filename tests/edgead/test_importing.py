@@ -108,7 +108,7 @@ def test_a_bundle_that_says_its_threshold_is_not_calibrated(
     new = tmp_path / "new.edgead"
     found = edgead("calibrate", bundle, "--source", plate / "train", "-o", new, "--false-alarm-rate", "0.1")
     assert found.code == 0, found.err
-    assert "taken over with the model" in " ".join(found.out.split())
+    assert "imported with the model" in " ".join(found.out.split())
     with Bundle.open(new) as opened:
         assert opened.manifest.threshold.n_normals == 16
         assert opened.manifest.threshold.supported

@@ -161,7 +161,7 @@ def test_what_is_for_closed_forms_is_refused(name: str, parts: Path) -> None:
         create_detector("dfc", {"head": name})
     with pytest.raises(ConfigError, match="setting 'profile'"):
         create_detector(name, {"profile": "medium"})
-    with pytest.raises(ConfigError, match=f"'{name}' takes taps of its own choice; leave --taps 8,16,32 away"):
+    with pytest.raises(ConfigError, match=f"'{name}' takes taps of its own choice; omit --taps 8,16,32"):
         fit([parts], detector=name, taps=(8, 16, 32))
     assert default_size(name) == (128, 128)
     side = {"isstad": 224}.get(name, 256)

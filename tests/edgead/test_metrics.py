@@ -247,7 +247,7 @@ def test_a_mask_without_pixels_is_allowed() -> None:
     pixels = count_pixels(maps, masks)
     for metric in (pixel_auroc(pixels), aupro(pixels)):
         assert 0 <= metric.low <= metric.value <= metric.high <= 1
-    # Drawn alone it has no metric, and such a resample is left out instead of turning the interval to NaN.
+    # Drawn alone it has no metric, and such a resample is omitted instead of turning the interval to NaN.
     both = count_pixels(maps[[0, 1, 4]], [None, masks[1], masks[4]])
     assert np.isfinite([aupro(both).low, pixel_auroc(both).low]).all()
 

@@ -216,14 +216,14 @@ def test_weights_that_do_not_fit_are_one_line(damage: str, saved: Path) -> None:
     refuse(saved)
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty folder", "file", "folder of photos"])
+@pytest.mark.parametrize("what", ["nothing", "empty folder", "file", "folder of images"])
 def test_what_is_no_model_directory_is_named_as_such(what: str, parts: Path, tmp_path: Path) -> None:
     path = tmp_path / "place"
     if what == "empty folder":
         path.mkdir()
     elif what == "file":
         path.write_text("hello")
-    elif what == "folder of photos":
+    elif what == "folder of images":
         path = parts
     with pytest.raises(BundleError, match="no model directory"):
         load_model(path)

@@ -271,7 +271,7 @@ def test_a_report_shows_photos_heat_maps_and_masks(reported):
     captions = set(re.findall(r"test/\w+/[\w.]+", page.words))
     assert captions <= names
     assert any(name.startswith("test/defect") for name in captions)
-    # A defect's photo carries the outline of its mask; a good one's does not.
+    # A defect's image carries the outline of its mask; a good one's does not.
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
     cyan = {}
     for alt, picture in zip(alts, shown, strict=True):

@@ -18,7 +18,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def test_references_lie_where_unseen_parts_do(made_images: Path) -> None:
-    """PaDiM's distances to photos that it was fitted on are near zero; INT8 moves those many times as far."""
+    """PaDiM's distances to images that it was fitted on are near zero; INT8 moves those many times as far."""
     parts = made_images / "plate"
     model = fit([parts], detector="padim", size=128)
     exportable, backend = model.exportable("plate"), model.exportable("plate").torch_backend()

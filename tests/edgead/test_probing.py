@@ -50,7 +50,7 @@ def fixed(threshold: float = 0.7) -> Inspector:
 
 
 def photos(source: Path, target: Path, count: int, start: int = 0) -> Path:
-    """A folder of good photos."""
+    """A folder of normal images."""
     target.mkdir(parents=True)
     for path in sorted(source.iterdir())[start : start + count]:
         shutil.copy(path, target)
@@ -66,7 +66,7 @@ def tiny_model_path(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_photos(made_images, tmp_path_factory) -> Path:
-    """Good photos that the model of `plate` has not seen."""
+    """Normal images that the model of `plate` has not seen."""
     return photos(made_images / "plate" / "train" / "good", tmp_path_factory.mktemp("new") / "plates", 5, start=16)
 
 
@@ -180,7 +180,7 @@ def test_bundles_refuse_what_they_were_trained_on(plate, plate_model, plate_bund
     # However the folder of the training images is named.
     for path in (plate, plate / "train", plate / "train" / "good"):
         category = open_category(path, train_only=True)
-        with pytest.raises(DataError, match=r"was trained on the good images of .* give a folder of good photos"):
+        with pytest.raises(DataError, match=r"was trained on the good images of .* give a folder of normal images"):
             find_normals(category, of_bundle)
         found = find_normals(category, of_model)
         assert (found.source, found.scores) == (OUT_OF_FOLD, of_model.normal_scores)
@@ -250,14 +250,14 @@ def test_the_command_reports_in_json_and_to_people(edgead, plate, plate_model, p
 
     outcome = edgead("eval", plate_bundle, new_photos, *arguments)
     assert outcome.code == 0, outcome.err
-    for expected in ("scratch", "missing", "all", "of 2", "good photos", "not a substitute for real defects"):
+    for expected in ("scratch", "missing", "all", "of 2", "normal images", "not a substitute for real defects"):
         assert expected in outcome.out
 
 
 def test_the_command_says_what_to_do(edgead, plate, plate_model, plate_bundle):
     refused = edgead("eval", plate_bundle, plate, "--probe")
     assert refused.code == 2
-    assert "give a folder of good photos that it has not seen, or probe the model directory" in refused.error
+    assert "give a folder of normal images that it has not seen, or probe the model directory" in refused.error
     without = edgead("eval", plate_model, plate, "--kinds", "scratch")
     assert (without.code, "add --probe" in without.error) == (2, True)
     unknown = edgead("eval", plate_model, plate, "--probe", "--kinds", "scratch,dint")

@@ -138,5 +138,5 @@ def test_retrieved_guidance_takes_the_most_similar_training_image(encoder: str) 
 def test_a_network_of_its_own_takes_no_backbone() -> None:
     detector = create_detector("sgsf", {"profile": "full"})
     assert detector.backbone(BackboneSpec()) == NO_BACKBONE
-    with pytest.raises(ConfigError, match="takes no backbone; leave --backbone resnet18 away"):
+    with pytest.raises(ConfigError, match="takes no backbone; omit --backbone resnet18"):
         detector.backbone(BackboneSpec("resnet18", "hub"))

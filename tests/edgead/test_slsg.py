@@ -215,7 +215,7 @@ def test_the_full_profile_names_the_backbone_it_needs() -> None:
     detector = create_detector("slsg", {"profile": "full"})
     with pytest.raises(ConfigError, match="profile=full of detector 'slsg' is a ResNet18, not efficientnet_lite0"):
         detector.backbone(BackboneSpec())
-    with pytest.raises(ConfigError, match="has no max-pool to leave out"):
+    with pytest.raises(ConfigError, match="has no max-pool to omit"):
         TapEncoder(BackboneSpec("efficientnet_lite0", "random", (8, 16)), (64, 64), pool=False)
 
 

@@ -167,7 +167,7 @@ def test_a_forgery_changes_its_mask_only_and_the_generator_decides_it(name: str,
         assert np.array_equal(image, again)
         assert np.array_equal(mask, same)
         assert (image.dtype, image.shape, mask.dtype, mask.shape) == (np.uint8, (SIDE, SIDE, 3), bool, (SIDE, SIDE))
-        if name not in ("mix", "salient"):  # whose masks leave out what hardly changed
+        if name not in ("mix", "salient"):  # whose masks omit what hardly changed
             assert np.array_equal(image[~mask], plates[index][~mask])
         found += bool(mask.any() and not np.array_equal(image, plates[index]))
     assert found >= 24
@@ -289,9 +289,9 @@ def test_textures_come_from_the_folder_that_is_given(tmp_path: Path) -> None:
     Picture.fromarray(np.full((40, 50, 3), (200, 10, 10), np.uint8)).save(tmp_path / "red.png")
     drawn = FolderTextures(tmp_path, 32, 48)(np.random.default_rng(0))
     assert drawn.shape == (32, 48, 3)
-    assert np.ptp(drawn.reshape(-1, 3), axis=0).max() <= 2  # a plain photo stays plain, whatever its colour becomes
+    assert np.ptp(drawn.reshape(-1, 3), axis=0).max() <= 2  # a plain image stays plain, whatever its colour becomes
     (tmp_path / "empty").mkdir()
-    for folder, words in ((tmp_path / "none", "no folder of textures"), (tmp_path / "empty", "holds no photo")):
+    for folder, words in ((tmp_path / "none", "no folder of textures"), (tmp_path / "empty", "holds no image")):
         with pytest.raises(DataError, match=words):
             open_textures(str(folder), 32, 32)
 

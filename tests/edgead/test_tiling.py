@@ -270,6 +270,6 @@ def test_commands_work_on_tiles(edgead, tiled, large, tmp_path):
         assert message in done.error
     done = edgead("fit", large, "--detector", "dfc", "--tiles", "2x2", "-o", tmp_path / "m")
     assert done.code == 2
-    assert "judges whole pictures" in done.error
+    assert "judges whole images" in done.error
     with Inspector.open(bundle, backend="onnxruntime") as judge:
         judge.swap(bundle)

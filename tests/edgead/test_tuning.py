@@ -124,7 +124,7 @@ def test_tune_writes_the_profile_that_run_and_check_use(edgead, plate, plate_bun
         outcome = edgead(*call, "--profile", place, "--json")
         assert outcome.code == 0
         (line,) = [line for line in outcome.err.splitlines() if line.startswith("Warning: the device profile")]
-        assert "is left out: it is of another device (Another CPU" in line
+        assert "is omitted: it is of another device (Another CPU" in line
         assert outcome.json["backend"]["threads"] != 1
     last = edgead("doctor", "--json").json["components"][-1]
     assert (last["name"], last["status"]) == ("device profiles", "ok")

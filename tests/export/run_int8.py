@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 
 from edgead.runtime.backends import open_backend
-from edgead.runtime.backends.saturation import saturates
+from edgead.runtime.backends.saturation_probe import saturates
 from edgead.runtime.bundle.bundle import Bundle
 
 PRECISION = "int8-cpu"

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from edgead.export.exporting import export_bundle
 from edgead.export.parity.comparison import Comparison
 from edgead.runtime.bundle.bundle import Bundle
-from edgead.runtime.decision.verdict import Verdict
+from edgead.runtime.decision.verdict import Verdict, decide
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import ConfigError, DataError, ParityError
-from edgead.runtime.frame import decide
 from edgead.runtime.inspection.inspector import Inspector
 
 

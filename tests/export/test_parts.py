@@ -212,7 +212,7 @@ def test_backends_use_native_code_once_it_is_built(
             assert [inspector(image).score for image in images] == pytest.approx(expected, rel=1e-5)
     with Bundle.open(bundle) as opened:  # what `edgead tune` tries
         offered = {one.choice.native_code for one in find_setups(opened, backends=[BACKENDS[0]], threads=[2])}
-    assert offered == {"used", "left out"}
+    assert offered == {"used", "omitted"}
 
 
 def test_a_check_sees_what_native_code_gets_wrong(

@@ -23,7 +23,7 @@ from edgead.export.graph.partition import constants, network
 from edgead.export.graph.tracing import export_onnx
 from edgead.export.options import CPU, PRECISIONS, TRT
 from edgead.export.parity import gate as proving_module
-from edgead.export.parity import measuring as measuring_module
+from edgead.export.parity import promise as promise_module
 from edgead.export.precision import variants as precisions_module
 from edgead.export.precision.activation_ranges import METHODS, activation_ranges
 from edgead.export.precision.fp16 import convert_fp16, half_convolutions
@@ -572,7 +572,7 @@ def test_fp16_spares_the_first_convolutions_where_rounding_moves_scores_too_far(
     out = tmp_path / "small.edgead"
     whole = export_bundle(small, out, precisions=["fp16"]).parity["model.fp16.onnx"][SIMULATED]
     assert "first" not in (whole.note or "")
-    for module in (measuring_module, proving_module):
+    for module in (promise_module, proving_module):
         monkeypatch.setattr(module, "FP16_DROP", 0.999 * whole.drop)
     report = export_bundle(small, out, precisions=["fp16"])
     spared = report.parity["model.fp16.onnx"][SIMULATED]
@@ -582,7 +582,7 @@ def test_fp16_spares_the_first_convolutions_where_rounding_moves_scores_too_far(
     with Bundle.open(out) as bundle, bundle.model_files("fp16") as file:
         half = onnx.load(file)
         assert half_convolutions(half) == (3, 5)
-    for module in (measuring_module, proving_module):
+    for module in (promise_module, proving_module):
         monkeypatch.setattr(module, "FP16_DROP", 1e-9)
     assert "with first 2 of 5 convolutions in fp32" in str(refused(small, tmp_path, precisions=["fp16"]))
 

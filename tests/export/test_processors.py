@@ -26,7 +26,8 @@ from edgead.export.graph.saturation import probe_graph
 from edgead.export.options import CPU
 from edgead.export.precision.simulate_int8 import SimulatedInt8
 from edgead.export.torch_backend import TorchBackend
-from edgead.runtime.backends import open_backend, saturation
+from edgead.runtime.backends import open_backend
+from edgead.runtime.backends import saturation_probe as saturation
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.threshold import calibrate

@@ -67,7 +67,7 @@ def graph(mean: float = 127.5) -> onnx.ModelProto:
 
 
 def photos(seed: int, count: int = 8) -> NDArray[np.uint8]:
-    """Smooth images: neighbours are alike, as on photos, so that differences of them are small."""
+    """Smooth images: neighbours are alike, as on images, so that differences of them are small."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(60, 200, (count, 4, 4, 3)).repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
     return np.clip(coarse + rng.normal(0, 4, coarse.shape), 0, 255).astype(np.uint8)

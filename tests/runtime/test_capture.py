@@ -1,4 +1,4 @@
-"""Photos for training: lossless, numbered on, never replaced, and what looks wrong is said."""
+"""Images for training: lossless, numbered on, never replaced, and what looks wrong is said."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_source_that_ends_early_and_bad_frames(tmp_path):
 
 def test_a_lost_camera_keeps_what_was_saved(tmp_path):
     source = Listed([texture(0), texture(1), SourceLost("listed stopped after 2 frames")])
-    with pytest.raises(SourceLost, match=r"stopped after 2 frames; 2 of 5 photos were saved in .* and stay") as caught:
+    with pytest.raises(SourceLost, match=r"stopped after 2 frames; 2 of 5 images were saved in .* and stay") as caught:
         capture(source, 5, tmp_path)
     assert "\n" not in str(caught.value)
     assert len(list(tmp_path.iterdir())) == 2
@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(DataError, match=r"cannot write .*000001\.png.*; 1 of 3 photos were saved") as caught:
+        with pytest.raises(DataError, match=r"cannot write .*000001\.png.*; 1 of 3 images were saved") as caught:
             capture(Listed([small, large, small]), 3, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -167,7 +167,7 @@ def test_live_camera_at_its_rate(tmp_path):
 
 
 def test_wrong_settings(tmp_path):
-    with pytest.raises(ConfigError, match="at least 1 photo"):
+    with pytest.raises(ConfigError, match="at least 1 image"):
         capture("synthetic://", 0, tmp_path)
     with pytest.raises(ConfigError, match="interval"):
         capture("synthetic://", 1, tmp_path, min_interval_s=float("nan"))

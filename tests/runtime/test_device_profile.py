@@ -1,4 +1,4 @@
-"""A device profile: what is written is used where it holds, and left out with one line anywhere else."""
+"""A device profile: what is written is used where it holds, and omitted with one line anywhere else."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_profile_that_does_not_hold_is_left_out_with_one_line(
     with Inspector.open(bundle, profile=tmp_path) as inspect:
         assert inspect.left_out is not None
         assert expected in inspect.left_out
-        assert inspect.left_out.startswith(f"the device profile {file} is left out: ")
+        assert inspect.left_out.startswith(f"the device profile {file} is omitted: ")
         assert inspect.left_out.endswith(f"run: edgead tune {bundle}")
         assert "\n" not in inspect.left_out
         assert (inspect.threshold, inspect.describe().precision) == (20.0, "fp32")

@@ -184,7 +184,7 @@ def test_a_drifting_line_says_so_while_it_runs_on_the_page_and_to_prometheus():
         assert drifting == {"brightness", "focus"}
         shown = [one["text"] for one in board.state(0)["drift"] if one["drifting"]]
         assert any("brightness has drifted below" in text for text in shown)
-        lines = [line for line in metrics.exposition().splitlines() if line.startswith("edgead_drift{")]
-        assert {line.split('signal="')[1].split('"')[0]: line[-1] for line in lines} == {
-            "score": "0", "level": "0", "brightness": "1", "focus": "1",
+        lines = [line for line in metrics.exposition().decode().splitlines() if line.startswith("edgead_drift{")]
+        assert {line.split('signal="')[1].split('"')[0]: float(line.split()[-1]) for line in lines} == {
+            "score": 0, "level": 0, "brightness": 1, "focus": 1,
         }  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgead.runtime.backends.saturation import saturates
+from edgead.runtime.backends.saturation_probe import saturates
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import BackendUnavailable
 from edgead.runtime.inspection.inspector import Inspector

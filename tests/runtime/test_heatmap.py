@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgead.runtime.decision.verdict import decide
 from edgead.runtime.errors import DataError
-from edgead.runtime.frame import Decision, Result, decide
+from edgead.runtime.frame import Decision, Result
 from edgead.runtime.imaging.heatmap import annotate, banner_text, colormap, heat, overlay, pixel_threshold
 
 GREY = np.full((60, 90, 3), 128, np.uint8)

@@ -477,7 +477,7 @@ def test_calibration_sets_the_threshold_of_each_category_that_was_shown(
     text = "\n".join(report.warnings)
     assert "fp32/blau ü.1 keeps its threshold; the source showed it once" in text
     assert "2 frames of" in text
-    assert "showed no known category and were left out" in text
+    assert "showed no known category and were omitted" in text
     assert json.loads(json.dumps(report.to_dict()))["unknown"] == 2
 
 
@@ -509,7 +509,7 @@ def test_calibration_without_any_known_part_is_refused(make_routed: MakeRouted, 
 
 
 class DarkCamera(Source):
-    """A camera that looks at nothing, for ever."""
+    """A camera that looks at nothing, indefinitely."""
 
     def __init__(self) -> None:
         self.source_id, self.live, self.delivery = "dark camera", True, Delivery("newest")

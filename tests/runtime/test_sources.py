@@ -175,7 +175,7 @@ def test_every_registered_source_has_its_class(scheme):
         ("rtsp://host/user=admin_password=secret_channel=1.sdp", "rtsp://host/user=***"),
         ("lost 'rtsp://a:secret@h/1' and 'http://b:secret@h/2'", "lost 'rtsp://***@h/1' and 'http://***@h/2'"),
         ("http://host:8080/path@2x.png", "http://host:8080/path@2x.png"),
-        ("C:/photos@home/a.png", "C:/photos@home/a.png"),
+        ("C:/images@home/a.png", "C:/images@home/a.png"),
         ("parts/good?policy=every", "parts/good?policy=every"),
     ],
 )

@@ -34,7 +34,7 @@ typedef struct {
     Rounding coarse_rounding; /* of the first coordinates, and of the length of the others in place of the last one */
     Rounding fine_rounding;
     int32_t channels, width, turned, units, groups;
-    int32_t shortened; /* the last axis is zero: the last coordinate is the length of what the others leave out */
+    int32_t shortened; /* the last axis is zero: the last coordinate is the length of what the others omit */
 } Bank;
 
 typedef struct {

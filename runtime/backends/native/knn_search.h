@@ -165,7 +165,7 @@ TARGET static void NAMED(round_query)(const Bank *bank, const Work *work, int i,
     query->constant = square + 2 * shift;
 }
 
-/* Make the first `count` queries of a tile ready, which lie in work->values; one that is not finite is left out, and its
+/* Make the first `count` queries of a tile ready, which lie in work->values; one that is not finite is omitted, and its
  * distance is NaN. `starts` are rows that may be near them. */
 TARGET static void NAMED(prepare)(const Bank *bank, const Work *work, int count, const int32_t *starts, int started) {
     const size_t width = bank->width, coarse = bank->coarse_rounding.count;

@@ -12,7 +12,7 @@ from edgead.runtime.device.tuning.report import Candidate
 
 # Medians of one combination, taken again, differ by a few per cent; a smaller gain buys no memory.
 SAME_SPEED = 1.05
-_DRIFT_DIGITS = 3  # what `edgead check` calls the same score in FP32, as a share of the way to the threshold
+_DRIFT_DIGITS = 3  # what `edgead check` calls the same score in FP32, as a share of the score margin
 
 
 def mark(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb: float | None) -> tuple[Candidate, ...]:
@@ -53,7 +53,7 @@ def pick(candidates: Sequence[Candidate], keep: int | None = None) -> int | None
 
 
 def complain(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb: float | None, mend: str) -> str:
-    """Return one line for a user whose budgets nothing keeps within; ``mend`` says what to change."""
+    """Return one line for a user whose budgets nothing keeps within; ``fix`` says what to change."""
     usable = [one for one in candidates if one.usable]
     if not usable:
         first = next((one.judgement.excluded for one in candidates if one.judgement.excluded), "nothing was measured")

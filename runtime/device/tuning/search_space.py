@@ -49,7 +49,7 @@ class Setup:
             backend=choice.backend,
             precision=choice.precision,
             threads=choice.threads,
-            native_code=choice.native_code != "left out",
+            native_code=choice.native_code != "omitted",
         )
 
 
@@ -91,7 +91,7 @@ def find_setups(
                 choice = Choice(backend=backend, precision=precision, threads=number, native_code=native)
                 found.append(Setup(bundle.path, choice))
                 if offered and number is not None:
-                    found.append(Setup(bundle.path, choice.model_copy(update={"native_code": "left out"})))
+                    found.append(Setup(bundle.path, choice.model_copy(update={"native_code": "omitted"})))
     if not found:
         made = ", ".join(f"{key} for {', '.join(one.runtimes)}" for key, one in manifest.precisions.items())
         raise ConfigError(f"{bundle.path} holds nothing of what was asked for; it has {made}")
@@ -108,7 +108,7 @@ def find_like(bundle: Bundle, choice: Choice) -> list[Setup]:
     if choice.precision not in bundle.manifest.precisions:
         raise ConfigError(f"{bundle.path} has no precision '{choice.precision}'")
     offered = native_offered(bundle, choice.backend, choice.precision)
-    native: NativeCode = "absent" if not offered else "left out" if choice.native_code == "left out" else "used"
+    native: NativeCode = "absent" if not offered else "omitted" if choice.native_code == "omitted" else "used"
     wanted = Setup(bundle.path, choice.model_copy(update={"native_code": native}))
     return [wanted] if wanted.exact else [replace(_plain(bundle), eligible=False), wanted]
 

@@ -63,7 +63,7 @@ def tune(
     """Choose what runs a bundle on this device, or which of several bundles, and how.
 
     Every combination of backend, precision, threads and native code that opens here is tried in a process of its own,
-    which gives the memory that it takes; a library that crashes is left out. There it replays the references as
+    which gives the memory that it takes; a library that crashes is omitted. There it replays the references as
     ``edgead check`` does and judges the pictures: what fails the check, or decides a picture otherwise than FP32 does,
     must not be used. The others take turns in one process on frames of camera size.
 
@@ -108,7 +108,7 @@ def tune(
         ]
         trials, skipped = _try_all(setups, folder / "frames.npy", files, progress)
         if budget_mb is not None and any(trial.peak_bytes is None for _, trial in trials):
-            raise ConfigError("this system does not tell how much memory a process takes; leave out --budget-mb")
+            raise ConfigError("this system does not tell how much memory a process takes; omit --budget-mb")
         found = [
             Candidate(trial.setup, index, trial, judgement)
             for index, trial, judgement in _judge_all(trials, bundles, shown)
@@ -195,7 +195,7 @@ def _try_all(
                 who=setup.choice.backend,
                 doing=f"trying {setup.name}",
                 timeout_s=_TIMEOUT_S,
-                more_time="leave it out with --backend, --precision or --threads",
+                more_time="omit it with --backend, --precision or --threads",
             )
         except (BackendError, ConfigError) as error:
             skipped[name] = str(error)

@@ -1,0 +1,74 @@
+"""The manifest of a bundle whose thresholds come from a camera: the new ones in place, the old ones recorded."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from edgead.runtime.bundle.manifest import Manifest
+from edgead.runtime.bundle.manifest_schema import NormalsSection, ThresholdSection
+from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.uri import redact
+from edgead.runtime.version import __version__
+
+PROVENANCE_KEY = "calibrations"
+
+
+def recalibrated_manifest(
+    manifest: Manifest,
+    old: Mapping[str, Threshold],
+    new: Mapping[str, Threshold],
+    normals: Mapping[str, NormalsSection],
+    source_id: str,
+    images: int,
+    backend: Mapping[str, Any],
+) -> Manifest:
+    record = {
+        "time": datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).isoformat(timespec="seconds"),
+        "edgead": __version__,
+        "source": redact(source_id),
+        "images": images,
+        "backend": dict(backend),
+        "old": {key: threshold.to_dict() for key, threshold in old.items()},
+    }
+    earlier = manifest.provenance.get(PROVENANCE_KEY, [])
+    sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in new.items()}
+    routed = manifest.graph == "routed"
+    # The bundle's own thresholds are those of fp32, which therefore needs none beside them.
+    precisions = dict(manifest.precisions)
+    for key, entry in manifest.precisions.items():
+        if key != "fp32":
+            own = {name: sections.get(f"{key}/{name}") for name in manifest.categories}
+            kept = entry.categories | {name: section for name, section in own.items() if section is not None}
+            update = {"categories": kept} if routed else {"threshold": sections[key]}
+            precisions[key] = entry.model_copy(update=update)
+        elif not routed:
+            precisions[key] = entry.model_copy(update={"threshold": None})
+    categories = {
+        name: entry.model_copy(
+            update={
+                "threshold": sections.get(f"fp32/{name}", entry.threshold) if routed else entry.threshold,
+                "normals": normals.get(name, entry.normals),
+            }
+        )
+        for name, entry in manifest.categories.items()
+    }
+    # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
+    parity = {
+        file: {runtime: evidence for runtime, evidence in records.items() if not runtime.endswith("-bf16")}
+        for file, records in manifest.parity.items()
+    }
+    return manifest.model_copy(
+        update={
+            "parity": parity,
+            "threshold": sections.get("fp32", manifest.threshold),
+            "precisions": precisions,
+            "categories": categories,
+            "provenance": {
+                **manifest.provenance,
+                PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
+            },
+        }
+    )
