@@ -124,7 +124,7 @@ class LearnedBase:
         """Return the backbone with the taps that the network needs; raises `ConfigError` for others."""
         if spec.strides not in (DEFAULT_TAPS, tuple(strides)):
             asked = ",".join(map(str, spec.strides))
-            raise ConfigError(f"detector '{self.name}' takes taps of its own choice; leave --taps {asked} away")
+            raise ConfigError(f"detector '{self.name}' takes taps of its own choice; omit --taps {asked}")
         return BackboneSpec(spec.name, spec.weights, tuple(strides))
 
     def no_backbone(self, spec: BackboneSpec) -> BackboneSpec:
@@ -132,7 +132,7 @@ class LearnedBase:
         if spec.name not in (DEFAULT_BACKBONE, NO_BACKBONE.name):
             raise ConfigError(
                 f"detector '{self.name}' with profile={self.settings.profile} trains its own network and takes no "
-                f"backbone; leave --backbone {spec.name} away"
+                f"backbone; omit --backbone {spec.name}"
             )
         self.with_taps(spec, ())
         return NO_BACKBONE
