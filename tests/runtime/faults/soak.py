@@ -30,7 +30,8 @@ def main() -> None:
     judge.set_threshold(1e9)
     stream = Stream(judge, urls)
     runner = Runner(stream)
-    wait_for(lambda: stream.summary.frames.inspected > 60)
+    # Both cameras are there, and what is made with the first images is made.
+    wait_for(lambda: min(source.frames.inspected for source in stream.summary.sources.values()) > 60)
     samples = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -178,7 +178,7 @@ def soak(rtsp, seconds, survey_s):
     cameras = [rtsp(fps=30, seconds=int(seconds + LONG_S)) for _ in range(2)]
     command = [sys.executable, "-m", "tests.runtime.faults.soak", str(seconds), str(survey_s)]
     done = subprocess.run(
-        [*command, *(camera.url for camera in cameras)],
+        [*command, *(f"{camera.url}?silence={LONG_S:g}" for camera in cameras)],
         cwd=ROOT,
         capture_output=True,
         text=True,
