@@ -88,6 +88,8 @@ class Peer:
                 pooled = {layer: model.model.feature_pooler(tap) for layer, tap in taps.items()}
                 patches.append(model.model.reshape_embedding(model.model.generate_embedding(pooled)))
             everything = torch.cat(patches)
+            # The file imports what lies on edgead's lowest floor, which needs nothing that is not here.
+            sys.path.insert(0, str(Path(coreset).parents[2]))
             specification = importlib.util.spec_from_file_location("coreset", coreset)
             assert specification is not None
             assert specification.loader is not None

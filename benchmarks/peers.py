@@ -246,7 +246,7 @@ def fit_anomalib(part: Part, theirs: Worker, work: Path, folder: Path, threads: 
     data = {"data": str(part.category), "folder": str(folder), "threads": threads}
     if part.detector == "patchcore" and part.ratio > 0.01:
         source = work / "models" / Part(part.category, part.detector, 0.01, part.images).name
-        coreset = str(ROOT / "edgead" / "coreset.py")
+        coreset = str(ROOT / "edgead" / "features" / "coreset.py")
         found: dict[str, Any] = theirs.ask("fill_bank", source=str(source), coreset=coreset, rows=rows, **data)
     else:
         weights = str(work / "lite0.pt")
