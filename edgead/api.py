@@ -22,7 +22,6 @@ from edgead.model.model import TrainedModel
 from edgead.model.model import load_model as load_directory
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.imaging.decode import find_images, read_image
-from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.inspection.judged import JudgedResult
 from edgead.runtime.progress import Progress, silent
 
@@ -127,24 +126,6 @@ class Model(TrainedModel):
         if "precisions" not in options:
             options["precisions"] = [FP32, *([FP16] if fp16 else []), *([TRT, CPU] if int8 else [])]
         return export_bundle(self.exportable(Path(path).stem), path, progress=progress, **options)
-
-    def inspector(self) -> Inspector:
-        """Return what judges frames with this model on torch; close it, or use it as a context manager.
-
-        Example:
-            >>> with model.inspector() as inspect:
-            ...     print(inspect(image).score)
-        """
-        return Inspector(
-            self.exportable("model").torch_backend(),
-            height=self.card.height,
-            width=self.card.width,
-            threshold=self.limits,
-            name="model",
-            why="a model that was not exported runs on torch",
-            region=self.region,
-            tiles=self.tiles,
-        )
 
 
 def fit(

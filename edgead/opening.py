@@ -40,13 +40,4 @@ def open_inspector(
     model = load_model(path)
     if threads is not None:
         set_threads(threads)
-    return Inspector(
-        model.exportable(path.name).torch_backend(),
-        height=model.card.height,
-        width=model.card.width,
-        threshold=model.limits,
-        name=path.name,
-        why="a model directory runs on torch",
-        region=model.region,
-        tiles=model.tiles,
-    )
+    return model.inspector(path.name)

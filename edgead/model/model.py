@@ -30,6 +30,7 @@ from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.imaging.roi import Region, encode_mask
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.inspection.inspector import Inspector
 from edgead.training.training_log import draw_log
 
 _WEIGHTS = "weights.safetensors"
@@ -88,6 +89,27 @@ class TrainedModel:
             routing=self._routing(),
             calibration=self.calibration,
             normals={name: section.to_normals() for name, section in card.normals.items()},
+            region=self.region,
+            tiles=self.tiles,
+        )
+
+    def inspector(self, name: str = "model") -> Inspector:
+        """Return what judges frames with this model on torch; close it, or use it as a context manager.
+
+        Args:
+            name: what is inspected, for messages.
+
+        Example:
+            >>> with model.inspector() as inspect:
+            ...     print(inspect(image).score)
+        """
+        return Inspector(
+            self.exportable(name).torch_backend(),
+            height=self.card.height,
+            width=self.card.width,
+            threshold=self.limits,
+            name=name,
+            why="a model directory runs on torch",
             region=self.region,
             tiles=self.tiles,
         )

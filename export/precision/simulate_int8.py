@@ -1,12 +1,11 @@
 """An INT8 graph executed in exact integer arithmetic, the same on every processor.
 
 What a runtime makes of a graph depends on the processor: sums of byte products may saturate at 16 bits (see
-`edgead.export.graph.saturation`), and nobody uses a CPU's kernels for a graph that is meant for TensorRT. So precisions
-are
-judged here by the arithmetic that the graph stands for: each quantised convolution is rewritten to a product of whole
-numbers with sums in 32 bits, and a multiplication by the scales behind it. ONNX Runtime executes that in float32, where
-every sum of whole numbers below 2^24 is exact in whatever order it is taken; a layer whose sums could become larger is
-taken apart into several that stay below, and these are added up as integers.
+`edgead.export.graph.saturation`), and nobody uses a CPU's kernels for a graph that is meant for TensorRT. So
+precisions are judged here by the arithmetic that the graph stands for: each quantised convolution is rewritten to a
+product of whole numbers with sums in 32 bits, and a multiplication by the scales behind it. ONNX Runtime executes that
+in float32, where every sum of whole numbers below 2^24 is exact in whatever order it is taken; a layer whose sums could
+become larger is taken apart into several that stay below, and these are added up as integers.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
+    UNWANTED_OPTIMISERS,
     as_inference,
     check_graph,
     check_images,
@@ -23,8 +24,6 @@ from edgead.runtime.errors import BackendError
 from edgead.runtime.frame import Inference
 
 _BATCH = 4
-# It quantises float weights between 8-bit tensors: layers that were kept in FP32, and those of a simulation.
-_UNWANTED = ["WeightBiasQuantization"]
 
 
 class Simulation:
@@ -69,7 +68,7 @@ class Simulation:
                 rewritten.SerializeToString(),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=_UNWANTED,
+                disabled_optimizers=UNWANTED_OPTIMISERS,
             )
         except Exception as error:
             raise BackendError(f"the simulation of {label} cannot be loaded: {first_line(error)}") from error

@@ -14,6 +14,7 @@ from edgead.runtime.backends import BackendInfo
 from edgead.runtime.backends.common import (
     INPUT,
     OUTPUTS,
+    UNWANTED_OPTIMISERS,
     as_inference,
     check_graph,
     check_images,
@@ -28,10 +29,6 @@ from edgead.runtime.backends.native.library import QUERIES
 from edgead.runtime.backends.native_step import NativeStep, parts_for
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.frame import Inference
-
-# It quantises float weights between two 8-bit tensors, one scale for all channels (seen in 1.31): the very layers that
-# an export kept in FP32 because INT8 cost most there. A version that has no such optimiser ignores the name.
-_UNWANTED = ["WeightBiasQuantization"]
 
 
 class _OnnxRuntime:
@@ -115,7 +112,9 @@ def _session(
     if batch:
         options.add_free_dimension_override_by_name("batch", batch)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=[provider], disabled_optimizers=_UNWANTED)
+        return onnxruntime.InferenceSession(
+            str(model), options, providers=[provider], disabled_optimizers=UNWANTED_OPTIMISERS
+        )
     except Exception as error:
         raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
 
