@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Counter = Callable[[int, int], None]
+StepProgress = Callable[[int, int], None]
 Progress = Callable[[str, int, int], None]
 
 

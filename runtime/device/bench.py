@@ -26,7 +26,7 @@ from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.machine import describe_machine
-from edgead.runtime.progress import Counter
+from edgead.runtime.progress import StepProgress
 from edgead.runtime.status.latency import Latency
 from edgead.runtime.version import __version__
 
@@ -50,7 +50,7 @@ def bench(
     rate_fps: float | None = None,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     threads: int | None = None,
-    progress: Counter | None = None,
+    progress: StepProgress | None = None,
 ) -> BenchReport:
     """Measure a bundle on this device.
 
@@ -118,7 +118,7 @@ def take_turns(
     frames: int,
     turn: int,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
-    progress: Counter | None = None,
+    progress: StepProgress | None = None,
 ) -> list[Latency]:
     """Return the camera-to-decision latency of several inspectors in one process, frame for frame as `bench` takes it.
 
@@ -269,7 +269,7 @@ def _take_turns(
     frames: int,
     length: int,
     rate_fps: float | None,
-    progress: Counter | None,
+    progress: StepProgress | None,
 ) -> None:
     done = 0
     for number, first in enumerate(range(0, frames, length)):

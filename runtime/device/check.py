@@ -19,7 +19,7 @@ from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.decode import find_images, read_image
 from edgead.runtime.inspection.replay import ImagesCheck, NetworkInput, ReferenceCheck, problems, replay
 from edgead.runtime.inspection.run_config import RunConfig, RunOptions
-from edgead.runtime.progress import Counter
+from edgead.runtime.progress import StepProgress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -107,7 +107,7 @@ def check_bundle(
     config: RunConfig | None = None,
     *,
     images: Sequence[str | Path] = (),
-    progress: Counter | None = None,
+    progress: StepProgress | None = None,
     **options: Unpack[RunOptions],
 ) -> CheckReport:
     """Verify a bundle and replay its reference images on this device.

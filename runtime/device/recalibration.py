@@ -26,7 +26,7 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataEr
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
 from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.inspector import Inspector
-from edgead.runtime.progress import Counter
+from edgead.runtime.progress import StepProgress
 from edgead.runtime.sources import Source, open_source
 
 PROBE = "probe-"  # references that `edgead fit` planted a defect on
@@ -43,7 +43,7 @@ def calibrate_bundle(
     min_interval_s: float = 0.0,
     backend: str = "auto",
     threads: int | None = None,
-    progress: Counter | None = None,
+    progress: StepProgress | None = None,
 ) -> CalibrationReport:
     """Write a copy of a bundle with thresholds from the good parts that a source shows.
 
@@ -182,7 +182,7 @@ def _collect(
     inspectors: Mapping[str, Inspector],
     n: int | None,
     min_interval_s: float,
-    progress: Counter | None,
+    progress: StepProgress | None,
 ) -> _Taken:
     taken = _Taken({}, {})
     due_ns: float = -math.inf
