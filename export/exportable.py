@@ -50,8 +50,8 @@ class Exportable:
         detector, settings, categories (name -> training images), provenance: recorded as they are.
         references: ``(name, PNG bytes)``, real images at native size; the bundle carries them.
         routing: of a routed model, whose ``module`` gives score, map, votes and similarity; None otherwise.
-        calibration: ``(name, PNG bytes)``; ``good-…`` set the ranges of INT8, ``probe-…`` have planted defects. The
-            bundle does not carry them.
+        calibration: ``(name, PNG bytes)``; normal ones set the ranges of INT8, others have planted defects, see
+            `ReferenceName`. The bundle does not carry them.
         normals: category -> what its good parts looked like, for the drift watch.
         region: the part of a frame that is judged; None: all of it.
         tiles: how that part is cut; None: not at all.

@@ -15,6 +15,7 @@ from PIL import Image
 from edgead.data import Category, Sample, load_images
 from edgead.probes import STRUCTURAL, plant_in_region
 from edgead.runtime.bundle.manifest_schema import NormalsSection
+from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.baseline import Normals, picture_signals
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
@@ -101,10 +102,9 @@ def make_references(
         if seen:
             image = second_shot(image, seed + number)
         kind = STRUCTURAL[number % len(STRUCTURAL)]
-        references.append((f"good-{prefix}{number}.png", encode_png(image)))
-        references.append(
-            (f"probe-{prefix}{number}-{kind}.png", encode_png(_plant(image, region, kind, seed + number)))
-        )
+        references.append((ReferenceName.normal(f"{prefix}{number}").name, encode_png(image)))
+        planted = ReferenceName.planted(f"{prefix}{number}", kind).name
+        references.append((planted, encode_png(_plant(image, region, kind, seed + number))))
     return tuple(references)
 
 
@@ -129,13 +129,13 @@ def calibration_images(
         image = read_image(category.train[index].path)
         if seen:
             image = second_shot(image, seed + REFERENCE_IMAGES + number)
-        kept.append((f"good-{prefix}{number:02}.png", encode_png(prepare(image, *size, region=region, tiles=tiles))))
+        label = f"{prefix}{number:02}"
+        kept.append((ReferenceName.normal(label).name, encode_png(prepare(image, *size, region=region, tiles=tiles))))
         if number % 2:
             kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
             probe = _plant(image, region, kind, seed + number)
-            kept.append(
-                (f"probe-{prefix}{number:02}-{kind}.png", encode_png(prepare(probe, *size, region=region, tiles=tiles)))
-            )
+            planted = ReferenceName.planted(label, kind).name
+            kept.append((planted, encode_png(prepare(probe, *size, region=region, tiles=tiles))))
     return tuple(kept)
 
 

@@ -20,9 +20,9 @@ from edgead.features.scoring import ScoringModule
 from edgead.model.directories import swap_directory, wait_for_disk
 from edgead.model.model_card import CARD_FILE, ModelCard, read_card
 from edgead.runtime.bundle.layout import MASK_NAME
+from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
-from edgead.runtime.device.recalibration import PROBE
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Decision
@@ -130,11 +130,9 @@ class TrainedModel:
         """
         model = self.exportable("model")
         size = (model.height, model.width)
-        images = [model.prepare(decode_image(data, name)) for name, data in self.references if name.startswith(PROBE)]
+        images = [model.prepare(decode_image(data, name)) for name, data in self.references if _is_planted(name)]
         if model.tiles is None:  # which lie in these at network size
-            images += [
-                resize(decode_image(data, name), *size) for name, data in self.calibration if name.startswith(PROBE)
-            ]
+            images += [resize(decode_image(data, name), *size) for name, data in self.calibration if _is_planted(name)]
         backend, limits = model.torch_backend(), model.limits
         verdicts = [limits.judge(backend.run(image[None]), 0) for image in images]
         return len(verdicts), sum(verdict.decision is Decision.OK for verdict in verdicts)
@@ -218,6 +216,10 @@ def load_model(path: Path) -> TrainedModel:
             f"{path} does not fit this version of edgead or timm ({str(error).splitlines()[0]}); fit again"
         ) from error
     return TrainedModel(card, module, references, calibration, _read_region(path, card))
+
+
+def _is_planted(name: str) -> bool:
+    return ReferenceName.parse(name).kind == "planted"
 
 
 def _read_region(path: Path, card: ModelCard) -> Region | None:

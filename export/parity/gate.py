@@ -23,6 +23,7 @@ from edgead.export.precision.graph_files import fp32_graphs, inline_all, split_f
 from edgead.export.precision.variants import GraphFiles, PrecisionMaker, Samples, round_network
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import ParityRecord
+from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.errors import ConfigError, ParityError
 from edgead.runtime.imaging.decode import decode_image, find_images, read_image
 from edgead.runtime.imaging.preprocess import resize
@@ -171,9 +172,9 @@ def _samples(model: Exportable, options: ExportOptions) -> Samples:
         step = -(-len(paths) // _MOST_CALIBRATION)
         good = [model.prepare(read_image(path)) for path in paths[::step]]
     else:
-        good = [held[name] for name in held if name.startswith("good-")]
+        good = [held[name] for name in held if ReferenceName.parse(name).kind == "normal"]
     others = [model.prepare(decode_image(data, name)) for name, data in model.references]
-    others += [held[name] for name in held if not name.startswith("good-")]
+    others += [held[name] for name in held if ReferenceName.parse(name).kind != "normal"]
     shape = (-1, *size, 3)
     backend, limits = model.torch_backend(), model.limits
     verdicts = [limits.judge(backend.run(image[None]), 0) for image in [*good, *others]]

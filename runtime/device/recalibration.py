@@ -15,6 +15,7 @@ from pathlib import Path
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import NormalsSection
+from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.bundle.references import expected_inferences
 from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
@@ -29,7 +30,6 @@ from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import StepProgress
 from edgead.runtime.sources import Source, open_source
 
-PROBE = "probe-"  # references that `edgead fit` planted a defect on
 _MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
 
 
@@ -264,7 +264,7 @@ def _probe_scores(bundle: Bundle) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     if bundle.references():
         for name, one in expected_inferences(bundle.expected()).items():
-            if name.startswith(PROBE):
+            if ReferenceName.parse(name).kind == "planted":
                 category = "" if one.category is None else one.category[0]
                 found.setdefault(category or "", {})[name] = float(one.score[0])
     return found

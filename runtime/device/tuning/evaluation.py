@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.paired_auroc import Ranking
 from edgead.runtime.decision.verdict import BORDERLINE_SHARE, Verdict
 from edgead.runtime.device.tuning.search_space import Setup
@@ -192,11 +193,9 @@ def _rank_pictures(pictures: Sequence[Picture], judged: Mapping[str, Verdict]) -
 
 
 def _rank_references(judged: Mapping[str, Verdict]) -> Ranking | None:
-    """Rank a bundle's references, which `fit` calls ``good-X.png`` and, with a planted defect, ``probe-X-KIND.png``."""
-    good = [name for name in judged if name.startswith("good-")]
-    probes = [name for name in judged if name.startswith("probe-") and name.count("-") > 1]
-    owners = [f"good-{name.removeprefix('probe-').rpartition('-')[0]}.png" for name in probes]
-    return _rank(judged, good, [pair for pair in zip(probes, owners, strict=True) if pair[1] in good])
+    names = [ReferenceName.parse(name) for name in judged]
+    normal = [one.name for one in names if one.kind == "normal"]
+    return _rank(judged, normal, [(one.name, one.source) for one in names if one.source in normal])
 
 
 def _rank(judged: Mapping[str, Verdict], good: Sequence[str], planted: Sequence[tuple[str, str]]) -> Ranking | None:
