@@ -76,16 +76,52 @@ def check_budget(budget_mb: float | None, budget_ms: float | None) -> None:
             raise ConfigError(f"{name} must be a number above 0, got {value}")
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetLimits:
+    """What a bundle may take.
+
+    Attributes:
+        mb: 10^6 bytes on disk, as it is exported without options; None: any number.
+        ms: median from camera to decision of a 1280x1024 frame on the default backend of this machine; None: any.
+    """
+
+    mb: float | None
+    ms: float | None
+
+    def excess(self, size: int, ms: float) -> float:
+        """Return the largest share of a limit that is taken; more than 1 does not fit."""
+        return max(size / 1e6 / (self.mb or math.inf), ms / (self.ms or math.inf))
+
+    def fits(self, size: int, ms: float) -> bool:
+        return size <= (self.mb or math.inf) * 1e6 and ms <= (self.ms or math.inf)
+
+    def __str__(self) -> str:
+        limits = ((self.mb, "MB"), (self.ms, "ms"))
+        return " and ".join(f"{value:g} {unit}" for value, unit in limits if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a ladder is measured with.
+
+    Attributes:
+        images, sources: all training images, and the name of the folder of each.
+        extractor: of the plain features.
+        references: ``(name, PNG bytes)`` that the final bundle will hold, part of its size; also the timed frames.
+    """
+
+    images: TrainingImages
+    sources: Sequence[str]
+    extractor: FeatureExtractor
+    references: Sequence[tuple[str, bytes]]
+
+
 def choose(
     detector: Any,
     fixed: Collection[str],
-    images: TrainingImages,
-    sources: Sequence[str],
-    extractor: FeatureExtractor,
-    references: Sequence[tuple[str, bytes]],
+    material: Material,
+    limits: BudgetLimits,
     *,
-    budget_mb: float | None,
-    budget_ms: float | None,
     seed: int,
     progress: Progress = silent,
 ) -> Budget:
@@ -98,11 +134,7 @@ def choose(
     Args:
         detector: with the user's settings.
         fixed: names of the settings that the user gave; they are not varied.
-        images, sources: all training images, and the name of the folder of each.
-        extractor: of the plain features.
-        references: ``(name, PNG bytes)`` that the final bundle will hold, part of its size; also the timed frames.
-        budget_mb: 10^6 bytes of the bundle on disk, as it is exported without options.
-        budget_ms: median from camera to decision of a 1280x1024 frame on the default backend of this machine.
+        material: images and features; limits: the budget.
         seed: chooses the images and paints the defects. AUROC and bytes depend on nothing else.
         progress: called with ``(stage, done, total)``.
 
@@ -116,7 +148,8 @@ def choose(
         progress(f"budget: {stage}", done, total)
 
     choose_backend("auto")
-    trials = Trials.of(detector, images, sources, extractor, seed, tell)
+    extractor, references = material.extractor, material.references
+    trials = Trials.of(detector, material.images, material.sources, extractor, seed, tell)
     cells = extractor.grid[0] * extractor.grid[1]
     ladder: Sequence[Settings] = detector.ladder(extractor.channels, cells, trials.fitted, fixed)
     shared = SharedBackbone(extractor.backbone, *trials.size)
@@ -137,16 +170,16 @@ def choose(
             standard_error=ranking.error(),
             bytes=size,
             ms=round(ms, 3),
-            fits=size <= (budget_mb or math.inf) * 1e6 and ms <= (budget_ms or math.inf),
+            fits=limits.fits(size, ms),
         )
         for settings, ranking, size, ms in zip(varied(ladder), rankings, sizes, times, strict=True)
     )
     if not any(rung.fits for rung in curve):
-        raise ConfigError(_complaint(detector.name, curve, budget_mb, budget_ms, backend["name"]))
+        raise ConfigError(_complaint(detector.name, curve, limits, backend["name"]))
     chosen = pick(curve, rankings)
     card = BudgetCard(
-        budget_mb=budget_mb,
-        budget_ms=budget_ms,
+        budget_mb=limits.mb,
+        budget_ms=limits.ms,
         fitted=trials.fitted,
         held_out=len(trials.normals),
         probes=len(trials.painted),
@@ -173,19 +206,12 @@ def pick(curve: Sequence[RungCard], rankings: Sequence[Ranking]) -> int:
     return min(equal, key=lambda number: curve[number].bytes)
 
 
-def _complaint(
-    name: str, curve: Sequence[RungCard], budget_mb: float | None, budget_ms: float | None, backend: str
-) -> str:
-    def excess(rung: RungCard) -> float:
-        return max(rung.bytes / 1e6 / (budget_mb or math.inf), rung.ms / (budget_ms or math.inf))
-
-    nearest = min(curve, key=excess)
-    limits = ((budget_mb, "MB"), (budget_ms, "ms"))
-    wanted = " and ".join(f"{value:g} {unit}" for value, unit in limits if value is not None)
+def _complaint(name: str, curve: Sequence[RungCard], limits: BudgetLimits, backend: str) -> str:
+    nearest = min(curve, key=lambda rung: limits.excess(rung.bytes, rung.ms))
     settings = ", ".join(f"{key}={value}" for key, value in nearest.settings.items())
     of = f" ({settings})" if settings else ""
     return (
-        f"no settings of detector '{name}' keep within {wanted}: the nearest{of} take "
+        f"no settings of detector '{name}' keep within {limits}: the nearest{of} take "
         f"{nearest.bytes / 1e6:.2f} MB and {nearest.ms:.2f} ms on {backend} here; "
         "raise the budget, or take a smaller --size, --backbone or detector"
     )

@@ -69,15 +69,19 @@ def run_probes(
     if model.is_dir():
         require("train", "torch", "torchvision", "timm", "safetensors")
     from edgead.data import open_category
-    from edgead.evaluation.probing import PER_KIND, ProbeReport, check_kinds, probe
+    from edgead.evaluation.probing import PER_KIND, ProbePlan, ProbeReport, check_kinds, probe
     from edgead.evaluation.validation_normals import find_normals, read_training_record
     from edgead.opening import open_inspector
     from edgead.probes import KINDS
 
     kinds = KINDS if options.kinds is None else tuple(part.strip() for part in options.kinds.split(",") if part.strip())
     check_kinds(kinds)
-    seed = options.seed or 0
-    strength = 1.0 if options.strength is None else options.strength
+    plan = ProbePlan(
+        kinds=kinds,
+        per_kind=options.per_kind or PER_KIND,
+        seed=options.seed or 0,
+        strength=1.0 if options.strength is None else options.strength,
+    )
     record = read_training_record(model)
     normals = [find_normals(open_category(path, train_only=True), record) for path in categories]
     if record.fingerprints is None:
@@ -85,21 +89,10 @@ def run_probes(
     with open_inspector(model, backend=backend, threads=threads) as inspector, out.progress() as step:
         out.note(f"backend: {inspector.why}")
         report = ProbeReport(
-            tuple(
-                probe(
-                    inspector,
-                    one,
-                    kinds=kinds,
-                    per_kind=options.per_kind or PER_KIND,
-                    seed=seed,
-                    strength=strength,
-                    progress=partial(step, one.category.name),
-                )
-                for one in normals
-            ),
+            tuple(probe(inspector, one, plan, progress=partial(step, one.category.name)) for one in normals),
             inspector.describe(),
-            seed,
-            strength,
+            plan.seed,
+            plan.strength,
         )
     out.finish(report.to_dict(), *_tables(report, model))
 

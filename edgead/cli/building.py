@@ -13,7 +13,7 @@ from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.export.engines.building import BuildReport, EngineRow
+    from edgead.export.engines.build_report import BuildReport, EngineRow
 
 
 @command("build", panel=PANEL, example="edgead build plate.edgead --target tensorrt-rtx --compute-capability 8.6")
@@ -75,14 +75,19 @@ def build(
     from edgead.runtime.backends.engine_key import PLUGIN_VARIABLE
 
     options = BuildOptions(
-        max_batch=batch, workspace_mb=workspace_mb, plugin=plugin, dla=dla, timeout_s=timeout, rebuild=rebuild
+        precisions=precision or (),
+        compute_capabilities=compute_capability or (),
+        max_batch=batch,
+        workspace_mb=workspace_mb,
+        plugin=plugin,
+        dla=dla,
+        timeout_s=timeout,
+        rebuild=rebuild,
     )
     with out.progress() as step:
         report = build_engines(
             bundle,
             target=target,
-            precisions=precision or (),
-            compute_capabilities=compute_capability or (),
             cache=EngineCache(cache),
             options=options,
             progress=step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,10 @@ from edgead.cli._options import calibration_cache, require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgead.cli._output import Output
+    from edgead.export.options import ExportKeywords
     from edgead.export.parity.gate import ExportReport
 
 
@@ -117,28 +120,12 @@ def precisions_of(fp16: bool, int8: bool) -> list[str]:
     return [*(["fp16"] if fp16 else []), *(["int8-trt", "int8-cpu"] if int8 else [])]
 
 
-def export_proved(
-    out: Output,
-    write: Callable[..., ExportReport],
-    *,
-    precisions: Sequence[str],
-    images: Sequence[Path],
-    calibration: Sequence[Path],
-    max_drop: float,
-    allow_drift: bool,
-) -> ExportReport:
+def export_proved(out: Output, write: Callable[..., ExportReport], **options: Unpack[ExportKeywords]) -> ExportReport:
     """Run an export; what it measured is shown where the proof fails, too."""
     from edgead.runtime.errors import ParityError
 
     try:
-        return write(
-            precisions=precisions,
-            images=images,
-            calibration=calibration,
-            max_drop=max_drop,
-            allow_drift=allow_drift,
-            cache=calibration_cache(),
-        )
+        return write(**options, cache=calibration_cache())
     except ParityError as error:
         if error.report is not None:
             out.finish(error.report, *layer_tables(error.report["precisions"], explain=True))

@@ -116,6 +116,7 @@ def tune(
     bundles are given, or the model that it came from. Exits with 3 where nothing keeps within the budgets.
     """
     again = _again(bundles, model, train, size, output)
+    from edgead.runtime.device.tuning.tune import TuneOptions
     from edgead.runtime.device.tuning.tune import tune as measure
     from edgead.runtime.errors import BudgetError
     from edgead.tuning.tuning import find_good
@@ -124,24 +125,24 @@ def tune(
     good, unknown = find_good(bundles, normals or ())
     for name in unknown:
         out.warn(f"{name} does not say which images it was trained on; make sure that it has not seen those")
-    budget: dict[str, Any] = {"budget_ms": budget_ms, "budget_mb": budget_mb, "frames": frames, "frame_size": camera}
+    options = TuneOptions(
+        budget_ms=budget_ms,
+        budget_mb=budget_mb,
+        backends=backend or (),
+        precisions=precision or (),
+        threads=threads or (),
+        frames=frames,
+        frame_size=camera,
+    )
     refit = None
     with out.progress() as step:
 
         def measured(paths: Sequence[Path]) -> TuneReport:
-            return measure(
-                paths,
-                pictures=_pictures(paths, good, images or ()),
-                backends=backend or (),
-                precisions=precision or (),
-                threads=threads or (),
-                progress=step,
-                **budget,
-            )
+            return measure(paths, options, pictures=_pictures(paths, good, images or ()), progress=step)
 
         report = measured(bundles)
         if again is not None:
-            refit = again.compare(again.plan(size or ()), report.best.setup.choice, progress=step, **budget)
+            refit = again.compare(again.plan(size or ()), report.best.setup.choice, options, progress=step)
             if refit.chosen is not None and refit.changed and output is not None:
                 again.write(refit.chosen, output)
                 report = measured([output])

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -82,61 +83,61 @@ class TrainingImages:
         return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
 
 
-def make_references(
-    category: Category,
-    seed: int,
-    count: int = REFERENCE_IMAGES,
-    prefix: str = "",
-    region: Region | None = None,
-    seen: bool = True,
-) -> tuple[tuple[str, bytes], ...]:
-    """Return PNGs of ``count`` good images at native size, and of the same images with planted defects.
+@dataclass(frozen=True, slots=True)
+class KeptImages:
+    """A few good images of a category that a model keeps, and copies of them with planted defects.
 
-    With ``seen`` the model is fitted on all images, and these are moved a little, see `second_shot`. A detector that
-    holds images out holds out the first of the same permutation.
+    Attributes:
+        seed: chooses the images, and plants the defects.
+        region: the part of an image that is judged; None: all of it.
+        prefix: of the images' names.
+        seen: whether the model is fitted on all images; these are moved a little then, see `second_shot`. A detector
+            that holds images out holds out the first of the same permutation.
     """
-    chosen = np.random.default_rng(seed).permutation(len(category.train))[:count]
-    references = []
-    for number, index in enumerate(sorted(chosen)):
-        image = read_image(category.train[index].path)
-        if seen:
-            image = second_shot(image, seed + number)
-        kind = STRUCTURAL[number % len(STRUCTURAL)]
-        references.append((ReferenceName.normal(f"{prefix}{number}").name, encode_png(image)))
-        planted = ReferenceName.planted(f"{prefix}{number}", kind).name
-        references.append((planted, encode_png(_plant(image, region, kind, seed + number))))
-    return tuple(references)
 
+    category: Category
+    seed: int
+    region: Region | None = None
+    prefix: str = ""
+    seen: bool = True
 
-def calibration_images(
-    category: Category,
-    size: tuple[int, int],
-    seed: int,
-    count: int = CALIBRATION_IMAGES,
-    prefix: str = "",
-    region: Region | None = None,
-    tiles: Tiles | None = None,
-    seen: bool = True,
-) -> tuple[tuple[str, bytes], ...]:
-    """Return PNGs of ``count`` good images at network size, and of every second of them with a planted defect.
+    def references(self) -> tuple[tuple[str, bytes], ...]:
+        """Return PNGs of `REFERENCE_IMAGES` images at native size, and of the same with planted defects."""
+        chosen = np.random.default_rng(self.seed).permutation(len(self.category.train))[:REFERENCE_IMAGES]
+        references = []
+        for number, index in enumerate(sorted(chosen)):
+            image = self._read(index, number)
+            label, kind = f"{self.prefix}{number}", STRUCTURAL[number % len(STRUCTURAL)]
+            references.append((ReferenceName.normal(label).name, encode_png(image)))
+            planted = _plant(image, self.region, kind, self.seed + number)
+            references.append((ReferenceName.planted(label, kind).name, encode_png(planted)))
+        return tuple(references)
 
-    They are others than the references' where there are enough; ``seen`` as there.
-    """
-    order = np.random.default_rng(seed).permutation(len(category.train))
-    chosen = np.roll(order, -REFERENCE_IMAGES)[:count]
-    kept = []
-    for number, index in enumerate(sorted(chosen)):
-        image = read_image(category.train[index].path)
-        if seen:
-            image = second_shot(image, seed + REFERENCE_IMAGES + number)
-        label = f"{prefix}{number:02}"
-        kept.append((ReferenceName.normal(label).name, encode_png(prepare(image, *size, region=region, tiles=tiles))))
-        if number % 2:
-            kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
-            probe = _plant(image, region, kind, seed + number)
-            planted = ReferenceName.planted(label, kind).name
-            kept.append((planted, encode_png(prepare(probe, *size, region=region, tiles=tiles))))
-    return tuple(kept)
+    def calibration(self, size: tuple[int, int], tiles: Tiles | None = None) -> tuple[tuple[str, bytes], ...]:
+        """Return PNGs of `CALIBRATION_IMAGES` images at network size, and of every second with a planted defect.
+
+        They are others than the references' where there are enough.
+        """
+
+        def prepared(image: NDArray[np.uint8]) -> bytes:
+            return encode_png(prepare(image, *size, region=self.region, tiles=tiles))
+
+        order = np.random.default_rng(self.seed).permutation(len(self.category.train))
+        chosen = np.roll(order, -REFERENCE_IMAGES)[:CALIBRATION_IMAGES]
+        kept = []
+        for number, index in enumerate(sorted(chosen)):
+            image = self._read(index, REFERENCE_IMAGES + number)
+            label = f"{self.prefix}{number:02}"
+            kept.append((ReferenceName.normal(label).name, prepared(image)))
+            if number % 2:
+                kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
+                planted = _plant(image, self.region, kind, self.seed + number)
+                kept.append((ReferenceName.planted(label, kind).name, prepared(planted)))
+        return tuple(kept)
+
+    def _read(self, index: int, number: int) -> NDArray[np.uint8]:
+        image = read_image(self.category.train[index].path)
+        return second_shot(image, self.seed + number) if self.seen else image
 
 
 def second_shot(image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:

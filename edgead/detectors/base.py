@@ -105,6 +105,25 @@ def assign_folds(count: int, seed: int, folds: int = FOLDS) -> NDArray[np.int64]
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What every pass over the features of some images needs; ``batch`` images are computed at once."""
+
+    images: TrainingImages
+    extractor: FeatureExtractor
+    batch: int
+    progress: Progress
+
+    def features(self, stage: str) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index of the first image of a batch and the batch's features ``(n, C, gh, gw)``."""
+        done = 0
+        for pixels in self.images.batches(self.batch):
+            yield done, self.extractor(torch.from_numpy(np.ascontiguousarray(pixels)))
+            done += len(pixels)
+            self.progress(stage, done, len(self.images))
+
+
+# More than six parameters: what every fit takes, and two that are rarely given.
 @torch.inference_mode()
 def fit_closed_form(
     detector: Detector,
@@ -128,14 +147,15 @@ def fit_closed_form(
     extractor = detector.extractor(extractor, seed)
     size = count * extractor.channels * extractor.grid[0] * extractor.grid[1] * 4
     kept: list[tuple[int, Tensor]] | None = [] if size <= _KEPT_BYTES else None
-    collector = _collect(detector, images, folds, extractor, seed, progress, batch, kept)
+    passes = Passes(images, extractor, batch, progress)
+    collector = _collect(detector, passes, folds, seed, kept)
     smooth = bool(detector.settings.smooth)
     held_out = [
         ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval()
         for fold in range(folds.max() + 1)
     ]
     scores, levels = np.empty(count, np.float64), np.empty(count, np.float64)
-    for first, features in _again(kept, images, extractor, batch, progress, "out-of-fold scores"):
+    for first, features in _again(kept, passes, "out-of-fold scores"):
         members = folds[first : first + len(features)]
         for fold in np.unique(members):
             rows = np.flatnonzero(members == fold)
@@ -162,52 +182,31 @@ def fit_module(
     """Fit on all normals as `fit_closed_form` does, without the held-out models and their scores."""
     extractor = detector.extractor(extractor, seed)
     folds = assign_folds(len(images), seed)
-    collector = _collect(detector, images, folds, extractor, seed, progress, batch)
+    collector = _collect(detector, Passes(images, extractor, batch, progress), folds, seed)
     module = ScoringModule(extractor, collector.head(None, progress), smooth=bool(detector.settings.smooth)).eval()
     return module.requires_grad_(False)
 
 
 def _collect(
     detector: Detector,
-    images: TrainingImages,
+    passes: Passes,
     folds: NDArray[np.int64],
-    extractor: FeatureExtractor,
     seed: int,
-    progress: Progress,
-    batch: int,
     kept: list[tuple[int, Tensor]] | None = None,
 ) -> Collector:
-    collector = detector.collector(len(images), extractor, seed)
-    for first, features in extract(images, extractor, batch, progress, "features"):
+    collector = detector.collector(len(passes.images), passes.extractor, seed)
+    for first, features in passes.features("features"):
         collector.update(features, folds[first : first + len(features)])
         if kept is not None:
             kept.append((first, features))
     return collector
 
 
-def extract(
-    images: TrainingImages, extractor: FeatureExtractor, batch: int, progress: Progress, stage: str
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index of the first image of a batch and the batch's features ``(n, C, gh, gw)``."""
-    done = 0
-    for pixels in images.batches(batch):
-        yield done, extractor(torch.from_numpy(np.ascontiguousarray(pixels)))
-        done += len(pixels)
-        progress(stage, done, len(images))
-
-
-def _again(
-    kept: list[tuple[int, Tensor]] | None,
-    images: TrainingImages,
-    extractor: FeatureExtractor,
-    batch: int,
-    progress: Progress,
-    stage: str,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield what `extract` yields, from what was kept of it where there is some."""
+def _again(kept: list[tuple[int, Tensor]] | None, passes: Passes, stage: str) -> Iterator[tuple[int, Tensor]]:
+    """Yield the features of another pass, from what was kept of the first where there is some."""
     if kept is None:
-        yield from extract(images, extractor, batch, progress, stage)
+        yield from passes.features(stage)
         return
     for first, features in kept:
         yield first, features
-        progress(stage, first + len(features), len(images))
+        passes.progress(stage, first + len(features), len(passes.images))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -169,10 +169,11 @@ class Dfc:
         needed = (self.settings.categories or 1) * _LEAST_IMAGES
         if len(images) < needed:
             raise DataError(f"{len(images)} good images are too few, {needed} are needed, {_LEAST_IMAGES} a category")
-        pool = _sample(images, extractor, self.settings, seed, progress, batch)
+        passes = base.Passes(images, extractor, batch, progress)
+        pool = _sample(passes, self.settings, seed)
         grouping = group_images(pool.descriptors, self.settings.categories, self.settings.most_categories)
         anchors, held_out = _anchors(pool, grouping, self.settings.anchors, seed)
-        routed = _route(images, extractor, anchors, held_out, pool.folds, progress, batch)
+        routed = _route(passes, anchors, held_out, pool.folds)
         members = [np.flatnonzero(routed.labels == k) for k in range(grouping.count)]
         names = _names(members, sources)
         _require_enough(members, names, len(images))
@@ -254,21 +255,15 @@ class _Routed:
         return float(np.clip(min(least, (least + foreign) / 2.0) - _ROUNDING, -1.0, 1.0))
 
 
-def _sample(
-    images: base.TrainingImages,
-    extractor: FeatureExtractor,
-    settings: Dfc.Settings,
-    seed: int,
-    progress: Progress,
-    batch: int,
-) -> _Pool:
-    total = len(images)
+def _sample(passes: base.Passes, settings: Dfc.Settings, seed: int) -> _Pool:
+    total, extractor = len(passes.images), passes.extractor
     random = np.random.default_rng(seed)
     indices = np.sort(random.choice(total, min(total, settings.sample_images), replace=False))
     cells = extractor.grid[0] * extractor.grid[1]
     deepest = extractor.backbone.channels[-1]
     descriptors, patches = [], []
-    for _, features in base.extract(images.select(indices.tolist()), extractor, batch, progress, "categories"):
+    chosen_images = passes.images.select(indices.tolist())
+    for _, features in replace(passes, images=chosen_images).features("categories"):
         mean = features[:, -deepest:].mean((2, 3)).numpy()
         descriptors.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
         for image in features.flatten(2).transpose(1, 2):
@@ -294,19 +289,12 @@ def _anchors(pool: _Pool, grouping: Grouping, size: int, seed: int) -> tuple[Ten
     return make(None), [make(fold) for fold in range(int(pool.folds.max()) + 1)]
 
 
-def _route(
-    images: base.TrainingImages,
-    extractor: FeatureExtractor,
-    anchors: Tensor,
-    held_out: Sequence[Tensor],
-    folds: NDArray[np.int64],
-    progress: Progress,
-    batch: int,
-) -> _Routed:
+def _route(passes: base.Passes, anchors: Tensor, held_out: Sequence[Tensor], folds: NDArray[np.int64]) -> _Routed:
+    images, extractor = passes.images, passes.extractor
     router, routers = Router(extractor, anchors), [Router(extractor, one) for one in held_out]
     labels = np.empty(len(images), np.int64)
     similarity = np.empty((len(images), len(anchors)), np.float64)
-    for first, features in base.extract(images, extractor, batch, progress, "routing"):
+    for first, features in passes.features("routing"):
         labels[first : first + len(features)] = router.route(features)[0].argmax(1).numpy()
         for row in range(len(features)):
             nearest = routers[folds[first + row]].nearest(features[row : row + 1])

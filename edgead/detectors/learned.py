@@ -28,6 +28,7 @@ from edgead.probes import STRUCTURAL, plant
 from edgead.runtime.decision.baseline import map_level
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.progress import Progress
+from edgead.training.checkpoints import Checkpoint
 from edgead.training.recipes import Stage
 from edgead.training.training import Device, train
 from edgead.training.training_log import TrainingLog
@@ -197,6 +198,7 @@ def hold_out(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+# More than six parameters: what every fit takes, and what the network is made of.
 def fit_learned(
     detector: LearnedDetector,
     images: base.TrainingImages,
@@ -205,8 +207,7 @@ def fit_learned(
     *,
     seed: int,
     progress: Progress,
-    checkpoint: Path | None = None,
-    key: str = "",
+    checkpoint: Checkpoint | None = None,
 ) -> LearnedFit:
     """Train on four fifths of the normals, select on probes planted on the rest, and score the rest.
 
@@ -214,7 +215,7 @@ def fit_learned(
 
     Args:
         spec: what `LearnedDetector.backbone` returned.
-        checkpoint, key: see `edgead.training.training.train`.
+        checkpoint: see `edgead.training.training.train`.
 
     Raises:
         DataError: too few images, or a training that broke down.
@@ -232,7 +233,6 @@ def fit_learned(
         judge=ProbeJudge(pixels[held], seed),
         device=detector.settings.device,
         checkpoint=checkpoint,
-        key=key,
         progress=progress,
     )
     with torch.inference_mode():

@@ -118,15 +118,30 @@ class ProbeReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """What is planted.
+
+    Attributes:
+        kinds: of `edgead.probes.KINDS`, each once.
+        per_kind: probes of each kind, at least 1; several on an image, of different seeds, where images are fewer.
+        seed: of places, shapes, and of what goes where.
+        strength: see `edgead.probes.plant`.
+        bootstrap: resamples of the intervals, see `edgead.metrics.metrics`.
+    """
+
+    kinds: Sequence[str] = KINDS
+    per_kind: int = PER_KIND
+    seed: int = 0
+    strength: float = 1.0
+    bootstrap: int = BOOTSTRAP
+
+
 def probe(
     inspector: Inspecting,
     normals: Normals,
+    plan: ProbePlan | None = None,
     *,
-    kinds: Sequence[str] = KINDS,
-    per_kind: int = PER_KIND,
-    seed: int = 0,
-    strength: float = 1.0,
-    bootstrap: int = BOOTSTRAP,
     progress: Callable[[int, int], None] | None = None,
 ) -> CategoryProbe:
     """Plant probes on good images and judge them as the camera loop would.
@@ -138,21 +153,19 @@ def probe(
     Args:
         inspector: opened; its thresholds say what is caught.
         normals: from `find_normals`.
-        kinds: of `edgead.probes.KINDS`, each once.
-        per_kind: probes of each kind, at least 1; several on an image, of different seeds, where images are fewer.
-        seed: of places, shapes, and of what goes where.
-        strength: see `edgead.probes.plant`.
-        bootstrap: resamples of the intervals, see `edgead.metrics.metrics`.
+        plan: what is planted; None: the defaults.
         progress: called with (images judged, images in all) after every one.
 
     Raises:
         ConfigError: an unknown or repeated kind, none at all, or ``per_kind`` below 1.
         DataError: an unreadable image, no good image with a score, or not one probe that could be planted and judged.
     """
-    check_kinds(kinds)
-    if per_kind < 1:
-        raise ConfigError(f"there must be at least 1 probe of a kind, got {per_kind}")
-    outcomes = list(_judge(inspector, normals, _deal(len(normals.samples), kinds, per_kind, seed), strength, progress))
+    plan = plan or ProbePlan()
+    check_kinds(plan.kinds)
+    if plan.per_kind < 1:
+        raise ConfigError(f"there must be at least 1 probe of a kind, got {plan.per_kind}")
+    jobs = _deal(len(normals.samples), plan)
+    outcomes = list(_judge(inspector, normals, jobs, plan.strength, progress))
     judged = [one for one in outcomes if math.isfinite(one.score)]
     own = [one.score for one in judged if one.kind is None]
     scores = own if normals.scores is None else list(normals.scores)
@@ -166,15 +179,15 @@ def probe(
     threshold = float(np.median([one.threshold for one in judged]))
 
     def report(kind: str, included: Sequence[str]) -> KindReport:
-        return _report(kind, [one for one in outcomes if one.kind in included], scores, bootstrap, seed)
+        return _report(kind, [one for one in outcomes if one.kind in included], scores, plan)
 
     return CategoryProbe(
         name=where,
         source=normals.source,
         n_normals=len(scores),
         false_alarms=sum(score > threshold for score in scores),
-        kinds=tuple(report(kind, (kind,)) for kind in kinds),
-        overall=report("all", kinds),
+        kinds=tuple(report(kind, (kind,)) for kind in plan.kinds),
+        overall=report("all", plan.kinds),
     )
 
 
@@ -255,31 +268,31 @@ def check_kinds(kinds: Sequence[str]) -> None:
             raise ConfigError(f"the probe '{kind}' is asked for twice; name it once")
 
 
-def _deal(images: int, kinds: Sequence[str], per_kind: int, seed: int) -> dict[int, list[tuple[str, int]]]:
+def _deal(images: int, plan: ProbePlan) -> dict[int, list[tuple[str, int]]]:
     """Return the probes of each image, as kind and seed; every image gets as many as any other, but for one."""
-    if seed < 0:
-        raise ConfigError(f"the seed must be 0 or more, got {seed}")
-    order = np.random.default_rng(seed).permutation(images)
+    if plan.seed < 0:
+        raise ConfigError(f"the seed must be 0 or more, got {plan.seed}")
+    order = np.random.default_rng(plan.seed).permutation(images)
     jobs: dict[int, list[tuple[str, int]]] = defaultdict(list)
     # Kind by kind through the order, so that the images of a kind differ as long as there are enough.
-    for number in range(per_kind * len(kinds)):
+    for number in range(plan.per_kind * len(plan.kinds)):
         index = int(order[number % images])
-        probe_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        jobs[index].append((kinds[number // per_kind], probe_seed))
+        probe_seed = int(np.random.SeedSequence((plan.seed, number)).generate_state(1)[0])
+        jobs[index].append((plan.kinds[number // plan.per_kind], probe_seed))
     return dict(jobs)
 
 
-def _report(kind: str, outcomes: Sequence[_Outcome], normal: Sequence[float], bootstrap: int, seed: int) -> KindReport:
+def _report(kind: str, outcomes: Sequence[_Outcome], normal: Sequence[float], plan: ProbePlan) -> KindReport:
     judged = [one for one in outcomes if math.isfinite(one.score)]
     scores = [one.score for one in judged]
     found = [(one.map, one.mask) for one in judged if one.map is not None and one.mask is not None and one.mask.any()]
     by_image = by_pixel = None
     if scores:
         labels = [False] * len(normal) + [True] * len(scores)
-        by_image = image_auroc([*normal, *scores], labels, bootstrap=bootstrap, seed=seed)
+        by_image = image_auroc([*normal, *scores], labels, bootstrap=plan.bootstrap, seed=plan.seed)
     if any(not mask.all() for _, mask in found):
         pixels = count_pixels([grid for grid, _ in found], [mask for _, mask in found])
-        by_pixel = pixel_auroc(pixels, bootstrap=bootstrap, seed=seed)
+        by_pixel = pixel_auroc(pixels, bootstrap=plan.bootstrap, seed=plan.seed)
     skipped = sum(one.skipped for one in outcomes)
     return KindReport(
         kind=kind,

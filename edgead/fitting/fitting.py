@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgead.budget import Budget, choose
+from edgead.budget import Budget, BudgetLimits, Material, choose
 from edgead.data import Category, open_category
-from edgead.data.training_images import TrainingImages, calibration_images, make_references
+from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import fit_closed_form
 from edgead.detectors.learned import fit_learned
@@ -27,7 +27,7 @@ from edgead.features.features import build_extractor
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
 from edgead.model.model import TrainedModel
-from edgead.model.model_card import make_card
+from edgead.model.model_card import Geometry, GoodParts, Method, make_card
 from edgead.runtime.bundle.layout import check_member_name, fold_name
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError
@@ -36,6 +36,7 @@ from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.progress import Progress, silent
 from edgead.runtime.version import __version__
+from edgead.training.checkpoints import Checkpoint
 from edgead.training.training import run_key
 
 if TYPE_CHECKING:
@@ -109,13 +110,17 @@ class _Work:
             self._spec = method.backbone(self._spec)
         self._samples = [sample for category in opened for sample in category.train]
         self._fingerprint = {category.name: category.fingerprint("train") for category in opened}
-        self._references = tuple(
-            one
-            for category in opened
-            for one in make_references(
-                category, config.seed, prefix=self._prefix(category), region=region, seen=not self._trained
+        self._kept = [
+            KeptImages(
+                category,
+                config.seed,
+                region=region,
+                prefix=f"{category.name}-" if self._pooled else "",
+                seen=not self._trained,
             )
-        )
+            for category in opened
+        ]
+        self._references = tuple(one for kept in self._kept for one in kept.references())
 
     def train(self, checkpoint: Path | None) -> _Fitted:
         """Train a learned detector."""
@@ -131,8 +136,7 @@ class _Work:
             self._size,
             seed=self._config.seed,
             progress=self._progress,
-            checkpoint=checkpoint,
-            key=key,
+            checkpoint=None if checkpoint is None else Checkpoint(checkpoint, key),
         )
         return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info)
 
@@ -149,12 +153,8 @@ class _Work:
             budget = choose(
                 self._method,
                 config.settings or (),
-                images,
-                sources,
-                extractor,
-                self._references,
-                budget_mb=config.budget_mb,
-                budget_ms=config.budget_ms,
+                Material(images, sources, extractor, self._references),
+                BudgetLimits(config.budget_mb, config.budget_ms),
                 seed=config.seed,
                 progress=self._progress,
             )
@@ -172,42 +172,24 @@ class _Work:
     def assemble(self, fitted: _Fitted) -> TrainedModel:
         """Return the model with its card, references and calibration images."""
         outcome, config = fitted.outcome, self._config
-        card = make_card(
-            detector=self._method.name,
-            settings=self._method.settings.stated() if self._trained else self._method.settings,
-            backbone=self._spec,
-            backbone_info=fitted.backbone,
-            size=self._size,
-            grid=outcome.grid,
-            seed=config.seed,
-            threshold=calibrate(outcome.scores, config.false_alarm_rate),
-            normal_scores=outcome.scores.tolist(),
+        method = Method(
+            self._method.name,
+            self._method.settings.stated() if self._trained else self._method.settings,
+            config.seed,
+            None if fitted.budget is None else fitted.budget.card,
+            outcome.training,
+        )
+        good = GoodParts(
             categories=outcome.counts,
-            normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
             fingerprint=self._fingerprint,
-            routing=outcome.routing,
-            budget=None if fitted.budget is None else fitted.budget.card,
-            region=self._region,
-            training=outcome.training,
-            tiles=fitted.tiles,
+            scores=outcome.scores.tolist(),
+            threshold=calibrate(outcome.scores, config.false_alarm_rate),
+            normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
         )
-        calibration = tuple(
-            one
-            for category in self._opened
-            for one in calibration_images(
-                category,
-                self._size,
-                config.seed,
-                prefix=self._prefix(category),
-                region=self._region,
-                tiles=fitted.tiles,
-                seen=not self._trained,
-            )
-        )
+        geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles)
+        card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)
+        calibration = tuple(one for kept in self._kept for one in kept.calibration(self._size, fitted.tiles))
         return TrainedModel(card, outcome.module, self._references, calibration, self._region)
-
-    def _prefix(self, category: Category) -> str:
-        return f"{category.name}-" if self._pooled else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,51 +210,82 @@ def read_card(path: Path) -> ModelCard:
     return card
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The detector: its name and settings, and how it came to them.
+
+    Attributes:
+        budget: where the settings were chosen by measurement; training: of a network that was trained.
+    """
+
+    detector: str
+    settings: BaseModel
+    seed: int
+    budget: BudgetCard | None = None
+    training: TrainingCard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What of a frame is judged: ``(height, width)`` of the network, ``(rows, columns)`` of its map, region, tiles."""
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    region: Region | None = None
+    tiles: Tiles | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GoodParts:
+    """What the good images of a fit gave.
+
+    Attributes:
+        categories: name -> number of images; fingerprint: folder -> digest of the images.
+        scores: of images that the model was not fitted on; threshold: from these.
+        normals: category -> what its images look like, for the drift watch.
+    """
+
+    categories: Mapping[str, int]
+    fingerprint: Mapping[str, str]
+    scores: Sequence[float]
+    threshold: Threshold
+    normals: Mapping[str, NormalsSection]
+
+
 def make_card(
-    *,
-    detector: str,
-    settings: BaseModel,
+    method: Method,
     backbone: BackboneSpec,
     backbone_info: BackboneInfo,
-    size: tuple[int, int],
-    grid: tuple[int, int],
-    seed: int,
-    threshold: Threshold,
-    normal_scores: Sequence[float],
-    categories: Mapping[str, int],
-    fingerprint: Mapping[str, str],
-    normals: Mapping[str, NormalsSection],
+    geometry: Geometry,
+    good: GoodParts,
     routing: RoutingCard | None = None,
-    budget: BudgetCard | None = None,
-    region: Region | None = None,
-    training: TrainingCard | None = None,
-    tiles: Tiles | None = None,
 ) -> ModelCard:
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
 
+    region, tiles = geometry.region, geometry.tiles
     return ModelCard(
         format_version=FORMAT_VERSION,
         edgead=__version__,
-        detector=detector,
-        settings=settings.model_dump(),
+        detector=method.detector,
+        settings=method.settings.model_dump(),
         backbone={"name": backbone.name, "weights": backbone_info.weights, "strides": list(backbone.strides)},
         backbone_info=asdict(backbone_info),
-        height=size[0],
-        width=size[1],
-        grid=grid,
+        height=geometry.size[0],
+        width=geometry.size[1],
+        grid=geometry.grid,
         resize=RESIZE_RULE,
-        seed=seed,
-        threshold=ThresholdSection.from_threshold(threshold),
-        normal_scores=[float(score) for score in normal_scores],
-        categories=dict(categories),
-        fingerprint=dict(fingerprint),
+        seed=method.seed,
+        threshold=ThresholdSection.from_threshold(good.threshold),
+        normal_scores=[float(score) for score in good.scores],
+        categories=dict(good.categories),
+        fingerprint=dict(good.fingerprint),
         versions={"edgead": __version__, "torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__},
-        normals=dict(normals),
+        normals=dict(good.normals),
         routing=routing,
-        budget=budget,
+        budget=method.budget,
         region=None if region is None else RegionSection.from_region(region),
-        training=training,
+        training=method.training,
         tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
     )
 

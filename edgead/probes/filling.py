@@ -49,7 +49,8 @@ def fill(
         min(scene.width, int(np.ceil((columns.max() + 1) * scale[1]))),
     )
     opacity = scene.sample(soft, window)[:, :, None]
-    content = scene.sample(filled, window) + grain * _grain(painted, scene, window, grown, around, smooth, rng)
+    other = _alike(scene, window, grown, around, rng)
+    content = scene.sample(filled, window) + grain * _grain(painted, scene, other, around, smooth)
     under = painted[window.slices].astype(np.float64)
     painted[window.slices] = np.clip(np.rint(under + opacity * (content - under)), 0, 255).astype(np.uint8)
 
@@ -98,16 +99,8 @@ def _membrane(values: _Floats, region: _Mask, around: _Mask) -> _Floats:
     return np.asarray(result.reshape(region.shape))
 
 
-def _grain(
-    painted: NDArray[np.uint8],
-    scene: Scene,
-    window: Window,
-    region: _Mask,
-    around: _Mask,
-    smooth: _Floats,
-    rng: np.random.Generator,
-) -> _Floats:
-    """Return the fine structure of a place of the same form among the surroundings, the best of some that are drawn."""
+def _alike(scene: Scene, window: Window, region: _Mask, around: _Mask, rng: np.random.Generator) -> Window:
+    """Return a place of the same form as the region's among the surroundings, the best of some that are drawn."""
     height, width = region.shape
     rows, columns = np.nonzero(region)
     best, found = -1.0, (0, 0)
@@ -123,7 +116,11 @@ def _grain(
     right = round(found[1] * scene.width / width)
     down = int(np.clip(down, -window.top, scene.height - window.bottom))
     right = int(np.clip(right, -window.left, scene.width - window.right))
-    other = Window(window.top + down, window.left + right, window.bottom + down, window.right + right)
-    fine = painted[other.slices] - scene.sample(smooth, other)
-    usable = scene.sample(around.astype(np.float64), other) >= 0.999
+    return Window(window.top + down, window.left + right, window.bottom + down, window.right + right)
+
+
+def _grain(painted: NDArray[np.uint8], scene: Scene, place: Window, around: _Mask, smooth: _Floats) -> _Floats:
+    """Return the fine structure of a place among the surroundings."""
+    fine = painted[place.slices] - scene.sample(smooth, place)
+    usable = scene.sample(around.astype(np.float64), place) >= 0.999
     return np.asarray(fine * usable[:, :, None])

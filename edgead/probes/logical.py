@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +32,7 @@ def duplicated(image: _Image, scene: Scene, rng: np.random.Generator, strength: 
     part = _choose(find_parts(scene, rng), rng)
     mask = part.within(strength)
     painted = np.array(image)
-    _paste(painted, image, scene, mask, _elsewhere(mask, part, rng), part)
+    _paste(painted, image, scene, _Move(part, mask, _elsewhere(mask, part, rng)))
     return painted
 
 
@@ -45,7 +47,7 @@ def moved(image: _Image, scene: Scene, rng: np.random.Generator, strength: float
     shift = round(shift[0] * wanted / length), round(shift[1] * wanted / length)
     painted = np.array(image)
     _take_away(painted, scene, part, part.mask, rng)
-    _paste(painted, image, scene, part.mask, shift, part)
+    _paste(painted, image, scene, _Move(part, part.mask, shift))
     return painted
 
 
@@ -68,8 +70,8 @@ def swapped(image: _Image, scene: Scene, rng: np.random.Generator, strength: flo
             fill(painted, scene, mask, part.around & ~masks[0] & ~masks[1], rng)
     centers = [np.mean(np.nonzero(mask), axis=1) for mask in masks]
     way = np.rint(centers[1] - centers[0]).astype(int)
-    _paste(painted, image, scene, masks[0], (int(way[0]), int(way[1])), first)
-    _paste(painted, image, scene, masks[1], (-int(way[0]), -int(way[1])), second)
+    _paste(painted, image, scene, _Move(first, masks[0], (int(way[0]), int(way[1]))))
+    _paste(painted, image, scene, _Move(second, masks[1], (-int(way[0]), -int(way[1]))))
     return painted
 
 
@@ -94,15 +96,15 @@ def _turn(painted: _Image, image: _Image, scene: Scene, part: Part, strength: fl
     if best >= _VISIBLE:  # all of it at every strength: half a part turned is odder than a whole one
         if not part.is_texture:
             fill(painted, scene, part.mask, part.around, rng)
-        _paste(painted, image, scene, part.mask, (0, 0), part, turn=found)
+        _paste(painted, image, scene, _Move(part, part.mask, (0, 0), found))
         return
     mask = part.within(strength)
     shift = _elsewhere(part.mask, part, rng)
     rows, columns = np.nonzero(mask)
     other = np.zeros_like(mask)
     other[rows + shift[0], columns + shift[1]] = True
-    _paste(painted, image, scene, other, (-shift[0], -shift[1]), part)
-    _paste(painted, image, scene, mask, shift, part)
+    _paste(painted, image, scene, _Move(part, other, (-shift[0], -shift[1])))
+    _paste(painted, image, scene, _Move(part, mask, shift))
 
 
 def _choose(parts: list[Part], rng: np.random.Generator) -> Part:
@@ -137,20 +139,28 @@ def _elsewhere(mask: _Mask, part: Part, rng: np.random.Generator) -> tuple[int, 
     return found
 
 
-def _paste(
-    painted: _Image,
-    image: _Image,
-    scene: Scene,
-    mask: _Mask,
-    shift: tuple[int, int],
-    part: Part,
-    *,
-    turn: tuple[int, int] = (1, 1),
-) -> None:
-    """Put the pixels under a mask elsewhere, lit as it is there; -1 in ``turn`` mirrors rows or columns."""
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """The pixels of a part, or of its surroundings, that go elsewhere.
+
+    Attributes:
+        mask: ``(h, w)`` bool at working size, where they are.
+        shift: rows and columns at working size.
+        turn: -1 mirrors rows or columns.
+    """
+
+    part: Part
+    mask: _Mask
+    shift: tuple[int, int]
+    turn: tuple[int, int] = (1, 1)
+
+
+def _paste(painted: _Image, image: _Image, scene: Scene, move: _Move) -> None:
+    """Put pixels elsewhere, lit as it is there."""
     from scipy import ndimage
 
-    grown = mask if part.is_texture else ndimage.binary_dilation(mask)
+    mask, shift, turn = move.mask, move.shift, move.turn
+    grown = mask if move.part.is_texture else ndimage.binary_dilation(mask)
     soft = np.clip(ndimage.gaussian_filter(grown.astype(np.float64), 0.7), 0, 1)
     rows, columns = np.nonzero(soft > 0.01)
     scale = scene.height / mask.shape[0], scene.width / mask.shape[1]
@@ -161,7 +171,7 @@ def _paste(
         min(scene.width, int(np.ceil((columns.max() + 1) * scale[1]))),
     )
     opacity = scene.sample(soft, source)
-    pixels = image[source.slices].astype(np.float64) + _light(scene, mask, shift, part)
+    pixels = image[source.slices].astype(np.float64) + _light(scene, move)
     opacity, pixels = opacity[:: turn[0], :: turn[1]], pixels[:: turn[0], :: turn[1]]
     down, right = round(shift[0] * scale[0]), round(shift[1] * scale[1])
     top, left = max(0, source.top + down), max(0, source.left + right)
@@ -176,10 +186,11 @@ def _paste(
     painted[target] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
-def _light(scene: Scene, mask: _Mask, shift: tuple[int, int], part: Part) -> _Floats:
+def _light(scene: Scene, move: _Move) -> _Floats:
     """Return by how many levels a colour the surroundings of the new place are brighter than those of the old one."""
     from scipy import ndimage
 
+    part, mask, shift = move.part, move.mask, move.shift
     ring = ndimage.binary_dilation(mask, iterations=6) & part.around
     rows, columns = np.nonzero(ring)
     if not len(rows):

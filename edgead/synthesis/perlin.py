@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgead.synthesis.forger import Mask, drop_small
 
 _PERIOD = 64  # lattice points a side before the gradients repeat; more than any image has cells
+_ATTEMPTS = 20  # at a mask that is not empty
 
 _Floats = NDArray[np.float32]
 
@@ -59,16 +60,10 @@ def random_perlin(height: int, width: int, rng: np.random.Generator, exponents: 
 
 
 def perlin_mask(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    exponents: tuple[int, int],
-    threshold: float,
-    least: float,
-    attempts: int = 20,
+    height: int, width: int, rng: np.random.Generator, exponents: tuple[int, int], threshold: float, least: float
 ) -> Mask:
     """Return ``noise > threshold`` without parts below ``least`` pixels, ``(height, width)`` bool, rarely empty."""
-    for _ in range(attempts):
+    for _ in range(_ATTEMPTS):
         mask = drop_small(random_perlin(height, width, rng, exponents) > threshold, least)
         if mask.any():
             return mask

@@ -42,36 +42,52 @@ class Position:
         return cls(**content, points=list(log.points), judgements=list(log.judgements))
 
 
-class Saver:
-    """Writes checkpoints, not more often than wanted."""
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a training is kept, and gone on from.
 
-    def __init__(self, path: Path | None, key: str, seconds: float) -> None:
-        self._path, self._key, self._seconds = path, key, seconds
+    Attributes:
+        file: written now and then; gone on from where it holds the same ``key``, else replaced.
+        key: what identifies the training, see `edgead.training.training.run_key`.
+        seconds: least time between two times that it is written.
+    """
+
+    file: Path
+    key: str
+    seconds: float = 30.0
+
+
+class Saver:
+    """Writes a checkpoint, where there is to be one, not more often than wanted."""
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self._checkpoint = checkpoint
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        return self._path is not None and time.monotonic() - self._last >= self._seconds
+        return self._checkpoint is not None and time.monotonic() - self._last >= self._checkpoint.seconds
 
     def save(self, position: Position, tensors: Mapping[str, Tensor], always: bool = False) -> None:
         from safetensors.torch import save
 
-        if self._path is None or not (always or self.due()):
+        if self._checkpoint is None or not (always or self.due()):
             return
         # Clones, because safetensors takes no two names for one piece of memory.
         plain = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
         }
-        with atomic_write(self._path, DataError) as stream:
-            stream.write(save(plain, {"position": position.dump(self._key)}))
+        with atomic_write(self._checkpoint.file, DataError) as stream:
+            stream.write(save(plain, {"position": position.dump(self._checkpoint.key)}))
         self._last = time.monotonic()
 
 
-def read_checkpoint(path: Path | None, key: str) -> tuple[Position, dict[str, Tensor]]:
+def read_checkpoint(checkpoint: Checkpoint | None) -> tuple[Position, dict[str, Tensor]]:
     """Return where to go on from; the beginning where there is no checkpoint of this run, or only a damaged one."""
     from safetensors import SafetensorError, safe_open
 
-    if path is None or not path.is_file():
+    if checkpoint is None or not checkpoint.file.is_file():
         return Position(), {}
+    path, key = checkpoint.file, checkpoint.key
     try:
         with safe_open(path, "pt") as stream:
             position = Position.load(stream.metadata()["position"], key)

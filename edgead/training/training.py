@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgead.data import prefetch
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.progress import Progress, silent
-from edgead.training.checkpoints import Position, Saver, load_optimiser, optimiser_tensors, read_checkpoint
+from edgead.training.checkpoints import Checkpoint, Position, Saver, load_optimiser, optimiser_tensors, read_checkpoint
 from edgead.training.recipes import Batch, Recipe, Stage
 from edgead.training.training_log import Judgement, LossPoint, TrainingLog
 
@@ -29,11 +29,11 @@ Judge = Callable[[nn.Module], float]
 Device = Literal["auto", "cpu", "cuda"]
 
 _POINTS = 100  # of the loss curve a stage
-_CHECKPOINT_SECONDS = 30.0
 # Threads that make batches; a GPU is done with one before a single thread has made the next.
 _CPU_WORKERS, _GPU_WORKERS = 1, 6
 
 
+# More than six parameters: what is trained, and how; scripts pass the rest by name.
 def train(
     network: nn.Module,
     stages: Sequence[Stage],
@@ -41,9 +41,7 @@ def train(
     seed: int,
     judge: Judge | None = None,
     device: Device = "auto",
-    checkpoint: Path | None = None,
-    key: str = "",
-    seconds: float = _CHECKPOINT_SECONDS,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> TrainingLog:
     """Train a network through its stages, in place; it ends on the CPU, in eval mode, frozen.
@@ -56,9 +54,7 @@ def train(
         seed: decides every random choice.
         judge: gives the value that selects the state to keep; called in inference mode.
         device: ``auto`` takes a GPU where there is one.
-        checkpoint: file that is written now and then, and gone on from where it holds the same ``key``; None: none.
-        key: what identifies this training, see `run_key`; a checkpoint with another one is replaced.
-        seconds: least time between two checkpoints.
+        checkpoint: where the training is kept, and gone on from; None: nowhere.
         progress: called with ``(stage | losses, done, total)``.
 
     Raises:
@@ -67,13 +63,14 @@ def train(
     """
     target = choose_device(device)
     network.to(target)
-    position, tensors = read_checkpoint(checkpoint, key)
+    position, tensors = read_checkpoint(checkpoint)
     if tensors:
         network.load_state_dict(_part(tensors, "network/"))
-    saver = Saver(checkpoint, key, seconds)
+    saver = Saver(checkpoint)
+    plan = _Plan(network, stages, seed, target, judge)
     with _repeatable(target):
         for number in range(position.stage, len(stages)):
-            run = _Run(network, stages[number], number, position, seed, target, judge)
+            run = _Run(plan, number, position)
             run.begin(tensors)
             tensors = {}
             run.advance(saver, progress)
@@ -84,23 +81,27 @@ def train(
     return TrainingLog(points=tuple(position.points), judgements=tuple(position.judgements))
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What all stages of a training share."""
+
+    network: nn.Module
+    stages: Sequence[Stage]
+    seed: int
+    device: torch.device
+    judge: Judge | None
+
+
 class _Run:
     """One stage under way."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        stage: Stage,
-        number: int,
-        position: Position,
-        seed: int,
-        device: torch.device,
-        judge: Judge | None,
-    ) -> None:
-        self._network, self._stage, self._number, self._position = network, stage, number, position
-        self._seed, self._device, self._judge = seed, device, judge
+    def __init__(self, plan: _Plan, number: int, position: Position) -> None:
+        stage = plan.stages[number]
+        self._network, self._stage, self._number, self._position = plan.network, stage, number, position
+        self._seed, self._device, self._judge = plan.seed, plan.device, plan.judge
         self._best: dict[str, Tensor] = {}
-        self._all = nn.ModuleList([network, *([] if stage.helper is None else [stage.helper])]).to(device)
+        helpers = [] if stage.helper is None else [stage.helper]
+        self._all = nn.ModuleList([plan.network, *helpers]).to(plan.device)
 
     def begin(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the modules, the optimiser and what a checkpoint holds of them."""

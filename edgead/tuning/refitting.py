@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from edgead.model.model import TrainedModel
 from edgead.model.model_card import ModelCard, check_size, read_card
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.device.tuning.report import TuneReport
-from edgead.runtime.device.tuning.tune import tune
+from edgead.runtime.device.tuning.tune import TuneOptions, tune
 from edgead.runtime.errors import ConfigError, DataError, ExportError
 from edgead.runtime.inspection.device_profile import Choice
 from edgead.runtime.progress import Progress, silent
@@ -157,11 +157,7 @@ class Refitting:
         self,
         variants: Sequence[Variant],
         choice: Choice,
-        *,
-        budget_ms: float | None,
-        budget_mb: float | None,
-        frames: int,
-        frame_size: tuple[int, int],
+        options: TuneOptions,
         progress: Progress = silent,
     ) -> Refit:
         """Fit and export each variant on part of the images, and compare them by the others; no test image is read.
@@ -170,7 +166,7 @@ class Refitting:
             variants: from `plan`; the model as it is stays where it keeps within the budgets, unless another is better
                 by more than one standard error.
             choice: what runs all of them.
-            budget_ms, budget_mb, frames, frame_size: as in `edgead.runtime.device.tuning.tune.tune`.
+            options: budgets and frames; which combinations are tried, and what stays, is said by the above.
             progress: called with ``(stage, done, total)``.
 
         Raises:
@@ -192,16 +188,12 @@ class Refitting:
             progress("sizes and settings", len(variants), len(variants))
             if not exported:
                 raise ExportError(f"no size could be exported: {next(iter(skipped.values()))}")
+            # The bundle that is there is not given up for a difference that may be chance.
+            keep = list(exported.values()).index(variants[-1]) if variants[-1] in exported.values() else None
             report = tune(
                 list(exported),
-                budget_ms=budget_ms,
-                budget_mb=budget_mb,
+                replace(options, like=choice, keep=keep),
                 pictures=good_pictures(self._held_out, None, self._card.seed),
-                like=choice,
-                # The bundle that is there is not given up for a difference that may be chance.
-                keep=list(exported.values()).index(variants[-1]) if variants[-1] in exported.values() else None,
-                frames=frames,
-                frame_size=frame_size,
                 progress=progress,
             )
         chosen = None if report.chosen is None else list(exported.values())[report.chosen.bundle]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgead.export.engines.build_report import BuildReport, EngineRow, Refused
 from edgead.export.engines.isolation import ask_library
-from edgead.export.engines.layer_precision import Layer, count
 from edgead.export.engines.native import build_native, stored_package
 from edgead.runtime.backends.engine_cache import EngineCache, StoredEngine
 from edgead.runtime.backends.engine_key import PORTABLE, EngineKey, graph_digest, graph_precision, plugin_digest
@@ -25,7 +25,6 @@ from edgead.runtime.errors import BackendError, BackendUnavailable, ConfigError,
 from edgead.runtime.progress import Progress
 from edgead.runtime.version import __version__
 
-SCHEMA = "edgead.build/1"
 CPU = "cpu"
 
 _SMALL_BOARD_BYTES = 10 << 30
@@ -37,6 +36,9 @@ class BuildOptions:
     """What can be chosen of a build.
 
     Attributes:
+        precisions: keys of the manifest's precisions; none means those that are meant for the target.
+        compute_capabilities: for ``tensorrt-rtx``, such as ``8.6``, or ``portable``; none means that of this machine's
+            GPU, and without a GPU all that the library builds for.
         max_batch: largest batch of the engine.
         workspace_mb: limit of a layer's scratch memory in MiB; None means an eighth of the memory on boards of up to
             10 GiB, which CPU and GPU share, and the library's own choice elsewhere.
@@ -46,6 +48,8 @@ class BuildOptions:
         rebuild: build although a fitting engine is in the cache.
     """
 
+    precisions: Sequence[str] = ()
+    compute_capabilities: Sequence[str] = ()
     max_batch: int = 1
     workspace_mb: int | None = None
     plugin: Path | None = None
@@ -71,82 +75,10 @@ class BuildOptions:
         return memory // 8 if memory is not None and memory <= _SMALL_BOARD_BYTES else None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRow:
-    """One engine; ``reused`` where it was in the cache already, and ``seconds`` are then those of its build."""
-
-    graph: str
-    stored: StoredEngine
-    reused: bool
-
-    @property
-    def layers(self) -> list[Layer]:
-        """Its layers with their precisions, as ``info["layers_from"]`` tells them: the engine, or the network."""
-        return [Layer(*map(str, layer)) for layer in self.stored.info["layers"]]
-
-    def to_dict(self) -> dict[str, Any]:
-        info = dict(self.stored.info)
-        layers = self.layers
-        return {
-            "graph": self.graph,
-            "engine": str(self.stored.path),
-            "key": {**asdict(self.stored.key), "digest": self.stored.key.digest},
-            "sha256": self.stored.sha256,
-            "bytes": self.stored.size,
-            "reused": self.reused,
-            "parse_seconds": info["parse_seconds"],
-            "build_seconds": info["build_seconds"],
-            "layer_precisions": {
-                "from": info["layers_from"],
-                "counts": count(layers),
-                "heavy": [layer._asdict() for layer in layers if layer.heavy],
-            },
-            "warnings": info["warnings"],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A graph that cannot be built for a GPU that nobody asked for by name, and why."""
-
-    graph: str
-    compute_capability: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What `build_engines` made or found; ``refused`` holds what it could not make without having been asked."""
-
-    bundle: Path
-    model_sha256: str
-    target: str
-    version: str
-    device: str | None
-    cache: Path
-    engines: tuple[EngineRow, ...]
-    refused: tuple[Refused, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "bundle": str(self.bundle),
-            "model_sha256": self.model_sha256,
-            "target": self.target,
-            "version": self.version,
-            "device": self.device,
-            "cache": str(self.cache),
-            "engines": [row.to_dict() for row in self.engines],
-            "refused": [asdict(row) for row in self.refused],
-        }
-
-
 def build_engines(
     path: Path,
     *,
     target: str = "tensorrt",
-    precisions: Sequence[str] = (),
-    compute_capabilities: Sequence[str] = (),
     cache: EngineCache | None = None,
     options: BuildOptions | None = None,
     progress: Progress | None = None,
@@ -158,9 +90,6 @@ def build_engines(
         path: a ``.edgead`` file.
         target: ``tensorrt`` builds on and for this machine's GPU; ``tensorrt-rtx`` also for others, without one;
             ``cpu`` compiles the native code for this machine's processor, once for all bundles.
-        precisions: keys of the manifest's precisions; none means those that are meant for the target.
-        compute_capabilities: for ``tensorrt-rtx``, such as ``8.6``, or ``portable``; none means that of this machine's
-            GPU, and without a GPU all that the library builds for.
         cache: where the engines go.
         options: see `BuildOptions`.
         progress: called with ``(stage, done, total)``.
@@ -180,40 +109,31 @@ def build_engines(
     chosen = next((name for name in TARGETS if name == target), None)
     if chosen is None:
         raise ConfigError(f"unknown target '{target}'.{suggest(target, [*TARGETS, CPU])}")
-    device = _device(chosen, compute_capabilities, options)
+    device = _device(chosen, options)
     plugin = plugin_digest(options.plugin)
     with Bundle.open(path) as bundle:
-        keys = _precisions(bundle, chosen, precisions)
+        keys = _precisions(bundle, chosen, options.precisions)
         found = ask_library({"action": "describe", "target": chosen}, doing="starting", timeout_s=_DESCRIBE_SECONDS)
-        wanted = _capabilities(chosen, found["version"], found["compute_capabilities"], compute_capabilities, device)
+        version = found["version"]
+        wanted = _capabilities(chosen, version, found["compute_capabilities"], options.compute_capabilities, device)
+        # "All GPUs" means those that can: Turing, for one, has no FP32 matrix product in RTX.
+        may_refuse = not options.compute_capabilities and device is None
+        builder = _Builder(chosen, version, plugin, cache, options, on_wait)
         rows: list[EngineRow] = []
         refused: list[Refused] = []
         for precision in keys:
-            with bundle.model_files(precision) as model:
-                graphs = [model.with_name(name) for name in bundle.graph_files(precision)]
-                total = len(graphs) * len(wanted)
-                for number, (graph, capability) in enumerate((g, c) for g in graphs for c in wanted):
-                    if progress is not None:
-                        progress(f"build {precision}", number, total)
-                    key = EngineKey(
-                        graph_digest(graph), chosen, found["version"], capability, graph_precision(graph), plugin
-                    )
-                    try:
-                        rows.append(_build_one(graph, key, cache, options, on_wait))
-                    except BackendError as error:
-                        # "All GPUs" means those that can: Turing, for one, has no FP32 matrix product in RTX.
-                        if compute_capabilities or device is not None:
-                            raise
-                        refused.append(Refused(graph.name, capability, str(error)))
-                if progress is not None:
-                    progress(f"build {precision}", total, total)
+            for made in builder.build_precision(bundle, precision, wanted, may_refuse, progress):
+                if isinstance(made, EngineRow):
+                    rows.append(made)
+                else:
+                    refused.append(made)
         if refused and not rows:
             raise BackendError(refused[0].reason)
         return BuildReport(
             bundle=path,
             model_sha256=bundle.sha256,
             target=chosen,
-            version=found["version"],
+            version=version,
             device=device.name if device is not None else None,
             cache=cache.folder,
             engines=tuple(rows),
@@ -251,9 +171,9 @@ def _build_cpu(
         )
 
 
-def _device(target: Target, capabilities: Sequence[str], options: BuildOptions) -> CudaDevice | None:
+def _device(target: Target, options: BuildOptions) -> CudaDevice | None:
     if target == "tensorrt":
-        if capabilities:
+        if options.compute_capabilities:
             raise ConfigError("TensorRT builds for this machine's GPU only; omit --compute-capability")
         if cuda_driver().problem is not None:
             hint = "; without a GPU only --target tensorrt-rtx builds" if not cuda_driver().found else ""
@@ -296,36 +216,75 @@ def _capabilities(
     return list(dict.fromkeys(asked)) or own
 
 
-def _build_one(
-    graph: Path, key: EngineKey, cache: EngineCache, options: BuildOptions, on_wait: Callable[[], None] | None
-) -> EngineRow:
-    settings = {"max_batch": options.max_batch, "workspace_bytes": options.workspace_bytes, "dla": options.dla}
-    with cache.building(on_wait):
-        # Inside the lock: another builder may just have made it.
-        stored = None if options.rebuild else _fitting(cache, key, settings)
-        if stored is not None:
-            return EngineRow(graph.name, stored, reused=True)
-        # RTX asks the GPU for a timing cache, which it else does without.
-        timing = cache.folder / f"timing-{key.version}-{key.compute_capability}.cache"
-        with cache.scratch() as engine:
-            answer = ask_library(
-                {
-                    "action": "build",
-                    "target": key.library,
-                    "graph": str(graph),
-                    "engine": str(engine),
-                    "precision": key.precision,
-                    "compute_capability": key.compute_capability if key.library == "tensorrt-rtx" else None,
-                    "plugin": None if options.plugin is None else str(options.plugin.resolve()),
-                    "timing_file": str(timing) if key.library == "tensorrt" else None,
-                    **settings,
-                },
-                doing=f"building {graph.name} for {key.compute_capability}",
-                timeout_s=options.timeout_s,
-            )
-            info = {"edgead": __version__, "graph": graph.name, "host": platform.machine(), **settings, **answer}
-            stored = cache.store(key, engine, info)
-    return EngineRow(graph.name, stored, reused=False)
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """What all engines of one call of `build_engines` are built with."""
+
+    target: Target
+    version: str
+    plugin: str
+    cache: EngineCache
+    options: BuildOptions
+    on_wait: Callable[[], None] | None
+
+    def build_precision(
+        self,
+        bundle: Bundle,
+        precision: str,
+        capabilities: Sequence[str],
+        may_refuse: bool,
+        progress: Progress | None,
+    ) -> Iterator[EngineRow | Refused]:
+        """Build each graph file of a precision for each GPU; with ``may_refuse`` a failure is told, not raised."""
+        with bundle.model_files(precision) as model:
+            graphs = [model.with_name(name) for name in bundle.graph_files(precision)]
+            total = len(graphs) * len(capabilities)
+            for number, (graph, capability) in enumerate((g, c) for g in graphs for c in capabilities):
+                if progress is not None:
+                    progress(f"build {precision}", number, total)
+                digest = graph_digest(graph)
+                key = EngineKey(digest, self.target, self.version, capability, graph_precision(graph), self.plugin)
+                try:
+                    yield self._build(graph, key)
+                except BackendError as error:
+                    if not may_refuse:
+                        raise
+                    yield Refused(graph.name, capability, str(error))
+            if progress is not None:
+                progress(f"build {precision}", total, total)
+
+    def _build(self, graph: Path, key: EngineKey) -> EngineRow:
+        settings = {
+            "max_batch": self.options.max_batch,
+            "workspace_bytes": self.options.workspace_bytes,
+            "dla": self.options.dla,
+        }
+        with self.cache.building(self.on_wait):
+            # Inside the lock: another builder may just have made it.
+            stored = None if self.options.rebuild else _fitting(self.cache, key, settings)
+            if stored is not None:
+                return EngineRow(graph.name, stored, reused=True)
+            # RTX asks the GPU for a timing cache, which it else does without.
+            timing = self.cache.folder / f"timing-{key.version}-{key.compute_capability}.cache"
+            with self.cache.scratch() as engine:
+                answer = ask_library(
+                    {
+                        "action": "build",
+                        "target": key.library,
+                        "graph": str(graph),
+                        "engine": str(engine),
+                        "precision": key.precision,
+                        "compute_capability": key.compute_capability if key.library == "tensorrt-rtx" else None,
+                        "plugin": None if self.options.plugin is None else str(self.options.plugin.resolve()),
+                        "timing_file": str(timing) if key.library == "tensorrt" else None,
+                        **settings,
+                    },
+                    doing=f"building {graph.name} for {key.compute_capability}",
+                    timeout_s=self.options.timeout_s,
+                )
+                info = {"edgead": __version__, "graph": graph.name, "host": platform.machine(), **settings, **answer}
+                stored = self.cache.store(key, engine, info)
+        return EngineRow(graph.name, stored, reused=False)
 
 
 def _fitting(cache: EngineCache, key: EngineKey, settings: Mapping[str, Any]) -> StoredEngine | None:

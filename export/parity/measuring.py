@@ -26,6 +26,7 @@ from edgead.runtime.progress import Progress
 _TAKES_NO_FUNCTIONS = "openvino"
 
 
+# More than six parameters: a model, its files in both forms, the images, and which precisions.
 def measure(
     model: Exportable,
     manifest: Manifest,

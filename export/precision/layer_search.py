@@ -91,15 +91,36 @@ class Int8Choice:
         return replace(self, aim=_MARGIN * share * self.drop)
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisable:
+    """What a choice of ranges and layers makes INT8 graphs of.
+
+    Attributes:
+        models: FP32 graph files of one model, which share the names of their convolutions.
+        ranges: file -> method -> ranges.
+        dialect: see `edgead.export.precision.qdq`.
+        rounded: weights of the convolutions in INT8, see `edgead.export.precision.gptq`.
+    """
+
+    models: Models
+    ranges: Mapping[str, Mapping[str, Ranges]]
+    dialect: str
+    rounded: Mapping[str, Rounded] | None = None
+
+    def build(self, method: str, kept: Sequence[str]) -> dict[str, onnx.ModelProto]:
+        """Return the graph files with ranges of a method, and the layers ``kept`` in FP32."""
+        return {
+            file: quantise(model, self.ranges[file][method], self.dialect, kept, self.rounded)
+            for file, model in self.models.items()
+        }
+
+
 def choose_int8(
-    models: Models,
-    ranges: Mapping[str, Mapping[str, Ranges]],
-    dialect: str,
+    graphs: Quantisable,
     judges: Judges,
     opener: Opener,
     max_drop: float,
     progress: Progress,
-    rounded: Mapping[str, Rounded] | None = None,
     before: Int8Choice | None = None,
 ) -> tuple[Int8Choice, dict[str, onnx.ModelProto]]:
     """Choose the ranges with the least score error, and keep layers in FP32 until it fits.
@@ -108,77 +129,99 @@ def choose_int8(
     their score error alone. Of the choices that fit, the one that gives up least time is taken.
 
     Args:
-        models: FP32 graph files of one model, which share the names of their convolutions.
-        ranges: file -> method -> ranges.
-        dialect: see `edgead.export.precision.qdq`.
+        graphs: what is quantised, and with what.
         judges: images that set no range.
         opener: runs a set of graph files.
         max_drop: score error allowed, see `Judges.drop`.
         progress: called with ``(stage, done, total)``.
-        rounded: weights of the convolutions in INT8, see `edgead.export.precision.gptq`.
         before: an earlier choice of the same that was not strict enough for other images, see `Int8Choice.stricter`.
             What it found out about ranges and layers is used again.
 
     Returns:
         The choice and its graph files. Where no choice is good enough, the best one.
     """
-    layers = quantisable(next(iter(models.values())))
-    saved = savings(next(iter(models.values())))
-    tried: dict[tuple[str, ...], tuple[float, str]] = {}
+    search = _Search(graphs, judges, opener, progress)
+    drops = search.compare_ranges({} if before is None else before.drops)
+    method = min(METHODS, key=lambda name: drops[name])
+    aim = _AIM * max_drop if before is None else before.aim
+    search.tried[()] = drops[method], method
+    sensitivity: dict[str, float] = {}
+    if drops[method] > aim and len(search.layers) > 1:
+        known = {} if before is None else before.sensitivity
+        sensitivity = dict(known) if known else search.rank_layers(method)
+        search.keep_layers(sensitivity, aim)
+    kept = search.best(aim, max_drop if before is None else aim)
+    drop, method = search.tried[kept]
+    layers = len(search.layers)
+    choice = Int8Choice(graphs.dialect, method, drops, sensitivity, kept, layers, drop, drop <= max_drop, aim)
+    return choice, graphs.build(method, kept)
 
-    def build(method: str, kept: Sequence[str]) -> dict[str, onnx.ModelProto]:
-        return {file: quantise(model, ranges[file][method], dialect, kept, rounded) for file, model in models.items()}
 
-    def error(method: str, kept: Sequence[str], judges: Judges = judges) -> float:
-        backend = opener(build(method, kept))
+class _Search:
+    """What was tried for one dialect: ``tried`` holds the layers kept -> least score error, and the method with it."""
+
+    def __init__(self, graphs: Quantisable, judges: Judges, opener: Opener, progress: Progress) -> None:
+        self._graphs, self._judges, self._opener, self._progress = graphs, judges, opener, progress
+        model = next(iter(graphs.models.values()))
+        self.layers = quantisable(model)
+        self._saved = savings(model)
+        self.tried: dict[tuple[str, ...], tuple[float, str]] = {}
+
+    def compare_ranges(self, known: Mapping[str, float]) -> dict[str, float]:
+        """Return the score error of each method with every layer in INT8, measured where it is not ``known``."""
+        drops = dict(known)
+        for done, method in enumerate(() if drops else METHODS):
+            self._tell("ranges", done, len(METHODS))
+            drops[method] = self._error(method, (), self._judges)
+        self._tell("ranges", len(METHODS), len(METHODS))
+        return drops
+
+    def rank_layers(self, method: str) -> dict[str, float]:
+        """Return the score error of each layer alone in INT8, or of its group, largest first."""
+        layers = self.layers
+        found: dict[str, float] = {}
+        size = math.ceil(len(layers) / _MOST_GROUPS)
+        groups = [layers[start : start + size] for start in range(0, len(layers), size)]
+        few = self._judges.few()
+        for done, group in enumerate(groups):
+            self._tell("sensitivity", done, len(groups))
+            found |= dict.fromkeys(group, self._error(method, [name for name in layers if name not in group], few))
+        self._tell("sensitivity", len(groups), len(groups))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def keep_layers(self, sensitivity: Mapping[str, float], aim: float) -> None:
+        """Try what must be kept for the aim, in both orders."""
+        # Cheap layers first loses least time, unless the costly ones are what matters.
+        cheap_first = sorted(sensitivity, key=lambda name: -sensitivity[name] / max(self._saved[name], 1.0))
+        for order in (cheap_first, list(sensitivity)):
+            _keep_until(order, self._least_error, aim)
+
+    def best(self, aim: float, allowed: float) -> tuple[str, ...]:
+        """Return the layers to keep: of what fits that which loses least time, else what has the least error."""
+        tried = self.tried
+        fitting = [kept for kept, (value, _) in tried.items() if value <= aim] or [
+            kept for kept, (value, _) in tried.items() if value <= allowed
+        ]
+        lost = {kept: sum(self._saved[name] for name in kept) for kept in tried}
+        return min(fitting, key=lambda one: lost[one]) if fitting else min(tried, key=lambda one: tried[one])
+
+    def _least_error(self, some: Sequence[str]) -> float:
+        kept = tuple(name for name in self.layers if name in some)
+        if kept not in self.tried:
+            self._tell("layers kept in fp32", len(kept), len(self.layers))
+            # The layer that is kept may be the one that made a method the best.
+            self.tried[kept] = min((self._error(name, kept, self._judges), name) for name in METHODS)
+        return self.tried[kept][0]
+
+    def _error(self, method: str, kept: Sequence[str], judges: Judges) -> float:
+        backend = self._opener(self._graphs.build(method, kept))
         try:
             return judges.drop(backend)
         finally:
             backend.close()
 
-    def ranked(method: str) -> dict[str, float]:
-        found: dict[str, float] = {}
-        size = math.ceil(len(layers) / _MOST_GROUPS)
-        groups = [layers[start : start + size] for start in range(0, len(layers), size)]
-        few = judges.few()
-        for done, group in enumerate(groups):
-            progress(f"{dialect}: sensitivity", done, len(groups))
-            found |= dict.fromkeys(group, error(method, [name for name in layers if name not in group], few))
-        progress(f"{dialect}: sensitivity", len(groups), len(groups))
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-    drops = {} if before is None else dict(before.drops)
-    for done, method in enumerate(() if drops else METHODS):
-        progress(f"{dialect}: ranges", done, len(METHODS))
-        drops[method] = error(method, ())
-    progress(f"{dialect}: ranges", len(METHODS), len(METHODS))
-    method = min(METHODS, key=lambda name: drops[name])
-    aim = _AIM * max_drop if before is None else before.aim
-    tried[()] = drops[method], method
-    sensitivity: dict[str, float] = {}
-    if drops[method] > aim and len(layers) > 1:
-        sensitivity = dict(before.sensitivity) if before is not None and before.sensitivity else ranked(method)
-
-        def judged(some: Sequence[str]) -> float:
-            kept = tuple(name for name in layers if name in some)
-            if kept not in tried:
-                progress(f"{dialect}: layers kept in fp32", len(kept), len(layers))
-                # The layer that is kept may be the one that made a method the best.
-                tried[kept] = min((error(name, kept), name) for name in METHODS)
-            return tried[kept][0]
-
-        # Cheap layers first loses least time, unless the costly ones are what matters.
-        _keep_until(sorted(sensitivity, key=lambda name: -sensitivity[name] / max(saved[name], 1.0)), judged, aim)
-        _keep_until(list(sensitivity), judged, aim)
-    allowed = max_drop if before is None else aim
-    fitting = [kept for kept, (value, _) in tried.items() if value <= aim] or [
-        kept for kept, (value, _) in tried.items() if value <= allowed
-    ]
-    lost = {kept: sum(saved[name] for name in kept) for kept in tried}
-    kept = min(fitting, key=lambda one: lost[one]) if fitting else min(tried, key=lambda one: tried[one])
-    drop, method = tried[kept]
-    choice = Int8Choice(dialect, method, drops, sensitivity, kept, len(layers), drop, drop <= max_drop, aim)
-    return choice, build(method, kept)
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        self._progress(f"{self._graphs.dialect}: {stage}", done, total)
 
 
 def _keep_until(order: Sequence[str], error: Callable[[Sequence[str]], float], aim: float) -> None:

@@ -52,10 +52,12 @@ class SimulatedFp16(Simulation):
         BackendError: ONNX Runtime cannot load it, or it is no scoring graph.
     """
 
+    _name, _precision = SIMULATED, "fp16"
+
     def __init__(self, model: Path, *, threads: int | None = None, outputs: Sequence[str] = OUTPUTS) -> None:
         rewritten, self._tensors = simulate(inline_nodes(onnx.load(str(model))), model.name)
         # An optimiser could take a rounding for a detour and remove it.
-        super().__init__(rewritten, model.name, SIMULATED, "fp16", threads, outputs, {}, optimise=False)
+        super().__init__(rewritten, model.name, threads, outputs, {}, optimise=False)
         self._maxima = np.zeros(len(self._tensors))
 
     @property

@@ -42,11 +42,13 @@ class SimulatedInt8(Simulation):
         BackendError: ONNX Runtime cannot load it, or it is no scoring graph.
     """
 
+    _name, _precision = SIMULATED_INT8, "int8"
+
     def __init__(self, model: Path, *, threads: int | None = None, outputs: Sequence[str] = OUTPUTS) -> None:
         rewritten = simulate_int8(inline_nodes(onnx.load(str(model))), model.name)
         # Q/DQ pairs are executed as they stand; merging them would bring the processor's own kernels back.
         settings = {"session.disable_quant_qdq": "1"}
-        super().__init__(rewritten, model.name, SIMULATED_INT8, "int8", threads, outputs, settings)
+        super().__init__(rewritten, model.name, threads, outputs, settings)
 
 
 def simulate_int8(model: onnx.ModelProto, label: str) -> onnx.ModelProto:

@@ -31,7 +31,6 @@ class Simulation:
 
     Args:
         rewritten: the graph; label: name of its file, for messages.
-        name, precision: what `describe` says.
         threads: CPU threads; None leaves the choice to the library.
         outputs: what `compute` returns; `run` needs a score and a map.
         settings: session configuration.
@@ -41,12 +40,14 @@ class Simulation:
         BackendError: ONNX Runtime cannot load it, or it is no scoring graph.
     """
 
+    # What `describe` says of each kind.
+    _name: str
+    _precision: str
+
     def __init__(
         self,
         rewritten: onnx.ModelProto,
         label: str,
-        name: str,
-        precision: str,
         threads: int | None,
         outputs: Sequence[str],
         settings: Mapping[str, str],
@@ -54,7 +55,7 @@ class Simulation:
         optimise: bool = True,
     ) -> None:
         onnxruntime = load_onnxruntime()
-        self._name, self._outputs = name, list(outputs)
+        self._outputs = list(outputs)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if not optimise:
@@ -79,7 +80,7 @@ class Simulation:
         self._height, self._width = int(shape[1] or 0), int(shape[2] or 0)
         version = str(onnxruntime.__version__)
         self._info = BackendInfo(
-            name, "onnxruntime CPUExecutionProvider", precision, "simulated", threads or 0, version
+            self._name, "onnxruntime CPUExecutionProvider", self._precision, "simulated", threads or 0, version
         )
 
     def run(self, images: NDArray[np.uint8]) -> Inference:

@@ -22,7 +22,7 @@ from edgead.export.options import CPU, FP16, FP32, TRT
 from edgead.export.precision.activation_ranges import activation_ranges
 from edgead.export.precision.fp16 import convert_fp16
 from edgead.export.precision.gptq import Rounded, layer_inputs, round_weights
-from edgead.export.precision.layer_search import Int8Choice, Judges, choose_int8
+from edgead.export.precision.layer_search import Int8Choice, Judges, Quantisable, choose_int8
 from edgead.export.precision.qdq import DIALECTS, watched_tensors
 from edgead.export.precision.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.precision.simulate_int8 import SIMULATED_INT8, SimulatedInt8
@@ -171,8 +171,8 @@ class PrecisionMaker:
 
     Attributes:
         full: graph files in FP32.
-        max_drop: see `edgead.export.precision.layer_search.choose_int8`; so are ``rounded``, by dialect, and
-            ``progress``.
+        max_drop: see `edgead.export.precision.layer_search.choose_int8`; so is ``progress``.
+        rounded: by dialect, see `edgead.export.precision.layer_search.Quantisable`.
         cache: folder that keeps calibrated ranges; None keeps none.
         plain: leave no scoring nodes in what is made for TensorRT; what OpenVINO reads has none.
     """
@@ -232,8 +232,8 @@ class PrecisionMaker:
         )
         with TemporaryDirectory(prefix="edgead-int8-") as folder:
             opener = partial(_open_candidate, Path(folder), precision, self.manifest)
-            rest = (self.max_drop, self.progress, self.rounded[precision], before)
-            return choose_int8(source, ranges, precision, judges, opener, *rest)
+            graphs = Quantisable(source, ranges, precision, self.rounded[precision])
+            return choose_int8(graphs, judges, opener, self.max_drop, self.progress, before)
 
     def _pairs(self, precision: str, models: Mapping[str, onnx.ModelProto]) -> list[tuple[Verdict, float]]:
         """Return the model's verdicts and the reduced graph's scores of images like unseen parts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,34 @@ from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.frame import Inference
 
 
+@dataclass(frozen=True, slots=True)
+class _Execution:
+    """What a backend executes on.
+
+    Attributes:
+        name: the backend's.
+        provider: of ONNX Runtime, with its options.
+        device, precision: what `describe` says.
+        settings: session configuration.
+    """
+
+    name: str
+    provider: tuple[str, dict[str, str]]
+    device: str
+    precision: str
+    settings: Mapping[str, str]
+
+
 class _OnnxRuntime:
     """Runs the graph on one provider of ONNX Runtime."""
 
     def __init__(
-        self,
-        model: Path,
-        *,
-        threads: int | None,
-        batch: int,
-        outputs: Sequence[str],
-        name: str,
-        provider: tuple[str, dict[str, str]],
-        device: str,
-        settings: Mapping[str, str],
-        precision: str,
+        self, model: Path, execution: _Execution, *, threads: int | None, batch: int, outputs: Sequence[str]
     ) -> None:
         check_settings(threads, batch)
         self._outputs = list(outputs)
         onnxruntime = load_onnxruntime()
-        self._session: Any = _session(model, name, provider, threads, batch, settings)
+        self._session: Any = _session(model, execution, threads, batch)
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape] if inputs else []
         named = [output.name for output in self._session.get_outputs()]
@@ -59,10 +67,10 @@ class _OnnxRuntime:
         # What the graph was really fixed to: a file exported with a static batch keeps its own.
         self._batch = shape[0] or 0
         self._info = BackendInfo(
-            name=name,
+            name=execution.name,
             provider=self._session.get_providers()[0],
-            precision=precision,
-            device=device,
+            precision=execution.precision,
+            device=execution.device,
             threads=threads or 0,
             version=onnxruntime.__version__,
         )
@@ -93,30 +101,23 @@ class _OnnxRuntime:
         return found
 
 
-def _session(
-    model: Path,
-    name: str,
-    provider: tuple[str, dict[str, str]],
-    threads: int | None,
-    batch: int,
-    settings: Mapping[str, str],
-) -> Any:
+def _session(model: Path, execution: _Execution, threads: int | None, batch: int) -> Any:
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    for key, value in settings.items():
+    for key, value in execution.settings.items():
         options.add_session_config_entry(key, value)
     if batch:
         options.add_free_dimension_override_by_name("batch", batch)
     try:
         return onnxruntime.InferenceSession(
-            str(model), options, providers=[provider], disabled_optimizers=UNWANTED_OPTIMISERS
+            str(model), options, providers=[execution.provider], disabled_optimizers=UNWANTED_OPTIMISERS
         )
     except Exception as error:
-        raise BackendError(f"{name} cannot load {model.name}: {first_line(error)}") from error
+        raise BackendError(f"{execution.name} cannot load {model.name}: {first_line(error)}") from error
 
 
 class OnnxRuntimeBackend(_OnnxRuntime):
@@ -143,22 +144,18 @@ class OnnxRuntimeBackend(_OnnxRuntime):
         # Threads that go on spinning after a frame take the cores from the camera, and from the next graph of a
         # routed model: on two busy cores, router and head in turn took 72 ms with it and 11 ms without.
         settings = {"session.force_spinning_stop": "1"}
-        provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+        execution = _Execution("onnxruntime", ("CPUExecutionProvider", {}), "cpu", "fp32", settings)
         parts = parts_for(model, outputs)
         super().__init__(
             model if parts is None else parts.queries,
+            execution,
             threads=threads,
             batch=batch,
             outputs=outputs if parts is None else parts.outputs,
-            name="onnxruntime",
-            provider=provider,
-            device="cpu",
-            settings=settings,
-            precision="fp32",
         )
         self._native: NativeStep | None = None
         if parts is not None:
-            finish = _session(parts.score, "onnxruntime", provider, 1, batch, settings)
+            finish = _session(parts.score, execution, 1, batch)
             shape = next(value.shape[1:] for value in self._session.get_outputs() if value.name == QUERIES)
             self._native = NativeStep(parts, shape, threads, lambda feeds: finish.run(list(outputs), dict(feeds)))
             self._info = replace(self._info, provider=f"{self._info.provider} with {self._native.describe()}")
@@ -190,17 +187,14 @@ class OnnxRuntimeCudaBackend(_OnnxRuntime):
         if "CUDAExecutionProvider" not in load_onnxruntime().get_available_providers():
             mend = "run: pip uninstall -y onnxruntime && pip install --force-reinstall 'edgead[gpu]'"
             raise BackendUnavailable(f"onnxruntime-cuda: the installed onnxruntime has no CUDA; {mend}")
-        super().__init__(
-            model,
-            threads=threads,
-            batch=batch,
-            outputs=outputs,
+        execution = _Execution(
             name="onnxruntime-cuda",
             # TF32 would move distances to a memory bank in the third digit; a search for algorithms takes seconds.
             provider=("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
             device=f"{device.name} (compute capability {device.compute_capability})",
-            settings={"session.force_spinning_stop": "1", "session.disable_cpu_ep_fallback": "1"},
             precision=graph_precision(model).partition("-")[0],
+            settings={"session.force_spinning_stop": "1", "session.disable_cpu_ep_fallback": "1"},
         )
+        super().__init__(model, execution, threads=threads, batch=batch, outputs=outputs)
         if self._info.provider != "CUDAExecutionProvider":
             raise BackendUnavailable(f"onnxruntime-cuda would run on {self._info.provider}; see: edgead doctor")

@@ -133,6 +133,7 @@ def _reason(name: str, similarity: float, minimum: Mapping[str, float]) -> str |
     return f"{UNKNOWN_CATEGORY} (similarity {similarity:.3f} to {name}, its parts reach {minimum[name]:.3f})"
 
 
+# More than six parameters: what `open_backend` takes, and the bundle that says what the files are.
 def open_model(
     backend: str,
     manifest: Manifest,

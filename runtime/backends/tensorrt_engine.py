@@ -51,6 +51,7 @@ class EngineRunner:
         BackendError: the engine is of another version or device, or breaks the contract of a graph.
     """
 
+    # More than six parameters: two libraries, one engine, and what to make of it.
     def __init__(
         self,
         library: Library,

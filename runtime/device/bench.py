@@ -41,6 +41,7 @@ _POOL_BYTES = 256 << 20  # different frames held; enough of them that none stays
 _SPIN_S = 0.001  # sleeping ends late by less than this, so the rest is spent looking at the clock
 
 
+# More than six parameters: the options of ``edgead bench``, which scripts pass by name.
 def bench(
     path: str | Path,
     *,

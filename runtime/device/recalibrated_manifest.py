@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edgead.runtime.bundle.manifest import Manifest
-from edgead.runtime.bundle.manifest_schema import NormalsSection, ThresholdSection
+from edgead.runtime.bundle.manifest_schema import CategorySection, NormalsSection, PrecisionSection, ThresholdSection
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.uri import redact
 from edgead.runtime.version import __version__
@@ -16,25 +17,60 @@ from edgead.runtime.version import __version__
 PROVENANCE_KEY = "calibrations"
 
 
-def recalibrated_manifest(
-    manifest: Manifest,
-    old: Mapping[str, Threshold],
-    new: Mapping[str, Threshold],
-    normals: Mapping[str, NormalsSection],
-    source_id: str,
-    images: int,
-    backend: Mapping[str, Any],
-) -> Manifest:
-    record = {
+@dataclass(frozen=True, slots=True)
+class Recalibration:
+    """What the good parts that a source showed gave.
+
+    Attributes:
+        old, new: thresholds, by precision, or by ``precision/category`` where the bundle is routed.
+        normals: what good parts look like, by category.
+        source_id, images, backend: where the parts came from, how many they were, and what judged them.
+    """
+
+    old: Mapping[str, Threshold]
+    new: Mapping[str, Threshold]
+    normals: Mapping[str, NormalsSection]
+    source_id: str
+    images: int
+    backend: Mapping[str, Any]
+
+
+def recalibrated_manifest(manifest: Manifest, found: Recalibration) -> Manifest:
+    """Return the manifest with the new thresholds in place."""
+    record = _record(found)
+    earlier = manifest.provenance.get(PROVENANCE_KEY, [])
+    sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in found.new.items()}
+    # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
+    parity = {
+        file: {runtime: evidence for runtime, evidence in records.items() if not runtime.endswith("-bf16")}
+        for file, records in manifest.parity.items()
+    }
+    return manifest.model_copy(
+        update={
+            "parity": parity,
+            "threshold": sections.get("fp32", manifest.threshold),
+            "precisions": _precisions(manifest, sections),
+            "categories": _categories(manifest, sections, found.normals),
+            "provenance": {
+                **manifest.provenance,
+                PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
+            },
+        }
+    )
+
+
+def _record(found: Recalibration) -> dict[str, Any]:
+    return {
         "time": datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).isoformat(timespec="seconds"),
         "edgead": __version__,
-        "source": redact(source_id),
-        "images": images,
-        "backend": dict(backend),
-        "old": {key: threshold.to_dict() for key, threshold in old.items()},
+        "source": redact(found.source_id),
+        "images": found.images,
+        "backend": dict(found.backend),
+        "old": {key: threshold.to_dict() for key, threshold in found.old.items()},
     }
-    earlier = manifest.provenance.get(PROVENANCE_KEY, [])
-    sections = {key: ThresholdSection.from_threshold(threshold) for key, threshold in new.items()}
+
+
+def _precisions(manifest: Manifest, sections: Mapping[str, ThresholdSection]) -> dict[str, PrecisionSection]:
     routed = manifest.graph == "routed"
     # The bundle's own thresholds are those of fp32, which therefore needs none beside them.
     precisions = dict(manifest.precisions)
@@ -46,7 +82,14 @@ def recalibrated_manifest(
             precisions[key] = entry.model_copy(update=update)
         elif not routed:
             precisions[key] = entry.model_copy(update={"threshold": None})
-    categories = {
+    return precisions
+
+
+def _categories(
+    manifest: Manifest, sections: Mapping[str, ThresholdSection], normals: Mapping[str, NormalsSection]
+) -> dict[str, CategorySection]:
+    routed = manifest.graph == "routed"
+    return {
         name: entry.model_copy(
             update={
                 "threshold": sections.get(f"fp32/{name}", entry.threshold) if routed else entry.threshold,
@@ -55,20 +98,3 @@ def recalibrated_manifest(
         )
         for name, entry in manifest.categories.items()
     }
-    # A reduced precision was let through because it changed no decision at the old threshold; that proves nothing now.
-    parity = {
-        file: {runtime: evidence for runtime, evidence in records.items() if not runtime.endswith("-bf16")}
-        for file, records in manifest.parity.items()
-    }
-    return manifest.model_copy(
-        update={
-            "parity": parity,
-            "threshold": sections.get("fp32", manifest.threshold),
-            "precisions": precisions,
-            "categories": categories,
-            "provenance": {
-                **manifest.provenance,
-                PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
-            },
-        }
-    )

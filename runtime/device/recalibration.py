@@ -21,7 +21,7 @@ from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
 from edgead.runtime.decision.threshold import Threshold, calibrate, normals_needed
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
-from edgead.runtime.device.recalibrated_manifest import recalibrated_manifest
+from edgead.runtime.device.recalibrated_manifest import Recalibration, recalibrated_manifest
 from edgead.runtime.device.recalibration_report import CalibrationReport
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
@@ -34,6 +34,7 @@ from edgead.runtime.sources import Source, open_source, parse_address
 _MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
 
 
+# More than six parameters: the options of ``edgead calibrate``, which scripts pass by name.
 def calibrate_bundle(
     path: str | Path,
     source: str | Path | Source,
@@ -94,8 +95,8 @@ def calibrate_bundle(
     with Bundle.open(path) as bundle:
         if bundle.sha256 != sha256:
             raise BundleError(f"{path} was changed while it was calibrated; run it again")
-    changed = recalibrated_manifest(manifest, old, new, _normals(taken, manifest), opened.source_id, taken.images, info)
-    replace_manifest(path, out, changed)
+    found = Recalibration(old, new, _normals(taken, manifest), opened.source_id, taken.images, info)
+    replace_manifest(path, out, recalibrated_manifest(manifest, found))
     return CalibrationReport(
         bundle=str(path),
         out=str(out),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from edgead.data import open_category
-from edgead.data.training_images import make_references, second_shot
+from edgead.data.training_images import KeptImages, second_shot
 from edgead.fitting import fit
 from edgead.runtime.imaging.decode import decode_image, read_image
 
@@ -36,8 +36,8 @@ def test_a_model_that_holds_photos_out_shows_them_as_they_are(made_images: Path)
     category = open_category(made_images / "figure", train_only=True)
     order = np.random.default_rng(3).permutation(len(category.train))[:4]
     photos = [read_image(category.train[index].path) for index in sorted(order)]
-    found = dict(make_references(category, 3, seen=False))
-    moved = dict(make_references(category, 3))
+    found = dict(KeptImages(category, 3, seen=False).references())
+    moved = dict(KeptImages(category, 3).references())
     for number, photo in enumerate(photos):
         assert np.array_equal(pixels(found[f"good-{number}.png"]), photo)
         assert not np.array_equal(pixels(moved[f"good-{number}.png"]), photo)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgead.data import open_category
-from edgead.data.training_images import REFERENCE_IMAGES, make_references
+from edgead.data.training_images import REFERENCE_IMAGES, KeptImages
 from edgead.probes import KINDS, LOGICAL, STRUCTURAL, plant, read_scene
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
@@ -216,7 +216,7 @@ def test_what_is_refused(change, error, words):
 
 
 def test_references_carry_flaws_of_the_surface(made_images):
-    names = [name for name, _ in make_references(open_category(made_images / "figure", train_only=True), 0)]
+    names = [name for name, _ in KeptImages(open_category(made_images / "figure", train_only=True), 0).references()]
     assert len(names) == 2 * REFERENCE_IMAGES
     assert [name for name in names if name.startswith("probe-")] == [
         f"probe-{number}-{kind}.png" for number, kind in enumerate(("scratch", "stain", "dent", "crack"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.data import open_category
-from edgead.evaluation.probing import ProbeReport, probe
+from edgead.evaluation.probing import ProbePlan, ProbeReport, probe
 from edgead.evaluation.validation_normals import (
     OUT_OF_FOLD,
     PHOTOS,
@@ -74,7 +74,7 @@ def test_a_model_beats_chance_on_flaws_and_a_broken_one_does_not(tiny_model_path
     normals = find_normals(open_category(parts, train_only=True), read_training_record(tiny_model_path))
     assert (normals.source, len(normals.samples)) == (OUT_OF_FOLD, 12)
     with open_inspector(tiny_model_path, threads=1) as inspector:
-        report = probe(inspector, normals, kinds=STRUCTURAL, per_kind=6, bootstrap=200)
+        report = probe(inspector, normals, ProbePlan(kinds=STRUCTURAL, per_kind=6, bootstrap=200))
     assert [one.kind for one in report.kinds] == list(STRUCTURAL)
     assert (report.overall.n, report.overall.skipped, report.n_normals) == (24, 0, 12)
     assert report.overall.image_auroc.low > 0.5
@@ -83,7 +83,9 @@ def test_a_model_beats_chance_on_flaws_and_a_broken_one_does_not(tiny_model_path
     assert report.overall.caught == sum(one.caught for one in report.kinds) > 0
 
     with fixed() as inspector:
-        broken = probe(inspector, dataclasses.replace(normals, scores=None), kinds=("scratch", "crack"), per_kind=6)
+        broken = probe(
+            inspector, dataclasses.replace(normals, scores=None), ProbePlan(kinds=("scratch", "crack"), per_kind=6)
+        )
     for one in (*broken.kinds, broken.overall):
         assert one.image_auroc.value == one.image_auroc.low == one.image_auroc.high == 0.5
         assert one.pixel_auroc.value == 0.5
@@ -94,7 +96,7 @@ def test_the_same_seed_gives_the_same_report(tiny_model_path, parts):
     normals = find_normals(open_category(parts, train_only=True), read_training_record(tiny_model_path))
     with open_inspector(tiny_model_path, threads=1) as inspector:
         reports = [
-            probe(inspector, normals, kinds=("stain", "moved"), per_kind=3, seed=seed, bootstrap=20)
+            probe(inspector, normals, ProbePlan(kinds=("stain", "moved"), per_kind=3, seed=seed, bootstrap=20))
             for seed in (5, 5, 6)
         ]
     assert reports[0] == reports[1] != reports[2]
@@ -104,7 +106,7 @@ def test_strength_is_seen(tiny_model_path, parts):
     normals = find_normals(open_category(parts, train_only=True), read_training_record(tiny_model_path))
     with open_inspector(tiny_model_path, threads=1) as inspector:
         weak, strong = (
-            probe(inspector, normals, kinds=STRUCTURAL, per_kind=4, strength=strength, bootstrap=0).overall
+            probe(inspector, normals, ProbePlan(kinds=STRUCTURAL, per_kind=4, strength=strength, bootstrap=0)).overall
             for strength in (0.1, 2.0)
         )
     assert weak.image_auroc.value < strong.image_auroc.value
@@ -122,7 +124,9 @@ def test_probes_are_dealt_evenly_and_all_counted(parts, tmp_path):
             return super().run(images)
 
     with Inspector(Watching(), height=72, width=90, threshold=0.1) as inspector:
-        report = probe(inspector, normals, per_kind=3, progress=lambda done, total: steps.append((done, total)))
+        report = probe(
+            inspector, normals, ProbePlan(per_kind=3), progress=lambda done, total: steps.append((done, total))
+        )
     assert report.overall.n == 3 * len(KINDS)
     assert len(seen) == 5 + 3 * len(KINDS)
     assert steps[-1] == (29, 29)
@@ -147,14 +151,14 @@ def test_kinds_that_cannot_be_planted_are_counted_and_skipped(tmp_path):
         Image.fromarray(np.full((64, 64, 3), 100 + index, np.uint8)).save(folder / f"{index}.png")
     normals = find_normals(open_category(folder), TrainingRecord("m", frozenset({"0" * 64})))
     with fixed() as inspector:
-        report = probe(inspector, normals, kinds=("dent", "missing"), per_kind=3)
+        report = probe(inspector, normals, ProbePlan(kinds=("dent", "missing"), per_kind=3))
     dent, missing = report.kinds
     assert (dent.n, dent.skipped, missing.n, missing.skipped) == (3, 0, 0, 3)
     assert missing.image_auroc is missing.pixel_auroc is None
     assert missing.to_dict()["share_caught"] is None
     assert (report.overall.n, report.overall.skipped) == (3, 3)
     with fixed() as inspector, pytest.raises(DataError, match=r"not one probe .*neither a part before a background"):
-        probe(inspector, normals, kinds=("missing",), per_kind=3)
+        probe(inspector, normals, ProbePlan(kinds=("missing",), per_kind=3))
 
 
 def test_images_without_a_score_are_counted_apart(parts, tmp_path):
@@ -168,7 +172,7 @@ def test_images_without_a_score_are_counted_apart(parts, tmp_path):
 
     normals = find_normals(open_category(photos(parts / "train/good", tmp_path / "p", 4)), TrainingRecord("m", None))
     with Inspector(Failing(), height=64, width=64, threshold=0.7) as inspector:
-        report = probe(inspector, normals, kinds=("stain",), per_kind=4)
+        report = probe(inspector, normals, ProbePlan(kinds=("stain",), per_kind=4))
     # The first image's probe and the second image itself failed.
     assert (report.overall.n, report.overall.not_inspected, report.n_normals) == (3, 1, 3)
 
@@ -226,8 +230,8 @@ def test_what_is_refused(parts, tmp_path):
             ({"strength": 9.0}, "between 0.05 and 4.0"),
         ):
             with pytest.raises(ConfigError, match=words):
-                probe(inspector, normals, **options)
-        one = probe(inspector, normals, kinds=("dent",), per_kind=1, bootstrap=0)
+                probe(inspector, normals, ProbePlan(**options))
+        one = probe(inspector, normals, ProbePlan(kinds=("dent",), per_kind=1, bootstrap=0))
     with pytest.raises(DataError, match="two categories are called 'p'"):
         ProbeReport((one, one), INFO, 0, 1.0)
 

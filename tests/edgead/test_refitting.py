@@ -10,6 +10,7 @@ import pytest
 
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.device.check import check_bundle
+from edgead.runtime.device.tuning.tune import TuneOptions
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.inspection.device_profile import Choice
 from edgead.tuning.refitting import Refitting
@@ -49,7 +50,8 @@ def test_sizes_and_settings_below_the_models_are_tried(plate, plate_model, plate
 def test_variants_are_compared_on_parts_that_they_have_not_seen(again, monkeypatch):
     monkeypatch.setattr("edgead.export.parity.measuring.available", lambda: ["onnxruntime"])  # one proof is enough here
     small, *_, whole = again.plan()
-    refit = again.compare([small, whole], CHOICE, budget_ms=1000.0, budget_mb=None, frames=4, frame_size=(320, 240))
+    options = TuneOptions(budget_ms=1000.0, frames=4, frame_size=(320, 240))
+    refit = again.compare([small, whole], CHOICE, options)
     assert (refit.fitted, refit.held_out, refit.skipped) == (12, 4, {})
     assert [Path(one.path).stem for one in refit.report.bundles] == [small.label, whole.label]
     assert [one.detector["settings"]["dimensions"] for one in refit.report.bundles] == [2, 20]

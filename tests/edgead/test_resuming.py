@@ -11,6 +11,7 @@ import torch
 
 from edgead.detectors import REGISTRY, create_detector, learns
 from edgead.features.backbones import BackboneSpec
+from edgead.training.checkpoints import Checkpoint
 from edgead.training.training import train
 
 SIZE = (64, 64)
@@ -53,8 +54,8 @@ def weights(name: str, checkpoint: Path | None = None, stop: int | None = None) 
     def judge(network: torch.nn.Module) -> float:
         return -float(network(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))[0].mean())
 
-    where = {"checkpoint": checkpoint, "key": name, "seconds": 0.0, "progress": tell}
-    train(network, stages, seed=3, judge=judge, device="cpu", **where)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, name, 0.0)
+    train(network, stages, seed=3, judge=judge, device="cpu", checkpoint=kept, progress=tell)
     return network.state_dict()
 
 

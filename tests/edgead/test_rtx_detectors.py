@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgead.detectors import REGISTRY, pools_categories
-from edgead.export.engines.building import build_engines
+from edgead.export.engines.building import BuildOptions, build_engines
 from edgead.export.exporting import export_bundle
 from edgead.fitting import fit
 from edgead.runtime.backends.engine_cache import EngineCache
@@ -28,7 +28,10 @@ def test_rtx_builds_the_graphs_of_every_detector(name: str, made_images: Path, t
     path = tmp_path / "part.edgead"
     export_bundle(model.exportable("part"), path)
     report = build_engines(
-        path, target="tensorrt-rtx", compute_capabilities=["8.6", "8.9"], cache=EngineCache(tmp_path / "engines")
+        path,
+        target="tensorrt-rtx",
+        cache=EngineCache(tmp_path / "engines"),
+        options=BuildOptions(compute_capabilities=["8.6", "8.9"]),
     )
     graphs = {row.graph for row in report.engines}
     assert len(report.engines) == 2 * len(graphs)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.training.checkpoints import Checkpoint
 from edgead.training.recipes import Recipe, Stage
 from edgead.training.training import choose_device, run_key, train
 from edgead.training.training_log import TrainingLog, draw_log
@@ -215,10 +216,10 @@ def test_a_run_that_was_cut_ends_with_the_same_weights_and_log(cut: int, tmp_pat
     file = tmp_path / "run.training"
     net, stages = make()
     with pytest.raises(CutError):
-        run(net, stages, checkpoint=file, key="k", seconds=0.0, progress=stop)
+        run(net, stages, checkpoint=Checkpoint(file, "k", 0.0), progress=stop)
     steps: list[str] = []
     net, stages = make()
-    log = run(net, stages, checkpoint=file, key="k", seconds=0.0, progress=lambda s, *_: steps.append(s))
+    log = run(net, stages, checkpoint=Checkpoint(file, "k", 0.0), progress=lambda s, *_: steps.append(s))
     assert weights(net) == weights(whole)
     assert log == expected
     assert len(steps) == 2 * STEPS - max(0, cut - 1)  # the step that was cut is done again, no other
@@ -228,19 +229,19 @@ def test_a_run_that_was_cut_ends_with_the_same_weights_and_log(cut: int, tmp_pat
 def test_a_checkpoint_of_another_run_or_a_damaged_one_counts_for_nothing(tmp_path: Path) -> None:
     file = tmp_path / "run.training"
     net, stages = make()
-    run(net, stages, checkpoint=file, key=run_key({"seed": 1}))
+    run(net, stages, checkpoint=Checkpoint(file, run_key({"seed": 1})))
     expected = weights(net)
     for content, key in ((file.read_bytes(), run_key({"seed": 2})), (b"half a file", run_key({"seed": 1}))):
         file.write_bytes(content)
         steps: list[str] = []
         net, stages = make()
-        run(net, stages, checkpoint=file, key=key, progress=lambda s, *_, steps=steps: steps.append(s))
+        run(net, stages, checkpoint=Checkpoint(file, key), progress=lambda s, *_, steps=steps: steps.append(s))
         assert len(steps) == 2 * STEPS
         assert weights(net) == expected
     # A finished one has nothing left to do.
     steps = []
     net, stages = make()
-    run(net, stages, checkpoint=file, key=run_key({"seed": 1}), progress=lambda s, *_: steps.append(s))
+    run(net, stages, checkpoint=Checkpoint(file, run_key({"seed": 1})), progress=lambda s, *_: steps.append(s))
     assert steps == []
     assert weights(net) == expected
 
@@ -252,7 +253,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)  # a fork has none of its parent's threads
 sys.path.insert(0, {folder!r})
-from test_training import make, run, weights
+from test_training import Checkpoint, make, run, weights
 killed = Path(sys.argv[1]) / "killed"
 
 def work(checkpoint, last=None):
@@ -265,7 +266,8 @@ def work(checkpoint, last=None):
             assert killed.exists()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(net, stages, checkpoint=checkpoint, key="k", seconds=0.1, progress=progress)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, "k", 0.1)
+    run(net, stages, checkpoint=kept, progress=progress)
     return weights(net), len(steps)
 
 child = os.fork()

@@ -109,9 +109,8 @@ def build_rtx(path: Path, cache: Path, *capabilities: str, **options: Any) -> An
     return build_engines(
         path,
         target="tensorrt-rtx",
-        compute_capabilities=capabilities,
         cache=EngineCache(cache),
-        options=BuildOptions(**options),
+        options=BuildOptions(compute_capabilities=capabilities, **options),
     )
 
 
@@ -202,11 +201,11 @@ def test_a_worker_ends_with_its_parent(
     [
         ({"target": "tensort"}, ConfigError, "Did you mean 'tensorrt'"),
         ({"target": "tensorrt"}, BackendUnavailable, "no NVIDIA driver.*edgead doctor"),
-        ({"target": "tensorrt", "compute_capabilities": ["8.6"]}, ConfigError, "this machine's GPU only"),
+        ({"target": "tensorrt", "options": {"compute_capabilities": ["8.6"]}}, ConfigError, "this machine's GPU only"),
         ({"target": "tensorrt-rtx", "options": {"plugin": Path("p.so")}}, ConfigError, "no plugins"),
         ({"target": "tensorrt-rtx", "options": {"dla": 0}}, ConfigError, "no DLA"),
-        ({"target": "tensorrt-rtx", "precisions": ["fp61"]}, ConfigError, "Did you mean"),
-        ({"target": "tensorrt-rtx", "precisions": ["int8-cpu"]}, ConfigError, "use 'int8-trt'"),
+        ({"target": "tensorrt-rtx", "options": {"precisions": ["fp61"]}}, ConfigError, "Did you mean"),
+        ({"target": "tensorrt-rtx", "options": {"precisions": ["int8-cpu"]}}, ConfigError, "use 'int8-trt'"),
     ],
 )
 def test_wrong_input_is_refused_before_any_library_is_started(

@@ -27,7 +27,7 @@ from edgead.export.parity import promise as promise_module
 from edgead.export.precision import variants as precisions_module
 from edgead.export.precision.activation_ranges import METHODS, activation_ranges
 from edgead.export.precision.fp16 import convert_fp16, half_convolutions
-from edgead.export.precision.layer_search import Judges, choose_int8
+from edgead.export.precision.layer_search import Judges, Quantisable, choose_int8
 from edgead.export.precision.qdq import DIALECTS, quantisable, quantise, watched_tensors
 from edgead.export.precision.simulate_fp16 import SIMULATED, SimulatedFp16
 from edgead.export.precision.simulate_int8 import SIMULATED_INT8, SimulatedInt8, _parts, simulate_int8
@@ -371,14 +371,14 @@ def test_the_layer_that_costs_most_is_found_and_kept(graph, images, ranges, tmp_
     onnx.save(graph, str(tmp_path / "full.onnx"))
     reference = open_backend("onnxruntime", tmp_path / "full.onnx").run(images).score
     judges = Judges(images, reference.tolist(), [None] * len(images), scale=float(np.ptp(reference)) * 4)
-    tried = {"m": dict.fromkeys(METHODS, clipped)}
+    tried = Quantisable({"m": graph}, {"m": dict.fromkeys(METHODS, clipped)}, TRT)
     honest = judges.drop(opener({"m": quantise(graph, ranges["min-max"], TRT)}))
-    choice, models = choose_int8({"m": graph}, tried, TRT, judges, opener, 2 * honest, lambda *_: None)
+    choice, models = choose_int8(tried, judges, opener, 2 * honest, lambda *_: None)
     assert choice.reached
     assert next(iter(choice.sensitivity)) == layers[4]
     assert layers[4] in choice.kept
     assert choice.drop == judges.drop(opener(models)) <= 2 * honest < min(choice.drops.values())
-    hopeless, _ = choose_int8({"m": graph}, tried, TRT, judges, opener, 1e-9, lambda *_: None)
+    hopeless, _ = choose_int8(tried, judges, opener, 1e-9, lambda *_: None)
     assert not hopeless.reached
 
 
@@ -602,8 +602,9 @@ def test_swapped_channels_in_one_precision_are_refused(small, tmp_path, monkeypa
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_clipped_calibration_is_refused(small, tmp_path, monkeypatch, dialect):
-    def clipped(models, ranges, *rest):
-        choice, _ = choose_int8(models, ranges, *rest)
+    def clipped(graphs, *rest):
+        choice, _ = choose_int8(graphs, *rest)
+        models, ranges = graphs.models, graphs.ranges
         small_ranges = {name: (0.1 * low, 0.1 * high) for name, (low, high) in ranges[FP32_FILE][choice.method].items()}
         return choice, {FP32_FILE: quantise(models[FP32_FILE], small_ranges, dialect)}
 

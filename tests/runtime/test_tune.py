@@ -20,7 +20,7 @@ from edgead.runtime.device.tuning.evaluation import Judgement, Picture, Trial
 from edgead.runtime.device.tuning.pareto import complain, mark, pick
 from edgead.runtime.device.tuning.report import Candidate
 from edgead.runtime.device.tuning.search_space import Setup, find_setups, thread_counts
-from edgead.runtime.device.tuning.tune import tune
+from edgead.runtime.device.tuning.tune import TuneOptions, tune
 from edgead.runtime.errors import BackendUnavailable, BundleError, ConfigError, DataError
 from edgead.runtime.inspection.device_profile import Choice
 from edgead.runtime.inspection.inspector import Inspector
@@ -57,10 +57,8 @@ def test_what_opens_is_measured_judged_and_chosen_from(make_bundle, tmp_path, mo
     steps: list[tuple[str, int, int]] = []
     report = tune(
         [path],
+        TuneOptions(threads=[1], frames=12, frame_size=SMALL),
         pictures=parts(3, 255),
-        threads=[1],
-        frames=12,
-        frame_size=SMALL,
         progress=lambda *step: steps.append(step),
     )
     backends = [name for name in available() if not name.endswith("-bf16")]
@@ -121,11 +119,8 @@ def test_what_decides_otherwise_must_not_be_used_however_fast(make_bundle, tiny_
     )
     report = tune(
         [path],
+        TuneOptions(backends=["onnxruntime"], threads=[1], frames=4, frame_size=SMALL),
         pictures=[Picture("faint", even(7, 200)), Picture("plain", even(8))],
-        backends=["onnxruntime"],
-        threads=[1],
-        frames=4,
-        frame_size=SMALL,
     )
     found = {one.setup.choice.precision: one for one in report.candidates if not one.setup.plain}
     assert sorted(found) == ["blind", "dull", "fp32"]
@@ -144,7 +139,7 @@ def test_what_decides_otherwise_must_not_be_used_however_fast(make_bundle, tiny_
 def test_several_bundles_are_compared_by_planted_defects(make_bundle, tiny_model, tiny_references, tiny_expected):
     sharp = make_bundle()
     with pytest.raises(ConfigError, match="--normals DIR"):
-        tune([sharp, make_bundle("same.edgead")], threads=[1], frames=2, frame_size=SMALL)
+        tune([sharp, make_bundle("same.edgead")], TuneOptions(threads=[1], frames=2, frame_size=SMALL))
     # A model that answers almost the same for all: its references say what it gives, so that it passes its check.
     names, score, grid = tiny_expected(tiny_references)
     weights = tiny_model.weights * np.float32(0)
@@ -155,11 +150,8 @@ def test_several_bundles_are_compared_by_planted_defects(make_bundle, tiny_model
     )
     report = tune(
         [dull, sharp],
+        TuneOptions(backends=["onnxruntime"], threads=[1], frames=4, frame_size=SMALL),
         pictures=parts(4, 255),
-        backends=["onnxruntime"],
-        threads=[1],
-        frames=4,
-        frame_size=SMALL,
     )
     areas = [{one.judgement.auroc for one in report.candidates if one.bundle == index} for index in (0, 1)]
     assert areas == [{0.5}, {1.0}]
@@ -186,8 +178,9 @@ def test_several_bundles_are_compared_by_planted_defects(make_bundle, tiny_model
     ],
 )
 def test_wrong_arguments(make_bundle, arguments, error, match):
+    pictures = arguments.pop("pictures", ())
     with pytest.raises(error, match=match):
-        tune([make_bundle()], **{"frame_size": SMALL, **arguments})
+        tune([make_bundle()], TuneOptions(**{"frame_size": SMALL, **arguments}), pictures=pictures)
 
 
 def test_what_is_no_bundle_or_proves_nothing_cannot_be_tuned(make_bundle, tiny_references, tmp_path):

@@ -174,6 +174,7 @@ class EfficientAdNetwork(nn.Module):
     low: Tensor
     gain: Tensor
 
+    # More than six parameters: each is one quantity of the network.
     def __init__(
         self,
         teacher: nn.Module,

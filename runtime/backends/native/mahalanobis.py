@@ -67,6 +67,7 @@ class LocationDistances:
         lanes: one of `LANES`; None takes the most that this processor has.
     """
 
+    # More than six parameters: each is one quantity of the distance or of its native form.
     def __init__(
         self,
         library: Any,

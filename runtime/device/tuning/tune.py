@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,19 +45,41 @@ _TURN = 5
 _MEMORY_SHARE = 0.5  # of what is free, for the combinations that take turns
 
 
+@dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """What is asked of `tune`.
+
+    Attributes:
+        budget_ms: most milliseconds (median) from camera to decision; budget_mb: most memory in 10^6 bytes.
+        backends, precisions, threads: as in `find_setups`.
+        like: only this combination is tried, with each of the bundles. keep: of these, as in `pick`.
+        frames: counted frames of each. frame_size: ``(width, height)`` of the camera in pixels; a bundle that judges a
+            region of frames of one size has that one, whatever is asked for.
+    """
+
+    budget_ms: float | None = None
+    budget_mb: float | None = None
+    backends: Sequence[str] = ()
+    precisions: Sequence[str] = ()
+    threads: Sequence[int] = ()
+    like: Choice | None = None
+    keep: int | None = None
+    frames: int = DEFAULT_FRAMES
+    frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE
+
+    def check(self) -> None:
+        """Raise `ConfigError` where a budget or what is measured is out of range."""
+        for name, value in (("--budget-ms", self.budget_ms), ("--budget-mb", self.budget_mb)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be a number above 0, got {value}")
+        check_frames(self.frames, self.frame_size)
+
+
 def tune(
     paths: Sequence[str | Path],
+    options: TuneOptions | None = None,
     *,
-    budget_ms: float | None = None,
-    budget_mb: float | None = None,
     pictures: Iterable[Picture] = (),
-    backends: Sequence[str] = (),
-    precisions: Sequence[str] = (),
-    threads: Sequence[int] = (),
-    like: Choice | None = None,
-    keep: int | None = None,
-    frames: int = DEFAULT_FRAMES,
-    frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> TuneReport:
     """Choose what runs a bundle on this device, or which of several bundles, and how.
@@ -70,11 +92,7 @@ def tune(
     Args:
         paths: ``.edgead`` files; several, exported with other settings from the same images, need good and planted
             pictures to be compared by.
-        budget_ms: most milliseconds (median) from camera to decision; budget_mb: most memory in 10^6 bytes.
-        pictures: gone through once. backends, precisions, threads: as in `find_setups`.
-        like: only this combination is tried, with each of the bundles. keep: of these, as in `pick`.
-        frames: counted frames of each. frame_size: ``(width, height)`` of the camera in pixels; a bundle that judges a
-            region of frames of one size has that one, whatever is asked for.
+        pictures: gone through once.
         progress: called with ``(stage, done, total)``.
 
     Raises:
@@ -83,16 +101,14 @@ def tune(
         DataError: a picture that cannot be judged.
         BackendUnavailable, BackendError: nothing can run the bundle.
     """
-    for name, value in (("--budget-ms", budget_ms), ("--budget-mb", budget_mb)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} must be a number above 0, got {value}")
-    check_frames(frames, frame_size)
+    options = options or TuneOptions()
+    options.check()
     if not paths:
         raise ConfigError("there is no bundle to tune; give one that 'edgead export' wrote")
     with ExitStack() as stack:
         folder = stack.enter_context(private_directory())
         bundles = [stack.enter_context(Bundle.open(path)) for path in dict.fromkeys(map(Path, paths))]
-        frame_size = _frame_size(bundles, frame_size)
+        options = replace(options, frame_size=_frame_size(bundles, options.frame_size))
         images = [_reference_images(bundle) for bundle in bundles]
         shown, files = _prepare(bundles, pictures, folder)
         if len(bundles) > 1 and not any(picture.kind == "planted" for picture in shown):
@@ -100,28 +116,26 @@ def tune(
                 "several bundles are compared by defects planted on good parts that none of them has seen; "
                 "give a folder of those with --normals DIR"
             )
-        np.save(folder / "frames.npy", np.stack(frame_pool(images[0], frame_size)[:_TRIED_FRAMES]))
-        setups = [
-            (index, setup)
-            for index, bundle in enumerate(bundles)
-            for setup in (find_like(bundle, like) if like else find_setups(bundle, backends, precisions, threads))
-        ]
-        trials, skipped = _try_all(setups, folder / "frames.npy", files, progress)
-        if budget_mb is not None and any(trial.peak_bytes is None for _, trial in trials):
+        np.save(folder / "frames.npy", np.stack(frame_pool(images[0], options.frame_size)[:_TRIED_FRAMES]))
+        trials, skipped = _try_all(_find_all(bundles, options), folder / "frames.npy", files, progress)
+        if options.budget_mb is not None and any(trial.peak_bytes is None for _, trial in trials):
             raise ConfigError("this system does not tell how much memory a process takes; omit --budget-mb")
         found = [
             Candidate(trial.setup, index, trial, judgement)
             for index, trial, judgement in _judge_all(trials, bundles, shown)
         ]
         before = describe_board()
-        candidates = mark(_time(found, images[0], frames, frame_size, progress), budget_ms, budget_mb)
-        choice = pick(candidates, keep)
+        candidates = mark(_time(found, images[0], options, progress), options.budget_ms, options.budget_mb)
+        choice = pick(candidates, options.keep)
+        problem = None
+        if choice is None:
+            problem = complain(candidates, options.budget_ms, options.budget_mb, _mend(bundles))
         return TuneReport(
             bundles=tuple(_facts(bundle) for bundle in bundles),
-            budget_ms=budget_ms,
-            budget_mb=budget_mb,
-            frame_size=frame_size,
-            frames=frames,
+            budget_ms=options.budget_ms,
+            budget_mb=options.budget_mb,
+            frame_size=options.frame_size,
+            frames=options.frames,
             pictures={
                 "references": len(images[0]),
                 **{kind: sum(one.kind == kind for one in shown) for kind in ("good", "planted", "other")},
@@ -131,8 +145,17 @@ def tune(
             candidates=candidates,
             skipped=skipped,
             choice=choice,
-            problem=None if choice is not None else complain(candidates, budget_ms, budget_mb, _mend(bundles)),
+            problem=problem,
         )
+
+
+def _find_all(bundles: Sequence[Bundle], options: TuneOptions) -> list[tuple[int, Setup]]:
+    def found(bundle: Bundle) -> list[Setup]:
+        if options.like:
+            return find_like(bundle, options.like)
+        return find_setups(bundle, options.backends, options.precisions, options.threads)
+
+    return [(index, setup) for index, bundle in enumerate(bundles) for setup in found(bundle)]
 
 
 def _frame_size(bundles: Sequence[Bundle], asked: tuple[int, int]) -> tuple[int, int]:
@@ -231,8 +254,7 @@ class _Turn(NamedTuple):
 def _time(
     candidates: Sequence[Candidate],
     images: Sequence[NDArray[np.uint8]],
-    frames: int,
-    frame_size: tuple[int, int],
+    options: TuneOptions,
     progress: Progress,
 ) -> list[Candidate]:
     """Take the times of all that may be used, near rivals in one group where memory does not hold all at once."""
@@ -240,17 +262,17 @@ def _time(
     timed.sort(key=lambda index: candidates[index].trial.frame_ms)
     groups = _groups([(index, candidates[index].trial.peak_bytes or 0) for index in timed])
     turns: dict[int, _Turn] = {}
-    total = frames * len(timed)
+    total = options.frames * len(timed)
     for number, group in enumerate(groups):
-        begun = frames * len(turns)
+        begun = options.frames * len(turns)
         with ExitStack() as stack:
             inspectors = [stack.enter_context(candidates[index].setup.open()) for index in group]
             found = take_turns(
                 inspectors,
                 images,
-                frames=frames,
+                frames=options.frames,
                 turn=_TURN,
-                frame_size=frame_size,
+                frame_size=options.frame_size,
                 progress=lambda done, _, begun=begun: progress("frames", begun + done, total),  # type: ignore[misc]
             )
         turns |= {index: _Turn(latency, number) for index, latency in zip(group, found, strict=True)}
