@@ -66,6 +66,10 @@ class SourceLost(SourceError):  # noqa: N818
     """A source that delivered frames and then stopped delivering them."""
 
 
+class StreamFailed(EdgeadError):  # noqa: N818
+    """A run that began in order and could not go on (exit code 4): another try may do, which a service makes."""
+
+
 class ExportError(EdgeadError):
     """A model that could not be exported."""
 

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from edgead.cli._output import Output
 
-DONE, INTERNAL, WRONG_INPUT, CHECK_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, INTERNAL, WRONG_INPUT, CHECK_FAILED, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _Arguments = ParamSpec("_Arguments")
 _JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
@@ -82,8 +82,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code.
 
-    0: done; 2: wrong input or environment, one line on stderr; 3: a check did not hold; 1: a defect of edgead;
-    130: Ctrl-C.
+    0: done; 2: wrong input or environment, one line on stderr; 3: a check did not hold; 4: what ran in order failed
+    later, as a camera that is lost, and may be tried again; 1: a defect of edgead; 130: Ctrl-C.
     """
     verbose = "--verbose" in arguments
     if not verbose and not sys.warnoptions:
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: BaseException, verbose: bool) -> int:
-    from edgead.runtime.errors import BudgetError, EdgeadError, ParityError
+    from edgead.runtime.errors import BudgetError, EdgeadError, ParityError, SourceLost, StreamFailed
 
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else INTERNAL
@@ -118,7 +118,11 @@ def _explain(error: BaseException, verbose: bool) -> int:
         hint = f" See '{context.command_path} --help'." if context is not None else ""
         line, code = message + ("" if message.endswith((".", "?")) else ".") + hint, WRONG_INPUT
     elif isinstance(error, EdgeadError):
-        line, code = str(error), CHECK_FAILED if isinstance(error, ParityError | BudgetError) else WRONG_INPUT
+        line, code = str(error), WRONG_INPUT
+        if isinstance(error, ParityError | BudgetError):
+            code = CHECK_FAILED
+        elif isinstance(error, SourceLost | StreamFailed):
+            code = RUN_FAILED
     elif isinstance(error, OSError):
         # What a file system refuses is not for the user to report, wherever it came up.
         where = f"cannot use {error.filename}" if error.filename else "the system refused a file"

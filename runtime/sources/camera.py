@@ -24,7 +24,7 @@ _RUSH, _CALM = 200, 2
 class CameraSource(Source):
     """Reads a live camera.
 
-    Frames keep the channel order that OpenCV delivers (BGR or grey) and are stamped when they are grabbed. The driver's
+    Frames keep the channel order of `Capture` and are stamped when they are grabbed. The driver's
     buffer is kept at one frame where it allows that. A network camera that says nothing for 4 s is lost, and so is one
     whose pictures, by its own clock (RTSP, V4L2), stay more than 2 s behind.
 
@@ -111,6 +111,7 @@ class CameraSource(Source):
         for name, value in (("FRAME_WIDTH", width), ("FRAME_HEIGHT", height), ("FPS", fps), ("BUFFERSIZE", 1)):
             if value:
                 capture.set(name, value)
+        capture.ask_for_packets()
         got = int(capture.get("FRAME_WIDTH")), int(capture.get("FRAME_HEIGHT"))
         if (width or got[0], height or got[1]) != got:
             # OpenCV takes the nearest size in silence, and another size is another picture to the model.

@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from edgead.runtime.errors import SourceError, SourceLost
+from edgead.runtime.errors import DataError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.sources import Address, Clock, Source
 from edgead.runtime.sources.clock import ClockMap
+
+_JPEG_CODES = frozenset({b"MJPG", b"JPEG"})
+_JPEG_START = b"\xff\xd8"
 
 
 class Capture:
     """One ``cv2.VideoCapture`` that says nothing on stderr and may be closed while another thread reads.
+
+    Motion JPEG is taken as it was sent and decoded by `decode_image`: FFmpeg would complete a picture that broke off
+    with the one before, and a part that nobody saw would be judged. Of other codecs (H.264, H.265) pictures depend on
+    each other, and what a decoder makes up cannot be told from outside.
 
     Args:
         target: path, URL or device number; may hold secrets, which no message of this class repeats.
@@ -57,6 +65,11 @@ class Capture:
         finally:
             cv2.utils.logging.setLogLevel(level)
         self.opened = bool(self._capture.isOpened())
+        self._packets = False
+        # How a backend is asked for packets, and for pictures again.
+        self._asking = ("FORMAT", -1, 0) if backend == "FFMPEG" else ("CONVERT_RGB", 0, 1)
+        if self.opened and backend == "FFMPEG":
+            self.ask_for_packets()
 
     def get(self, name: str) -> float:
         return float(self._capture.get(getattr(self._cv2, f"CAP_PROP_{name}")))
@@ -64,8 +77,15 @@ class Capture:
     def set(self, name: str, value: float) -> None:
         self._capture.set(getattr(self._cv2, f"CAP_PROP_{name}"), value)
 
+    def ask_for_packets(self) -> None:
+        """Have motion JPEG come as it was sent; of a device, once its pixel format is set."""
+        code = int(self.get("FOURCC")).to_bytes(4, "little", signed=True)
+        name, packets, _ = self._asking
+        if code.upper() in _JPEG_CODES:
+            self._packets = bool(self._capture.set(getattr(self._cv2, f"CAP_PROP_{name}"), packets))
+
     def read(self, index: int, source_id: str) -> Frame | BadFrame | None:
-        """Return the next frame, BGR or grey as the camera delivers it; None at the end or once closed."""
+        """Return the next frame, RGB where it was a JPEG picture, else BGR or grey; None at the end or once closed."""
         with self._lock:
             try:
                 if self._closed or not self._capture.grab():
@@ -81,6 +101,8 @@ class Capture:
                     self._capture.release()
         if not decoded or image is None or image.size == 0:
             return BadFrame(index, timestamp_ns, source_id, "the frame cannot be decoded")
+        if self._packets:
+            return self._decode(image.tobytes(), index, timestamp_ns, source_id)
         if image.dtype != np.uint8:
             return BadFrame(index, timestamp_ns, source_id, f"the camera delivers {image.dtype} pixels, not uint8")
         if image.ndim == 2 or image.shape[2] == 1:
@@ -88,6 +110,19 @@ class Capture:
         if image.shape[2] != 3:
             return BadFrame(index, timestamp_ns, source_id, f"the camera delivers {image.shape[2]} channels, not 3")
         return Frame(image, index, timestamp_ns, source_id, "bgr")
+
+    def _decode(self, packet: bytes, index: int, timestamp_ns: int, source_id: str) -> Frame | BadFrame:
+        if not packet.startswith(_JPEG_START):
+            # A driver that gives pictures all the same: as before, from the next one on.
+            name, _, pictures = self._asking
+            self.set(name, pictures)
+            self._packets = False
+            return BadFrame(index, timestamp_ns, source_id, "the camera's packet is no JPEG picture")
+        try:
+            return Frame(decode_image(packet, "the picture"), index, timestamp_ns, source_id)
+        except DataError as error:
+            reason = str(error).partition("; ")[0]
+            return BadFrame(index, timestamp_ns, source_id, f"the camera's picture is broken: {reason}")
 
     def close(self) -> None:
         self._closed = True
@@ -111,7 +146,7 @@ class Capture:
 class VideoSource(Source):
     """Reads a video file, every frame in order.
 
-    Frames stay BGR as OpenCV decodes them. A file that ends well before the length in its header raises `SourceLost`
+    Frames stay as `Capture` gives them. A file that ends well before the length in its header raises `SourceLost`
     after the last frame that could be read.
     """
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from edgead.runtime.errors import DataError, SourceError
+from edgead.runtime.errors import DataError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.listing import list_images
 from edgead.runtime.sources import Address, Clock, Source
+
+# Of files that are gone; more than a shift's parts, and a few MB.
+_REMEMBERED = 100_000
+# So many images do not vanish between two looks because somebody removed a part's picture.
+_MASS = 3
+
+_log = logging.getLogger("edgead.sources")
 
 
 class _Seen(NamedTuple):
@@ -22,23 +32,36 @@ class _Seen(NamedTuple):
     inode: int
 
 
+class _Folder(NamedTuple):
+    """Which folder it is: where a share is not mounted, its mount point is another one."""
+
+    device: int
+    inode: int
+
+
 class WatchSource(Source):
     """Reads the images that come into a folder and its subfolders after it was opened.
 
     An image is read when its size and time stayed the same from one look to the next, ``settle`` seconds at least, so
     that a half-written file is never judged; a file that was written elsewhere and renamed into the folder is whole at
     once and waits as long. A name that is written again is a new image. What was there at the start is left alone,
-    unless ``existing=yes``. Hidden files and folders are omitted. Images that became whole together come in the order
-    of their times, then names. A file that cannot be read is a `BadFrame`. A frame's time is when it was first seen as
-    it is, so waiting and decoding count as latency.
+    unless ``existing=yes``. What is an image is the rule of `edgead.runtime.imaging.listing`. Images that became whole
+    together come in the order of their times, then names. A file that cannot be read is a `BadFrame`. A frame's time is
+    when it was first seen as it is, so waiting and decoding count as latency.
+
+    A folder that is gone, or is another one because a share was unmounted, is lost, and opened again when it is back.
+    What was seen is remembered by name, size, time and inode (of the files that are gone, the last `_REMEMBERED`), so
+    that files which come back as they were are not judged again; on another device, as a share that was mounted again
+    may be, by name, size and time. Where several images vanish at once and none is left, that is logged.
 
     Parameters: ``settle`` (0.5 s), ``poll`` (0.2 s), ``existing`` (``no``).
     """
 
-    def __init__(self, address: Address, clock: Clock) -> None:
+    def __init__(self, address: Address, clock: Clock, _before: WatchSource | None = None) -> None:
         self.source_id = address.source_id
         self.live = False  # nothing is lost where nobody is in time: files wait
         self.delivery = address.delivery
+        self._address = address
         self._root = Path(address.location)
         self._clock = clock
         self._settle_ns = int((address.parameters.seconds("settle") or 0.5) * 1e9)
@@ -47,14 +70,23 @@ class WatchSource(Source):
             raise SourceError(f"no folder {self._root} to watch; make it first")
         self._closed = threading.Event()
         existing = address.parameters.choice("existing", "no", ("no", "yes")) == "yes"
-        self._done: dict[Path, _Seen] = {} if existing else self._look()
+        if _before is None:
+            self._folder = self._identity()
+            self._done: dict[Path, _Seen] = {} if existing else self._look()
+            self._gone: dict[Path, _Seen] = {}
+        else:
+            self._folder, self._done, self._gone = self._identity(), _before._done, _before._gone
+            if self._folder != _before._folder:
+                self._recognise(self._look())
 
     def frames(self) -> Iterator[Frame | BadFrame]:
         index = 0
         # When each file was first seen as it is now.
         since: dict[Path, tuple[_Seen, int]] = {}
         while not self._closed.is_set():
+            self._require_same_folder()
             found = self._look()
+            self._remember(found)
             now_ns = self._clock()
             ready: list[tuple[int, Path]] = []
             for path, seen in found.items():
@@ -65,8 +97,6 @@ class WatchSource(Source):
                     since[path] = seen, now_ns
                 elif seen.size and now_ns - before[1] >= self._settle_ns:
                     ready.append((seen.modified_ns, path))
-            # What was removed may come again under the same name.
-            self._done = {path: seen for path, seen in self._done.items() if path in found}
             since = {path: state for path, state in since.items() if path in found}
             for _, path in sorted(ready):
                 seen, whole_ns = since.pop(path)
@@ -80,6 +110,48 @@ class WatchSource(Source):
     def close(self) -> None:
         self._closed.set()
 
+    def reopener(self) -> Callable[[], Source]:
+        return partial(WatchSource, self._address, self._clock, self)
+
+    def _recognise(self, found: dict[Path, _Seen]) -> None:
+        """Take over the new inodes of what was seen before the folder was lost."""
+        if not found:
+            # As an unmounted share's mount point is; whoever made it anew has put nothing into it yet.
+            raise SourceLost(f"{self._root} is another folder than before, and empty; is the share mounted?")
+        for path, seen in found.items():
+            before = self._done.get(path) or self._gone.get(path)
+            if before is not None and before[:2] == seen[:2]:
+                self._done[path] = seen
+
+    def _remember(self, found: dict[Path, _Seen]) -> None:
+        """Move what vanished to what is gone, and back what came again as it was."""
+        for path, seen in found.items():
+            if self._gone.pop(path, None) == seen:
+                self._done[path] = seen
+        vanished = [path for path in self._done if path not in found]
+        for path in vanished:
+            self._gone[path] = self._done.pop(path)
+        for path in list(islice(self._gone, max(0, len(self._gone) - _REMEMBERED))):
+            del self._gone[path]
+        if len(vanished) >= _MASS and not found:
+            _log.warning(
+                "all %d images of %s vanished at once; if a share was unmounted, those that come back as they were "
+                "are not judged again",
+                len(vanished),
+                self._root,
+            )
+
+    def _require_same_folder(self) -> None:
+        if self._identity() != self._folder:
+            raise SourceLost(f"{self._root} is another folder than before; was a share unmounted?")
+
+    def _identity(self) -> _Folder:
+        try:
+            status = self._root.stat()
+        except OSError as error:
+            raise SourceLost(f"the folder {self._root} is gone; make it again, or mount the share") from error
+        return _Folder(status.st_dev, status.st_ino)
+
     def _read(self, path: Path, index: int, whole_ns: int) -> Frame | BadFrame:
         name = path.relative_to(self._root).as_posix()
         try:
@@ -89,12 +161,10 @@ class WatchSource(Source):
 
     def _look(self) -> dict[Path, _Seen]:
         found: dict[Path, _Seen] = {}
-        if not self._root.is_dir():
-            raise SourceError(f"the folder {self._root} is gone")
         try:
             paths = list_images(self._root).paths
         except DataError as error:
-            raise SourceError(str(error)) from error
+            raise SourceLost(str(error)) from error
         for path in paths:
             try:
                 state = path.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -131,6 +132,54 @@ def test_existing_images_come_where_they_are_asked_for(tmp_path):
     with Watching(tmp_path, "?existing=yes&settle=20ms&poll=10ms") as watching:
         wait_for(lambda: len(watching.got) == 2)
     assert watching.names() == ["a.png", "b.png"]
+
+
+def test_images_that_vanish_and_come_back_are_not_judged_again(tmp_path, caplog):
+    share, away = tmp_path / "share", tmp_path / "away"
+    share.mkdir()
+    away.mkdir()
+    for name in ("old-1.png", "old-2.png"):
+        (share / name).write_bytes(picture())
+    with Watching(share, "?settle=20ms&poll=10ms") as watching:
+        (share / "new.png").write_bytes(picture())
+        wait_for(lambda: watching.names() == ["new.png"])
+        for path in list(share.iterdir()):
+            path.rename(away / path.name)
+        wait_for(lambda: "all 3 images" in caplog.text)
+        for path in list(away.iterdir()):
+            path.rename(share / path.name)
+        (share / "later.png").write_bytes(picture())
+        wait_for(lambda: "later.png" in watching.names())
+        # The same name with another content is another part.
+        (share / "old-1.png").write_bytes(picture(7))
+        wait_for(lambda: len(watching.got) == 3)
+    assert watching.names() == ["new.png", "later.png", "old-1.png"]
+
+
+@pytest.mark.parametrize("how", ["the same", "copied to another device"])
+def test_a_share_that_is_unmounted_is_lost_and_its_images_are_not_judged_again(tmp_path, how):
+    share, away = tmp_path / "share", tmp_path / "away"
+    share.mkdir()
+    (share / "old.png").write_bytes(picture())
+    with Watching(share, "?settle=20ms&poll=10ms") as watching:
+        (share / "new.png").write_bytes(picture())
+        wait_for(lambda: watching.names() == ["new.png"])
+        share.rename(away)  # what was mounted goes, and its mount point is seen: another folder, and empty
+        wait_for(lambda: watching.error is not None)
+        share.mkdir()
+        with pytest.raises(SourceLost, match="is the share mounted"):
+            watching.source.reopener()()
+        share.rmdir()
+        if how == "the same":
+            away.rename(share)
+        else:
+            shutil.copytree(away, share)
+        again = watching.source.reopener()()
+        (share / "part.png").write_bytes(picture())
+        frames = again.frames()
+        assert next(frames).name == "part.png"
+        again.close()
+        assert list(frames) == []
 
 
 # CSI cameras
