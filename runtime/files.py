@@ -5,12 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from edgead.runtime.errors import DataError, EdgeadError
+
+
+def user_folder(kind: Literal["cache", "config"]) -> Path | None:
+    """Return the folder in which this user's programs keep caches or settings; None where the user has no home.
+
+    It follows the XDG base directory specification, which wants a relative path in its variables ignored; on Windows
+    ``LOCALAPPDATA`` and ``APPDATA``. The folder need not exist, nor be writable.
+    """
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA" if kind == "cache" else "APPDATA", "")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME" if kind == "cache" else "XDG_CONFIG_HOME", "")
+    if base and Path(base).is_absolute():
+        return Path(base)
+    try:
+        return Path.home() / f".{kind}"
+    except RuntimeError:  # a container's user whom nobody entered
+        return None
 
 
 @contextmanager

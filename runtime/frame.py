@@ -6,12 +6,25 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.errors import ConfigError, suggest
+
 Layout = Literal["rgb", "bgr", "gray"]
+_LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+
+def require_layout(layout: str) -> None:
+    """Refuse the name of a layout that is not known: it would be taken for another, and the channels mixed up.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if layout not in _LAYOUTS:
+        raise ConfigError(f"unknown layout '{layout}'.{suggest(str(layout), _LAYOUTS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,9 @@ class Frame:
     source_id: str
     layout: Layout = "rgb"
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        require_layout(self.layout)
 
     def to_rgb(self) -> NDArray[np.uint8]:
         """Return ``(H, W, 3)`` uint8 RGB; a copy unless the frame already is RGB."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
 from edgead.runtime.errors import ConfigError, suggest
 
@@ -18,8 +18,9 @@ HIDDEN = "***"
 # People rarely percent-encode a password, so everything between `://` and the last `@` before the path is one.
 # One slash is enough (a typing slip must not print it), after two letters (`C:/` is a drive).
 _CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9]{2}):/+[^\s/]*@")
-# A password with a slash in it; `host:8554/path@x` is an address, not a password.
-_SLASHED = re.compile(r"://[^\s/:@]+:(?!\d{1,5}(?:[/?#\s]|$))[^\s@]*@")
+# A password with slashes or spaces in it, up to the last `@` of the line or of what is quoted; `host:8554/path@x` is
+# an address, not a password.
+_SPACED = re.compile(r"://[^\s/:@]+:(?!\d{1,5}(?:[/?#\s]|$))(?:(?!://)[^'\"\n])*@")
 # `user:password@host` without a scheme.
 _BARE = re.compile(r"(?:(?<=[\s'\"(])|^)[^\s/:@'\"(]+:[^\s/@]*@")
 # Query values, and the `user=admin_password=…` paths of cheap recorders. The value runs to the next `&`: too much
@@ -30,15 +31,43 @@ _SECRETS = re.compile(
 )
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_HEAD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/]*@)?")
+# Scheme and credentials; a password may have a slash in it where what stands before cannot be a host and its port.
+_HEAD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/]*@|[^/:@]+:(?!\d{1,5}(?:[/?#]|$))[^@]*@)?")
+_ENCODED = "!$&'()*+,;=%"  # what RFC 3986 allows in credentials as it is
 
 
 def redact(text: str) -> str:
     """Return ``text`` with user, password and token-like values of every URI in it replaced by ``***``."""
+    text = _SPACED.sub(f"://{HIDDEN}@", text)
     text = _CREDENTIALS.sub(f"://{HIDDEN}@", text)
-    text = _SLASHED.sub(f"://{HIDDEN}@", text)
     text = _BARE.sub(f"{HIDDEN}@", text)
     return _SECRETS.sub(rf"\g<1>{HIDDEN}", text)
+
+
+def redact_uri(uri: str) -> str:
+    """Return one URI without its secrets: whatever stands before its last ``@`` is hidden, spaces and quotes too."""
+    head = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/+", uri)
+    scheme = "" if head is None else head[0]
+    before, at, after = uri[len(scheme) :].rpartition("@")
+    authority, slash, _ = before.partition("/")
+    is_address = bool(slash) and re.fullmatch(r"[^:@\s]*(:\d{1,5})?", authority) is not None
+    is_file = head is None and re.match(r"[^/:@]{2,}:", uri) is None
+    if not at or is_address or is_file:  # what has an `@` is the path
+        return redact(uri)
+    return redact(f"{scheme}{HIDDEN}@{after}")
+
+
+def encode_credentials(uri: str) -> str:
+    """Return a URL whose user and password are percent-encoded, for libraries that end the address at ``/?#`` or space.
+
+    What is encoded already stays; a ``%`` that is meant as such must be written ``%25``.
+    """
+    head = _HEAD.match(uri)
+    if head is None or "@" not in head[0]:
+        return uri
+    scheme, credentials = head[0][:-1].split("://", 1)
+    user, colon, password = credentials.partition(":")
+    return f"{scheme}://{quote(user, safe=_ENCODED)}{colon}{quote(password, safe=_ENCODED)}@{uri[head.end() :]}"
 
 
 def split_query(uri: str) -> tuple[str, list[str]]:

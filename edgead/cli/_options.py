@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from edgead.runtime.files import user_folder
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="NAME.edgead", help="The bundle.", show_default=False)]
 BackendOption = Annotated[
@@ -36,10 +37,10 @@ RateOption = Annotated[
 ]
 
 
-def calibration_cache() -> Path:
-    """Return the folder of calibrated ranges, where the XDG base directory specification puts caches."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgead" / "calibration"
+def calibration_cache() -> Path | None:
+    """Return the folder of calibrated ranges; None, no cache, where the user has no home."""
+    caches = user_folder("cache")
+    return None if caches is None else caches / "edgead" / "calibration"
 
 
 def require(extra: str, *modules: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from edgead.runtime.files import user_folder
 
 PROFILES_VARIABLE = "EDGEAD_PROFILES"
 OFF = "off"
@@ -49,14 +50,8 @@ def default_place() -> Path | None:
     chosen = os.environ.get(PROFILES_VARIABLE)
     if chosen:
         return Path(chosen)
-    base = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME", "")
-    # The XDG specification wants a relative path ignored.
-    if base and Path(base).is_absolute():
-        return Path(base) / "edgead" / "profiles"
-    try:
-        return Path.home() / ".config" / "edgead" / "profiles"
-    except RuntimeError:  # a container's user whom nobody entered
-        return None
+    settings = user_folder("config")
+    return None if settings is None else settings / "edgead" / "profiles"
 
 
 def place_to_write(option: str | None) -> Path | None:

@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgead.runtime.files import file_sha256
+from edgead.runtime.imaging.listing import GOOD_FOLDERS
 
 GOOD = "good"
-GOOD_NAMES = frozenset({"good", "ok", "normal"})  # what others call it
+GOOD_NAMES = GOOD_FOLDERS  # what others call it
 
 Layout = Literal["mvtec", "folder", "csv"]
 Split = Literal["train", "validation", "test"]
@@ -47,6 +49,7 @@ class Category:
         train: good images only.
         test: good and anomalous images; empty where it was not asked for.
         validation: more good images (MVTec LOCO), in neither of the others.
+        omitted: files of the training folders that are no training images, such as ``{".heic": 17, "masks": 4}``.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Category:
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
     validation: tuple[Sample, ...] = ()
+    omitted: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def has_masks(self) -> bool:

@@ -6,14 +6,14 @@
 - ``folder``: images directly inside, all good; or ``good`` and one folder a defect, with ``ground_truth`` as above;
 - ``csv``: a list, see `edgead.data.csv_list`.
 
-A good folder may be called good, ok or normal, in any case. Hidden files and folders, macOS' ``._*`` and
-``__MACOSX``, and files without an image suffix are not seen. Links are followed, each real folder once.
+A good folder may be called good, ok or normal, in any case, and ``ground_truth`` may be in any case too. What is an
+image and what is omitted is the rule of `edgead.runtime.imaging.listing`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -76,20 +76,21 @@ def list_images(path: str | Path) -> tuple[Sample, ...]:
 
 def _mvtec(root: Path, train_only: bool) -> Category:
     train = root / "train"
-    good = _good(train)
+    good, omitted = _good(train)
     if not good and train.is_dir() and _scan(train, recursive=False):
         raise DataError(f"{train} holds images directly; move the good ones into {train / 'good'}")
     test: list[Sample] = []
     if not train_only and (root / "test").is_dir():
         if _scan(root / "test", recursive=False):
             raise DataError(f"{root / 'test'} holds images directly; sort them into test/good and test/<defect>")
-        test = [*_good(root / "test"), *_defects(root / "test", root / _TRUTH)]
-    return _category(root, "mvtec", good, test, _good(root / "validation"))
+        test = [*_good(root / "test")[0], *_defects(root / "test", _truth(root))]
+    return _category(root, "mvtec", (good, test, _good(root / "validation")[0]), omitted)
 
 
 def _folder(root: Path, train_only: bool) -> Category:
-    direct = [Sample(image, GOOD, False) for _, image in _scan(root, recursive=False)]
-    good = _good(root)
+    listed = list_files(root, recursive=False)
+    direct = [Sample(image, GOOD, False) for image in listed.paths]
+    good, omitted = _good(root)
     if direct and good:
         raise DataError(f"{root} holds images directly and in a good folder; move all good ones into {root / 'good'}")
     if not direct and not good:
@@ -97,17 +98,17 @@ def _folder(root: Path, train_only: bool) -> Category:
         if inner:
             raise DataError(f"{root} is no category but holds some: {', '.join(inner[:6])}; name one of them")
         raise DataError(f"{root} holds no images and no train/good folder; put images of normal parts into {root}")
-    defects = [] if train_only or direct else _defects(root, root / _TRUTH)
-    return _category(root, "folder", direct or good, defects, [])
+    defects = [] if train_only or direct else _defects(root, _truth(root))
+    return _category(root, "folder", (direct or good, defects, []), listed.unexpected if direct else omitted)
 
 
 def _category(
-    root: Path, layout: Layout, train: Iterable[Sample], test: Iterable[Sample], validation: Iterable[Sample]
+    root: Path, layout: Layout, splits: tuple[list[Sample], list[Sample], list[Sample]], omitted: Mapping[str, int]
 ) -> Category:
-    def ordered(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-        return tuple(sorted(samples, key=lambda sample: relative_name(sample.path, root)))
-
-    return Category(root.resolve().name, root, layout, ordered(train), ordered(test), ordered(validation))
+    train, test, validation = (
+        tuple(sorted(samples, key=lambda sample: relative_name(sample.path, root))) for samples in splits
+    )
+    return Category(root.resolve().name, root, layout, train, test, validation, omitted)
 
 
 def _check(category: Category, given: Path, train_only: bool, need_test: bool) -> None:
@@ -126,7 +127,7 @@ def _check(category: Category, given: Path, train_only: bool, need_test: bool) -
             hint = "" if category.layout == "csv" else f"; put some that were not trained on into {given / 'test/good'}"
             raise DataError(f"{place} has no good test images; metrics need good and defective ones{hint}")
     bare = [sample for sample in defects if not sample.masks]
-    if bare and (len(bare) < len(defects) or (category.layout != "csv" and _has_images(given / _TRUTH))):
+    if bare and (len(bare) < len(defects) or (category.layout != "csv" and _has_images(_truth(given)))):
         first = category.relative(bare[0])
         hint = "" if category.layout == "csv" else f" (as {_expected_mask(category, bare[0])})"
         raise DataError(
@@ -147,15 +148,27 @@ def _has_images(folder: Path) -> bool:
     return folder.is_dir() and bool(_scan(folder))
 
 
-def _good(folder: Path) -> list[Sample]:
-    names = [inner for inner in _folders(folder) if inner.name.lower() in GOOD_NAMES]
-    return [Sample(image, GOOD, False) for inner in names for _, image in _scan(inner)]
+def _truth(root: Path) -> Path:
+    """Return the folder of masks, whatever its case."""
+    return next((inner for inner in _folders(root) if inner.name.lower() == _TRUTH), root / _TRUTH)
+
+
+def _good(folder: Path) -> tuple[list[Sample], Mapping[str, int]]:
+    """Return the good images of a split, and what else lies in its good folders."""
+    samples: list[Sample] = []
+    omitted: Counter[str] = Counter()
+    for inner in _folders(folder):
+        if inner.name.lower() in GOOD_NAMES:
+            listed = list_files(inner)
+            samples += [Sample(image, GOOD, False) for image in listed.paths]
+            omitted.update(listed.unexpected)
+    return samples, omitted
 
 
 def _defects(folder: Path, truth: Path) -> list[Sample]:
     samples = []
     for inner in _folders(folder):
-        if inner.name.lower() in GOOD_NAMES or inner.name == _TRUTH:
+        if inner.name.lower() in GOOD_NAMES or inner.name.lower() == _TRUTH:
             continue
         masks = _masks(truth / inner.name)
         for name, image in _scan(inner):

@@ -82,7 +82,7 @@ def import_anomalib(
     normals: dict[str, Normals] = {}
     own = model.decision.value
     if calibration:
-        good = [judged(file) for file in find_images(calibration)]
+        good = [judged(file) for file in find_images(calibration, normals=True)]
         scores = [one["score"] for one in good]
         normals[name] = Normals.of({signal: [one[signal] for one in good] for signal in good[0]})
         if false_alarm_rate is None and own is None:

@@ -168,7 +168,7 @@ def _samples(model: Exportable, options: ExportOptions) -> Samples:
     # They were cut and resized when the model was fitted.
     held = {name: resize(decode_image(data, name), *size) for name, data in model.calibration}
     if options.calibration:
-        paths = list(find_images(options.calibration))
+        paths = list(find_images(options.calibration, normals=True))
         step = -(-len(paths) // _MOST_CALIBRATION)
         good = [model.prepare(read_image(path)) for path in paths[::step]]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ Ranges = Mapping[str, tuple[float, float]]
 
 _NO_IMAGES = "INT8 needs good images to calibrate on; give some with --calibration DIR"
 _FORMAT = 1  # of the cache; another way to compute a range gets another number
+_log = logging.getLogger("edgead.export")
+
 _BINS = 2048
 _LEVELS = 128  # of magnitude in INT8
 _PERCENTILE = 99.99
@@ -45,11 +48,12 @@ def activation_ranges(
         model: FP32 graph with its weights.
         tensors: names of float tensors in it.
         images: ``(N, h, w, 3)`` uint8 at network size, N >= 1.
-        cache: folder for results; a file that is there and whole is used, a damaged one is made anew.
+        cache: folder for results; a file that is there and whole is used, a damaged one is made anew, and where
+            nothing can be written the cache is not used.
 
     Raises:
         ConfigError: there is no image.
-        ExportError: a value is not finite, ONNX Runtime fails, or the cache cannot be written.
+        ExportError: a value is not finite, or ONNX Runtime fails.
     """
     if not len(images):
         raise ConfigError(_NO_IMAGES)
@@ -61,13 +65,14 @@ def activation_ranges(
     if len(complete) == len(METHODS):
         return complete
     measured = _measure(model, tensors, images)
-    for name, file in files.items():
-        try:
+    try:
+        for name, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ExportError(f"cannot write the calibration cache {file.parent}: {error.strerror}") from error
-        with atomic_write(file, ExportError, durable=False) as stream:
-            stream.write(json.dumps({"format": _FORMAT, "ranges": measured[name]}, sort_keys=True).encode())
+            with atomic_write(file, ExportError, durable=False) as stream:
+                stream.write(json.dumps({"format": _FORMAT, "ranges": measured[name]}, sort_keys=True).encode())
+    except (OSError, ExportError) as error:
+        # The ranges are right all the same; only the next export takes as long.
+        _log.warning("the cache of calibrated ranges is not used: %s", error)
     return measured
 
 

@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 from edgead.runtime.backends.engine_key import EngineKey, hash_file
 from edgead.runtime.errors import BackendError
-from edgead.runtime.files import reason
+from edgead.runtime.files import reason, user_folder
 
 CACHE_VARIABLE = "EDGEAD_ENGINE_CACHE"
 DEFAULT_LIMIT_BYTES = 4 << 30
@@ -245,7 +246,7 @@ class EngineCache:
             with file.open("rb") as stream:
                 _require_private(file, os.fstat(stream.fileno()))
                 data = stream.read(_MAX_RECORD_BYTES + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # such as below a home that is /dev/null
             return None
         except OSError as error:
             raise _refused(file, reason(error)) from error
@@ -262,17 +263,17 @@ class EngineCache:
 
 
 def default_folder() -> Path:
-    """Return the folder named by ``EDGEAD_ENGINE_CACHE``, else ``edgead/engines`` in the user's cache folder."""
+    """Return the folder named by ``EDGEAD_ENGINE_CACHE``, else ``edgead/engines`` in the user's cache folder.
+
+    A user without a home has one of their own in the system's folder for temporary files, until the next boot.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification wants a relative path ignored.
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "edgead" / "engines"
+    caches = user_folder("cache")
+    if caches is not None:
+        return caches / "edgead" / "engines"
+    return Path(tempfile.gettempdir()) / f"edgead-{getattr(os, 'getuid', lambda: 'user')()}" / "engines"
 
 
 def _hash_and_sync(file: Path) -> tuple[str, int]:

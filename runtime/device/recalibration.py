@@ -25,10 +25,11 @@ from edgead.runtime.device.recalibrated_manifest import Recalibration, recalibra
 from edgead.runtime.device.recalibration_report import CalibrationReport
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
+from edgead.runtime.imaging.listing import require_normals
 from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import StepProgress
-from edgead.runtime.sources import Source, open_source
+from edgead.runtime.sources import Source, open_source, parse_address
 
 _MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
 
@@ -81,7 +82,7 @@ def calibrate_bundle(
             key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
             for key in precisions
         }
-        opened = open_source(source) if isinstance(source, str | Path) else source
+        opened = _open(source) if isinstance(source, str | Path) else source
         stack.callback(opened.close)
         wanted = n
         if n is None and opened.live:
@@ -228,6 +229,13 @@ def _thresholds(manifest: Manifest, precision: str) -> dict[str, Threshold]:
         return {precision: (entry.threshold or manifest.threshold).to_threshold()}
     sections = {name: entry.categories.get(name, category.threshold) for name, category in manifest.categories.items()}
     return {f"{precision}/{name}": section.to_threshold() for name, section in sections.items() if section is not None}
+
+
+def _open(source: str | Path) -> Source:
+    address = parse_address(str(source))
+    if address.scheme == "folder" and Path(address.location).is_dir():
+        require_normals(Path(address.location))
+    return open_source(source)
 
 
 def _is_unknown(result: Result) -> bool:

@@ -15,17 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.errors import DataError
-from edgead.runtime.imaging.listing import IMAGE_SUFFIXES, list_images
+from edgead.runtime.imaging.listing import IMAGE_SUFFIXES, list_images, require_normals
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
+def find_images(paths: Sequence[str | Path], *, normals: bool = False) -> list[Path]:
     """Return the image files among and below ``paths``, each folder's sorted by relative path; masks are omitted.
 
+    Args:
+        paths: files and folders.
+        normals: they must show normal parts only; the folder of a category is refused.
+
     Raises:
-        DataError: a path does not exist, or a folder holds no image.
+        DataError: a path does not exist, a folder holds no image, or is a category.
     """
     found: list[Path] = []
     for given in paths:
@@ -35,7 +39,9 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             continue
         if not path.is_dir():
             raise DataError(f"{path} does not exist; check the path")
-        inside = list_images(path, masks=False).paths
+        if normals:
+            require_normals(path)
+        inside = list_images(path).paths
         if not inside:
             raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         found.extend(inside)

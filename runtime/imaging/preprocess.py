@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.errors import BackendError, DataError
-from edgead.runtime.frame import Layout
+from edgead.runtime.frame import Layout, require_layout
 
 RESIZE_RULE = "reduce-bilinear/1"
 
@@ -137,6 +137,7 @@ def _factor(source: int, target: int) -> int:
 
 
 def _validate(image: NDArray[np.uint8], layout: Layout) -> None:
+    require_layout(layout)
     expected = "(H, W)" if layout == "gray" else "(H, W, 3)"
     if image.dtype != np.uint8 or image.ndim != (2 if layout == "gray" else 3) or 0 in image.shape:
         raise DataError(f"a {layout} frame must be {expected} uint8, got {image.shape} {image.dtype}")

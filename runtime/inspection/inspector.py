@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ class Inspector:
         self._asked: RunConfig | None = None
         self._precision = "fp32"
         self._bundle: tuple[Path, str] | None = None
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._swapping = threading.Lock()
         self._closed = False
@@ -164,6 +166,7 @@ class Inspector:
             ConfigError: it takes another input, or this inspector was not opened from a bundle.
             BackendError: the backend cannot run it.
         """
+        self._require_own_process()
         if self._asked is None:
             raise ConfigError("only an inspector that was opened from a bundle can continue with another one")
         with self._swapping:
@@ -198,6 +201,7 @@ class Inspector:
         from edgead.runtime.bundle.bundle import Bundle
         from edgead.runtime.inspection.replay import problems, replay
 
+        self._require_own_process()
         if self._asked is None or self._bundle is None:
             raise ConfigError("only an inspector that was opened from a bundle has references to test itself with")
         with self._swapping:
@@ -274,7 +278,12 @@ class Inspector:
         return with_image(self.inspect_batch((taken,))[0], taken.to_rgb())
 
     def inspect_batch(self, frames: Sequence[Frame]) -> list[Result]:
-        """Judge several frames in one run of the network; stage times are shared equally between them."""
+        """Judge several frames in one run of the network; stage times are shared equally between them.
+
+        Raises:
+            ConfigError: in a process that was forked after this inspector was opened.
+        """
+        self._require_own_process()
         if not frames:
             return []
         started = time.perf_counter()
@@ -314,8 +323,11 @@ class Inspector:
     def close(self) -> None:
         """Release the backend and the extracted files; calling it twice is allowed.
 
-        A backend that hangs cannot be released; it is left to the end of the process.
+        A backend that hangs cannot be released; it is left to the end of the process. A forked process has nothing to
+        release: all of it belongs to the process that opened it.
         """
+        if os.getpid() != self._process:
+            return
         if not self._lock.acquire(timeout=_CLOSE_S):
             _log.warning("%s does not return from its backend and is left to the end of the process", self.name)
             return
@@ -326,6 +338,14 @@ class Inspector:
             model.cleanup.close()
         finally:
             self._lock.release()
+
+    def _require_own_process(self) -> None:
+        # The fork copied the lock as it was and none of the backend's threads: a call here would wait indefinitely.
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "this inspector was opened before the process was forked, and works in its own process only; open it "
+                "in each worker, or start the workers with multiprocessing's 'spawn'"
+            )
 
     def _prove(self, path: str | Path) -> None:
         from edgead.runtime.bundle.bundle import Bundle

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from edgead.runtime.errors import ConfigError, missing_extra, suggest
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.uri import HIDDEN, Parameters, redact, split_query
+from edgead.runtime.uri import HIDDEN, Parameters, redact_uri, split_query
 
 if TYPE_CHECKING:
     from edgead.runtime.status.summary import StreamSummary
@@ -156,7 +156,7 @@ def open_sink(uri: str | Path) -> Sink:
         scheme = "jsonl"
     if scheme not in REGISTRY:
         hint = suggest(scheme or text, REGISTRY)
-        raise ConfigError(f"unknown sink '{redact(text)}'; write jsonl:results.jsonl or images:DIR.{hint}")
+        raise ConfigError(f"unknown sink '{redact_uri(text)}'; write jsonl:results.jsonl or images:DIR.{hint}")
     entry = REGISTRY[scheme]
     location, pieces = _split(f"{scheme}://{rest}", entry.after_hash)
     if not location.removeprefix(f"{scheme}://"):
@@ -164,9 +164,9 @@ def open_sink(uri: str | Path) -> Sink:
         raise ConfigError(f"sink '{scheme}:' needs {what}, such as {entry.example}")
     if "//" not in entry.example:
         location = location.removeprefix(f"{scheme}://")
-        where = redact(f"{scheme}:{location}")
+        where = redact_uri(f"{scheme}:{location}")
     else:
-        where = _host_only(location) if entry.after_hash else redact(location)
+        where = _host_only(location) if entry.after_hash else redact_uri(location)
     parameters = Parameters.parse(where, pieces, entry.parameters)
     if entry.package and find_spec(entry.package) is None:
         raise ConfigError(f"{where}: {missing_extra(_DISTRIBUTION.get(entry.package, entry.package), entry.extra)}")

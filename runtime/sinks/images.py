@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import zlib
 from collections import deque
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,14 +103,22 @@ def free_path(folder: Path, stem: str, suffix: str) -> Path:
     return path
 
 
+# Files from before this were written while the clock was not set yet, as after the boot of a board without a battery.
+_CLOCK_UNSET_BEFORE = datetime(2020, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
 class _Stored(NamedTuple):
-    written: float
+    written: float  # in `time.monotonic`, which no setting of the clock moves; negative for most earlier runs
     size: int
     path: Path
 
 
 class Retention:
-    """Removes the oldest files of a sink once they are too many, too large or too old; 0 and None mean no limit."""
+    """Removes the oldest files of a sink once they are too many, too large or too old; 0 and None mean no limit.
+
+    Ages of this run's files are measured, not read from the clock: setting it removes none. A file of an earlier run
+    that is older than any set clock, or from the future, counts as written now.
+    """
 
     def __init__(self, folder: Path, keep: int, max_bytes: int, max_age_s: float | None) -> None:
         self._folder, self._keep, self._max_bytes, self._max_age = folder, keep, max_bytes, max_age_s
@@ -123,7 +133,8 @@ class Retention:
         for path in self._folder.iterdir():
             if own.fullmatch(path.name):
                 status = path.stat()
-                found.append(_Stored(status.st_mtime, status.st_size, path))
+                age = time.time() - status.st_mtime if status.st_mtime > _CLOCK_UNSET_BEFORE else 0.0
+                found.append(_Stored(time.monotonic() - max(0.0, age), status.st_size, path))
         self._files.extend(sorted(found))
         self._bytes = sum(file.size for file in found)
         self._prune()
@@ -134,7 +145,7 @@ class Retention:
             return
         with suppress(FileNotFoundError):
             size = path.stat().st_size
-            self._files.append(_Stored(time.time(), size, path))
+            self._files.append(_Stored(time.monotonic(), size, path))
             self._bytes += size
         self._prune()
 
@@ -143,7 +154,7 @@ class Retention:
         return bool(self._keep or self._max_bytes or self._max_age)
 
     def _prune(self) -> None:
-        oldest_allowed = time.time() - self._max_age if self._max_age else 0.0
+        oldest_allowed = time.monotonic() - self._max_age if self._max_age else -math.inf
         while self._files and (
             (self._keep and len(self._files) > self._keep)
             # The newest picture stays, however large it is.

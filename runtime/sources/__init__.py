@@ -26,13 +26,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 from urllib.parse import unquote, urlsplit
 
 from edgead.runtime.errors import ConfigError, SourceError, missing_extra, suggest
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.imaging.listing import IMAGE_SUFFIXES
-from edgead.runtime.uri import Parameters, redact, split_query
+from edgead.runtime.uri import Parameters, redact, redact_uri, split_query
 
 Clock = Callable[[], int]
 Policy = Literal["newest", "every"]
@@ -59,6 +59,13 @@ class Delivery:
     policy: Policy
     max_age_s: float | None = None
     silence_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise ConfigError(f"unknown policy '{self.policy}'.{suggest(str(self.policy), get_args(Policy))}")
+        for name, value in (("max_age_s", self.max_age_s), ("silence_s", self.silence_s)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, not {value}; None is no limit")
 
 
 class Source(Protocol):
@@ -185,7 +192,7 @@ def parse_address(uri: str) -> Address:
     own = [piece for piece in pieces if piece.partition("=")[0] in _DELIVERY]
     other = [piece for piece in pieces if piece not in own]
     base = split_query(uri)[0] if pieces else uri
-    source_id = redact(base + ("?" + "&".join(other) if other else ""))
+    source_id = redact(redact_uri(base) + ("?" + "&".join(other) if other else ""))
     delivery = Parameters.parse(source_id, own, _DELIVERY)
     if entry.parameters is None:
         _refuse_misspelt(source_id, other)
@@ -246,8 +253,10 @@ def _by_suffix(location: str) -> tuple[str, str]:
     if suffix in VIDEO_SUFFIXES:
         return "video", location
     if path.exists():
-        raise SourceError(f"{redact(location)} is neither an image nor a video by its name; rename it or convert it")
-    raise SourceError(f"no file or folder {redact(location)}; a camera is 0, /dev/video0 or rtsp://…")
+        raise SourceError(
+            f"{redact_uri(location)} is neither an image nor a video by its name; rename it or convert it"
+        )
+    raise SourceError(f"no file or folder {redact_uri(location)}; a camera is 0, /dev/video0 or rtsp://…")
 
 
 def _refuse_misspelt(where: str, pieces: list[str]) -> None:

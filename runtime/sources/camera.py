@@ -11,6 +11,7 @@ from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.sources import Address, Clock, Source
 from edgead.runtime.sources.video import Capture
+from edgead.runtime.uri import encode_credentials
 
 # A little less than the default drain of a stream, so that stopping one waits for a silent camera and no longer.
 _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 5000, 4000
@@ -81,10 +82,11 @@ class CameraSource(Source):
 
     def _open_network(self, address: Address) -> Capture:
         timeouts = (("OPEN_TIMEOUT_MSEC", _OPEN_TIMEOUT_MS), ("READ_TIMEOUT_MSEC", _READ_TIMEOUT_MS))
-        capture = Capture(address.location, "FFMPEG", timeouts, self._clock, self._own_clock)
+        capture = Capture(encode_credentials(address.location), "FFMPEG", timeouts, self._clock, self._own_clock)
         if not capture.opened:
             raise SourceError(
-                f"cannot open {self.source_id}; check its address, user and password, and the network to it"
+                f"cannot open {self.source_id}; check its address, user and password (write %25 for a % in it), "
+                "and the network to it"
             )
         return capture
 

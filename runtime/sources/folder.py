@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ from edgead.runtime.imaging import listing
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.sources import Address, Clock, Source
 
+_log = logging.getLogger("edgead.sources")
+
 
 class FolderSource(Source):
     """Reads the images of a folder and its subfolders, or a single image.
 
-    The order is that of the relative POSIX paths by code point, so it does not depend on the file system; hidden
-    files and folders are omitted. An image that cannot be read is a `BadFrame`, and the next one follows. The
-    timestamp is taken before an image is read, so decoding counts as latency.
+    The order is that of the relative POSIX paths by code point, so it does not depend on the file system. What is an
+    image is the rule of `edgead.runtime.imaging.listing`; other files that lie there are logged. An image that cannot
+    be read is a `BadFrame`, and the next one follows. The timestamp is taken before an image is read, so decoding
+    counts as latency.
 
     Attributes:
         paths: all image files in order; ``paths[frame.index]`` is the file of a frame.
@@ -62,9 +66,12 @@ def list_images(root: Path) -> list[Path]:
     if not root.is_dir():
         raise SourceError(f"no file or folder {root}; check the path")
     try:
-        found = listing.list_images(root).paths
+        listed = listing.list_images(root)
     except DataError as error:
         raise SourceError(str(error)) from error
+    if listed.unexpected:
+        _log.warning("%s: %s", root, listing.explain_omitted(listed.unexpected))
+    found = listed.paths
     if not found:
         raise SourceError(f"no image in {root}; known file types: {' '.join(sorted(listing.IMAGE_SUFFIXES))}")
     return found

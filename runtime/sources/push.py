@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.frame import BadFrame, Frame, Layout
+from edgead.runtime.frame import BadFrame, Frame, Layout, require_layout
 from edgead.runtime.sources import Clock, Delivery, Policy, Source
 
 
@@ -26,6 +26,8 @@ class PushSource(Source):
         name: the source's id.
         policy, max_age_s: see `Delivery`.
         layout: channel order of the pictures, where they have three.
+        copy: False hands the pushed array itself on, which must then not be changed: camera libraries fill one buffer
+            again and again.
         clock: monotonic clock in ns.
     """
 
@@ -36,12 +38,17 @@ class PushSource(Source):
         policy: Policy = "newest",
         max_age_s: float | None = None,
         layout: Layout = "rgb",
+        copy: bool = True,
         clock: Clock = time.monotonic_ns,
     ) -> None:
+        if layout == "gray":
+            raise ConfigError("layout is the order of three channels, rgb or bgr; pictures (H, W) are taken as grey")
+        require_layout(layout)
         self.source_id = name
         self.live = True
         self.delivery = Delivery(policy, max_age_s)
         self._layout = layout
+        self._copy = copy
         self._clock = clock
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Frame | BadFrame | None] = queue.SimpleQueue()
@@ -52,9 +59,9 @@ class PushSource(Source):
         """Hand over one picture and return its frame number.
 
         Args:
-            image: ``(H, W, 3)`` or ``(H, W)`` uint8: a numpy array, which must not be changed afterwards; or anything
-                with ``__cuda_array_interface__``, which is copied to the host here, since preprocessing works there
-                (the copy needs ``cuda-bindings``; not run on a GPU yet: unverified).
+            image: ``(H, W, 3)`` or ``(H, W)`` uint8: a numpy array; or anything with ``__cuda_array_interface__``,
+                which is copied to the host here, since preprocessing works there (the copy needs ``cuda-bindings``;
+                not run on a GPU yet: unverified).
             timestamp_ns: when it was captured, in the source's clock; None: now.
             name: shown in its Result.
 
@@ -67,13 +74,15 @@ class PushSource(Source):
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             raise DataError(f"a picture is (H, W, 3) or (H, W) uint8, got {pixels.shape} {pixels.dtype}")
         stamp = self._clock() if timestamp_ns is None else timestamp_ns
+        shared = self._copy and isinstance(image, np.ndarray)
+        pixels = np.array(pixels, order="C") if shared else np.ascontiguousarray(pixels)
         with self._lock:
             if self._closed:
                 raise ConfigError(f"{self.source_id} is closed; open a new source")
             index = self._next
             self._next += 1
             # Within the lock, so that frames come in the order of their numbers.
-            self._queue.put(Frame(np.ascontiguousarray(pixels), index, stamp, self.source_id, layout, name))
+            self._queue.put(Frame(pixels, index, stamp, self.source_id, layout, name))
         return index
 
     def frames(self) -> Iterator[Frame | BadFrame]:
