@@ -163,17 +163,8 @@ def choose(
             sizes.append(write_draft(model, bundle, shared.export) + _RECORDS)
         tell("settings", len(ladder), len(ladder))
         backend, times = _take_times(bundles, references, tell)
-    curve = tuple(
-        RungCard(
-            settings=settings,
-            auroc=ranking.auroc,
-            standard_error=ranking.error(),
-            bytes=size,
-            ms=round(ms, 3),
-            fits=limits.fits(size, ms),
-        )
-        for settings, ranking, size, ms in zip(varied(ladder), rankings, sizes, times, strict=True)
-    )
+    rows = zip(varied(ladder), rankings, sizes, times, strict=True)
+    curve = tuple(_rung(limits, *row) for row in rows)
     if not any(rung.fits for rung in curve):
         raise ConfigError(_complaint(detector.name, curve, limits, backend["name"]))
     chosen = pick(curve, rankings)
@@ -192,6 +183,17 @@ def choose(
         chosen=chosen,
     )
     return Budget(ladder[chosen].model_dump(), card, shared)
+
+
+def _rung(limits: BudgetLimits, settings: dict[str, Any], ranking: Ranking, size: int, ms: float) -> RungCard:
+    return RungCard(
+        settings=settings,
+        auroc=ranking.auroc,
+        standard_error=ranking.error(),
+        bytes=size,
+        ms=round(ms, 3),
+        fits=limits.fits(size, ms),
+    )
 
 
 def pick(curve: Sequence[RungCard], rankings: Sequence[Ranking]) -> int:

@@ -93,19 +93,8 @@ def import_anomalib(
                 f"{path} has no threshold (it met no validation image); set one from good parts with "
                 "--calibration DIR --false-alarm-rate 0.01"
             )
-        found = [judged(files[index])["score"] for index in _evenly(len(files), _JUDGED)]
-        scores = [score for score in found if score <= own]
-        if not scores:
-            raise DataError(
-                f"none of {len(found)} images is good at anomalib's threshold {own:.6g} (scores {min(found):.6g} "
-                f"to {max(found):.6g}); set another one with --calibration DIR --false-alarm-rate 0.01"
-            )
-    if false_alarm_rate is not None:
-        threshold = calibrate(scores, false_alarm_rate)
-    else:
-        assert own is not None
-        # It comes from no good parts alone, so it promises no rate; the target is for a calibration to come.
-        threshold = Threshold(own, DEFAULT_FALSE_ALARM_RATE, 0, 0.0, 1.0, supported=False)
+        scores = _good_scores([judged(files[index])["score"] for index in _evenly(len(files), _JUDGED)], own)
+    threshold = _threshold(scores, own, false_alarm_rate)
     exportable = Exportable(
         name=name,
         module=module,
@@ -122,6 +111,25 @@ def import_anomalib(
         normals=normals,
     )
     return Imported(exportable, model.decision.to_dict(), _remarks(model, threshold))
+
+
+def _good_scores(found: Sequence[float], own: float) -> list[float]:
+    """Return the scores that anomalib's threshold takes for those of good parts."""
+    scores = [score for score in found if score <= own]
+    if not scores:
+        raise DataError(
+            f"none of {len(found)} images is good at anomalib's threshold {own:.6g} (scores {min(found):.6g} "
+            f"to {max(found):.6g}); set another one with --calibration DIR --false-alarm-rate 0.01"
+        )
+    return scores
+
+
+def _threshold(scores: Sequence[float], own: float | None, false_alarm_rate: float | None) -> Threshold:
+    if false_alarm_rate is not None:
+        return calibrate(scores, false_alarm_rate)
+    assert own is not None
+    # It comes from no good parts alone, so it promises no rate; the target is for a calibration to come.
+    return Threshold(own, DEFAULT_FALSE_ALARM_RATE, 0, 0.0, 1.0, supported=False)
 
 
 class _Judge:

@@ -7,7 +7,7 @@ differences that scores are made of. Input (uint8) and outputs (float32) are tho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -48,50 +48,68 @@ def convert_fp16(model: onnx.ModelProto, leading: int = 0) -> onnx.ModelProto:
     nodes = _behind(network(converted), leading)
     if not nodes:
         raise ParityError("--fp16 finds no convolutional network in this graph, so it would stay FP32; omit it")
-    inside = {node.output[0] for node in nodes}
-    half = {name for node in nodes for name in node.output if types.get(name) == TensorProto.FLOAT}
-    outputs = {value.name for value in graph.output}
-    crossing = {
-        name for node in graph.node if node.output[0] not in inside for name in node.input if name in half
-    } | half & outputs
-    known = constants(graph)
-    weights: dict[str, str] = {}
-    lowered: dict[str, str] = {}
-    ordered: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node.output[0] not in inside:
-            for place, name in enumerate(node.input):
-                if name in half:
-                    node.input[place] = _full(name, outputs)
-            ordered.append(node)
-            continue
-        skipped = PARAMETERS.get(node.op_type, ())
-        for place, name in enumerate(node.input):
-            if types.get(name) != TensorProto.FLOAT or place in skipped:
-                continue
-            if name in known:
-                if name not in weights:
-                    weights[name] = _half_weight(graph, known[name], node)
-                node.input[place] = weights[name]
-            elif name in half:
-                node.input[place] = _narrow(name, outputs)
-            else:
-                if name not in lowered:
-                    lowered[name] = f"{name}_fp16"
-                    ordered.append(_cast(name, lowered[name], TensorProto.FLOAT16))
-                node.input[place] = lowered[name]
-        ordered.append(node)
-        for place, name in enumerate(node.output):
-            if name not in half:
-                continue
-            node.output[place] = _narrow(name, outputs)
-            if name in crossing:
-                ordered.append(_cast(node.output[place], _full(name, outputs), TensorProto.FLOAT))
+    converter = _Converter(graph, types, nodes)
+    ordered = [made for node in graph.node for made in converter.convert(node)]
     del graph.node[:]
     graph.node.extend(ordered)
     del graph.value_info[:]
     _drop_unused_weights(graph)
     return finish(converted)
+
+
+class _Converter:
+    """Turns the nodes of a network to half, and gives the others what they read in FP32.
+
+    Args:
+        graph: gets the weights in half.
+        types: of its tensors.
+        nodes: the network.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, types: Mapping[str, int], nodes: Sequence[onnx.NodeProto]) -> None:
+        self._graph, self._types = graph, types
+        self._inside = {node.output[0] for node in nodes}
+        self._outputs = {value.name for value in graph.output}
+        self._half = {name for node in nodes for name in node.output if types.get(name) == TensorProto.FLOAT}
+        read_outside = {name for node in graph.node if node.output[0] not in self._inside for name in node.input}
+        self._crossing = self._half & (read_outside | self._outputs)
+        self._known = constants(graph)
+        self._weights: dict[str, str] = {}
+        self._lowered: dict[str, str] = {}
+
+    def convert(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """Yield the node, changed in place, with the casts before and behind it."""
+        if node.output[0] not in self._inside:
+            for place, name in enumerate(node.input):
+                if name in self._half:
+                    node.input[place] = _full(name, self._outputs)
+            yield node
+            return
+        yield from self._convert_inputs(node)
+        yield node
+        for place, name in enumerate(node.output):
+            if name not in self._half:
+                continue
+            node.output[place] = _narrow(name, self._outputs)
+            if name in self._crossing:
+                yield _cast(node.output[place], _full(name, self._outputs), TensorProto.FLOAT)
+
+    def _convert_inputs(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        skipped = PARAMETERS.get(node.op_type, ())
+        for place, name in enumerate(node.input):
+            if self._types.get(name) != TensorProto.FLOAT or place in skipped:
+                continue
+            if name in self._known:
+                if name not in self._weights:
+                    self._weights[name] = _half_weight(self._graph, self._known[name], node)
+                node.input[place] = self._weights[name]
+            elif name in self._half:
+                node.input[place] = _narrow(name, self._outputs)
+            else:
+                if name not in self._lowered:
+                    self._lowered[name] = f"{name}_fp16"
+                    yield _cast(name, self._lowered[name], TensorProto.FLOAT16)
+                node.input[place] = self._lowered[name]
 
 
 def _behind(nodes: Sequence[onnx.NodeProto], leading: int) -> Sequence[onnx.NodeProto]:

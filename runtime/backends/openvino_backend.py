@@ -53,15 +53,7 @@ class _OpenVinoCpu:
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        try:
-            graph = core.read_model(str(model))
-        except Exception as error:
-            if model.is_file() and _SCORING_NODE in model.read_bytes():
-                raise BackendError(
-                    f"{model.name} has scoring nodes, which OpenVINO does not read; choose fp32 or int8-cpu, or export "
-                    "with --plain"
-                ) from error
-            raise BackendError(f"openvino cannot read {model.name}: {first_line(error)}") from error
+        graph = _read_graph(core, model)
         shape = [None if size.is_dynamic else int(size.get_length()) for size in _input_shape(graph)]
         inputs = [value.any_name for value in graph.inputs]
         check_graph(model.name, inputs, [n for value in graph.outputs for n in value.names], shape, self._outputs)
@@ -147,6 +139,18 @@ class OpenVinoBf16Backend(_OpenVinoCpu):
         self, model: Path, *, threads: int | None = None, batch: int = 1, outputs: Sequence[str] = OUTPUTS
     ) -> None:
         super().__init__(model, threads=threads, batch=batch, outputs=outputs, name="openvino-bf16", hint="bf16")
+
+
+def _read_graph(core: Any, model: Path) -> Any:
+    try:
+        return core.read_model(str(model))
+    except Exception as error:
+        if model.is_file() and _SCORING_NODE in model.read_bytes():
+            raise BackendError(
+                f"{model.name} has scoring nodes, which OpenVINO does not read; choose fp32 or int8-cpu, or export "
+                "with --plain"
+            ) from error
+        raise BackendError(f"openvino cannot read {model.name}: {first_line(error)}") from error
 
 
 def _open_finish(
