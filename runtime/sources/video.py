@@ -17,6 +17,7 @@ from edgead.runtime.sources import Address, Clock, Source
 from edgead.runtime.sources.clock import ClockMap
 
 _JPEG_CODES = frozenset({b"MJPG", b"JPEG"})
+_SILENT = 0  # of OpenCV's log levels
 _JPEG_START = b"\xff\xd8"
 
 
@@ -55,15 +56,17 @@ class Capture:
         self._closed = False
         self._map = ClockMap() if own_clock else None
         names = {cv2.videoio_registry.getBackendName(number): number for number in cv2.videoio_registry.getBackends()}
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        # OpenCV 5 has it in `utils.logging`, OpenCV 4 beside everything else.
+        log = getattr(cv2.utils, "logging", cv2)
+        level = log.getLogLevel()
+        log.setLogLevel(_SILENT)
         try:
             flat = [int(item) for name, value in settings for item in (getattr(cv2, f"CAP_PROP_{name}"), value)]
             self._capture: Any = cv2.VideoCapture(target, names.get(backend, cv2.CAP_ANY), flat)
         except cv2.error:
             self._capture = cv2.VideoCapture()
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            log.setLogLevel(level)
         self.opened = bool(self._capture.isOpened())
         self._packets = False
         # How a backend is asked for packets, and for pictures again.
