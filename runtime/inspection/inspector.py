@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo
 from edgead.runtime.backends.proxies import ClosedBackend, SharedBackend
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from edgead.runtime.sinks import Sink
     from edgead.runtime.sources import Source
+    from edgead.runtime.streaming.config import StreamConfig, StreamOptions
     from edgead.runtime.streaming.stream import Stream
 
 # A backend that hangs keeps the lock indefinitely; the program must end all the same.
@@ -59,6 +61,7 @@ class Inspector:
         tiles: how it is cut, for a backend that judges tiles below each other (`TiledBackend`); None: not at all.
     """
 
+    # More than six parameters: each describes the one model; `open` reads them all from a bundle, and fewer are usual.
     def __init__(
         self,
         backend: Backend,
@@ -71,8 +74,7 @@ class Inspector:
         region: Region | None = None,
         tiles: Tiles | None = None,
     ) -> None:
-        self.height = height
-        self.width = width
+        self.height, self.width = height, width
         self.why = why
         self.left_out: str | None = None
         self.region, self.tiles = region, tiles
@@ -93,6 +95,11 @@ class Inspector:
     def name(self) -> str:
         """What is inspected; a bundle's name."""
         return self._model.name
+
+    @property
+    def bundle(self) -> tuple[Path, str] | None:
+        """Path and SHA-256 of the bundle that judges; None where this inspector was not opened from one."""
+        return self._bundle
 
     @property
     def limits(self) -> Limits:
@@ -195,7 +202,6 @@ class Inspector:
             ConfigError: this inspector was not opened from a bundle.
             BundleError: the file is not the one that was opened (what it judges with is in memory, and stays).
         """
-        from edgead.runtime.bundle.bundle import Bundle
         from edgead.runtime.inspection.replay import problems, replay
 
         if self._asked is None or self._bundle is None:
@@ -204,7 +210,7 @@ class Inspector:
             path, sha256 = self._bundle
             with Bundle.open(path) as bundle:
                 if bundle.sha256 != sha256:
-                    raise BundleError(f"{path} is not the bundle that was opened; load it (SIGHUP) or start again")
+                    raise BundleError(f"{path} is not the bundle that was opened; reload it (Stream.reload, SIGHUP)")
                 try:
                     found = list(problems(replay(self.network, bundle, self._precision)))
                 except BackendError as error:
@@ -238,16 +244,16 @@ class Inspector:
         sources: str | Path | Source | Sequence[str | Path | Source],
         *,
         sinks: Sequence[str | Path | Sink] = (),
-        max_frames: int | None = None,
-        duration_s: float | None = None,
+        config: StreamConfig | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Stream:
         """Return the camera loop over sources: ``for result in inspect.stream("rtsp://…"): …``.
 
-        Arguments and errors as in `edgead.runtime.streaming.stream.Stream`, which has more of them.
+        Arguments and errors as in `edgead.runtime.Stream`: ``inspect.stream("0", sinks=["r.jsonl"], max_frames=100)``.
         """
         from edgead.runtime.streaming.stream import Stream
 
-        return Stream(self, sources, sinks=sinks, max_frames=max_frames, duration_s=duration_s)
+        return Stream(self, sources, sinks=sinks, config=config, **options)
 
     @overload
     def __call__(self, frame: Frame) -> Result: ...
@@ -328,7 +334,6 @@ class Inspector:
             self._lock.release()
 
     def _prove(self, path: str | Path) -> None:
-        from edgead.runtime.bundle.bundle import Bundle
         from edgead.runtime.inspection.replay import problems, replay
 
         with Bundle.open(Path(path)) as bundle:
