@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgead.runtime.sinks.callback import CallbackSink
     from edgead.runtime.sources import open_source
     from edgead.runtime.sources.push import PushSource
+    from edgead.runtime.streaming.config import StreamConfig
     from edgead.runtime.streaming.stream import Stream
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "SourceError",
     "SourceLost",
     "Stream",
+    "StreamConfig",
     "Threshold",
     "open_sink",
     "open_source",
@@ -72,6 +74,7 @@ _LAZY = {
     "LivePage": "dashboard.sink",
     "Sink": "sinks",
     "Stream": "streaming.stream",
+    "StreamConfig": "streaming.config",
     "Threshold": "decision.threshold",
     "open_sink": "sinks",
     "open_source": "sources",

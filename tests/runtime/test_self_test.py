@@ -11,35 +11,10 @@ from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.frame import Decision, Inference
 from edgead.runtime.inspection.inspector import Inspector
+from tests.runtime.faults.doubles import drifted, fall_ill, recover
 
 pytest.importorskip("onnxruntime")
 PART = np.full((31, 45, 3), 100, np.uint8)
-
-
-class Ailing:
-    """Passes a backend's results on, or spoils them."""
-
-    def __init__(self, backend, spoil):
-        self.backend, self.spoil = backend, spoil
-        self.describe, self.close = backend.describe, backend.close
-
-    def run(self, images):
-        return self.spoil(self.backend.run(images))
-
-
-def fall_ill(inspect: Inspector, spoil) -> None:
-    from dataclasses import replace
-
-    inspect._model = replace(inspect._model, backend=Ailing(inspect._model.backend, spoil))
-
-
-def recover(inspect: Inspector) -> None:
-    fall_ill(inspect, lambda found: found)
-    inspect._model.backend.backend = inspect._model.backend.backend.backend
-
-
-def drifted(found: Inference) -> Inference:
-    return Inference(found.score * 1.01, found.map * np.float32(1.01))
 
 
 def broken(_found: Inference) -> Inference:
