@@ -84,12 +84,10 @@ class Inspector:
         cleanup.callback(backend.close)
         self._model = ServingModel(backend, threshold, name, cleanup)
         self._asked: RunConfig | None = None
-        self._precision = "fp32"
+        self._precision, self._unfit = "fp32", ""
         self._bundle: tuple[Path, str] | None = None
-        self._lock = threading.Lock()
-        self._swapping = threading.Lock()
+        self._lock, self._swapping = threading.Lock(), threading.Lock()
         self._closed = False
-        self._unfit = ""
 
     @property
     def name(self) -> str:
@@ -200,7 +198,7 @@ class Inspector:
 
         Raises:
             ConfigError: this inspector was not opened from a bundle.
-            BundleError: the file is not the one that was opened (what it judges with is in memory, and stays).
+            BundleError: the file is not the one that was opened, which stays; BackendError: closed meanwhile.
         """
         from edgead.runtime.inspection.replay import problems, replay
 
@@ -216,6 +214,8 @@ class Inspector:
                 except BackendError as error:
                     found = [str(error)]
             with self._lock:
+                if self._closed:  # which is no finding about the device
+                    raise BackendError("the inspector is closed")
                 self._unfit = f"self-test failed: {found[0]}" if found else ""
         return found
 

@@ -84,6 +84,13 @@ def test_frames_are_judged_between_the_references(make_bundle):
     assert len(turns[first : last + 1]) > 3, "no frame got a turn before the self-test was over"
 
 
+def test_an_inspector_that_is_closed_is_not_a_device_that_fails(make_bundle):
+    with Inspector.open(make_bundle(), backend="onnxruntime") as inspect:
+        inspect.close()
+        with pytest.raises(BackendError, match="is closed"):
+            inspect.self_test()
+
+
 def test_an_inspector_without_a_bundle_has_no_references():
     class Backend:
         def close(self):
