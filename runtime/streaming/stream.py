@@ -6,11 +6,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError
 from edgead.runtime.frame import Decision, Result
@@ -92,7 +92,7 @@ class Stream:
         self._config = config = replace(config or StreamConfig(), **options)
         if config.batch > 1 and not hasattr(inspector, "inspect_batch"):
             raise ConfigError("this inspector judges frames one by one; leave batch at 1")
-        self._upkeep = Upkeep(inspector, config.self_test_hours, self._note)
+        self._upkeep = Upkeep(inspector, config.self_test_hours)
         self._judge = FrameJudge(inspector, config.hang_s)
         self._clock = clock
         self._drain = config.drain_s
@@ -264,7 +264,7 @@ class Stream:
             self._workers += [SinkWorker(sink, self._drain if self._finite else 0.0) for sink in self._sinks]
             self._judge.start()
             self._intake.start()
-            self._upkeep.start()
+            self._upkeep.start(self._sinks)
             while (group := self._next()) is not None:
                 settled = self._settle(group)
                 del group
@@ -344,7 +344,3 @@ class Stream:
             return [taken]
         time.sleep(0.001)  # every source may have ended, and then `take` returns at once
         return []
-
-    def _note(self, event: str, fields: Mapping[str, Any]) -> None:
-        for sink in self._sinks:
-            sink.note(event, fields)

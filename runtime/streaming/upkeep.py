@@ -6,15 +6,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.sinks import Sink
 from edgead.runtime.streaming.grabber import describe
 
 Request = Literal["reload", "test", "end"]
-Record = Callable[[str, Mapping[str, Any]], None]
 
 _NEEDS_BUNDLE = "needs an inspector that was opened from a bundle: Inspector.open('NAME.edgead')"
 
@@ -43,16 +43,14 @@ class Upkeep:
         inspector: where it was opened from a bundle there is something to do, and the bundle's file may be replaced at
             any time; it stays open.
         test_hours: a self-test every so many hours; None: only when asked for.
-        record: writes down what is done, before it is done where that changes decisions: what it raises prevents a
-            reload, and a self-test runs all the same.
 
     Raises:
         ConfigError: self-tests are asked for, and there is no bundle whose references could be replayed.
     """
 
-    def __init__(self, inspector: object, test_hours: float | None, record: Record) -> None:
+    def __init__(self, inspector: object, test_hours: float | None) -> None:
         self._period_s = None if test_hours is None else test_hours * 3600.0
-        self._record = record
+        self._sinks: Sequence[Sink] = ()
         self._failed = False
         self._over = False
         # A simple queue, because a signal handler may put into it whatever this process is at.
@@ -73,7 +71,9 @@ class Upkeep:
             raise ConfigError(f"reload or self-test {_NEEDS_BUNDLE}")
         self._requests.put(request)
 
-    def start(self) -> None:
+    def start(self, sinks: Sequence[Sink]) -> None:
+        """Start the thread; ``sinks`` are told what is done, and one that cannot write it down prevents a reload."""
+        self._sinks = sinks
         if self._thread is not None:
             self._thread.start()
 
@@ -115,28 +115,27 @@ class Upkeep:
         assert opened is not None
         path, sha256 = opened
         said = {"model": inspector.name, "bundle": str(path), "sha256": sha256}
-        try:
-            self._record("reload", said)
-        except Exception as error:  # noqa: BLE001 - a sink of the user's own may raise anything
-            _log.error("the bundle was not reloaded, and the old one goes on: %s", describe(error))
-            return
-        try:
-            inspector.swap(path)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the next request is served
-            _log.error("the bundle was not reloaded, and the old one goes on: %s", describe(error))
-            self._note("not reloaded", {**said, "reason": describe(error)})
+        refused = self._tell("reload", said)
+        if not refused:
+            try:
+                inspector.swap(path)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next request is served
+                refused = describe(error)
+        if refused:
+            _log.error("the bundle was not reloaded, and the old one goes on: %s", refused)
+            self._tell("not reloaded", {**said, "reason": refused})
             return
         self._failed = False
         _log.warning("continues with %s as it is now", path)
         _, sha256 = inspector.bundle or opened
-        self._note("reloaded", {"model": inspector.name, "bundle": str(path), "sha256": sha256})
+        self._tell("reloaded", {"model": inspector.name, "bundle": str(path), "sha256": sha256})
 
     def _test(self, inspector: OpenedFromBundle) -> None:
         try:
             problems = inspector.self_test()
         except Exception as error:  # noqa: BLE001 - whatever it was, the next request is served
             _log.error("the self-test could not run: %s", describe(error))
-            self._note("self-test not run", {"model": inspector.name, "reason": describe(error)})
+            self._tell("self-test not run", {"model": inspector.name, "reason": describe(error)})
             return
         if problems:
             _log.error("the self-test failed, nothing is inspected from now on: %s", "; ".join(problems))
@@ -146,11 +145,15 @@ class Upkeep:
             _log.info("the self-test passed")
         self._failed = bool(problems)
         event = "self-test failed" if problems else "self-test passed"
-        self._note(event, {"model": inspector.name, "problems": problems})
+        self._tell(event, {"model": inspector.name, "problems": problems})
 
-    def _note(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Write down what has been done, and can no longer be prevented."""
-        try:
-            self._record(event, fields)
-        except Exception as error:  # noqa: BLE001 - as above
-            _log.error("'%s' was not written down: %s", event, describe(error))
+    def _tell(self, event: str, fields: Mapping[str, Any]) -> str:
+        """Tell every sink, and return what the last one raised that did not take it; empty where all did."""
+        refused = ""
+        for sink in self._sinks:
+            try:
+                sink.note(event, fields)
+            except Exception as error:  # noqa: BLE001 - a sink of the user's own may raise anything
+                refused = describe(error)
+                _log.error("%s did not take '%s': %s", sink.name, event, refused)
+        return refused

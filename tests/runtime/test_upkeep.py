@@ -140,6 +140,25 @@ def test_without_a_bundle_there_is_nothing_to_reload_and_nothing_to_replay(judge
         Stream(judge(), CAMERA, self_test_hours=1.0)
 
 
+def test_every_sink_is_told_and_one_that_raises_prevents_a_reload_only(make_bundle):
+    class Full(Told):
+        name = "full"
+
+        def note(self, event, fields):
+            super().note(event, fields)
+            raise OSError("disk full")
+
+    told = Told()
+    with Inspector.open(make_bundle(), backend="onnxruntime") as inspect:
+        runner = Runner(inspect.stream(CAMERA, sinks=[Full(), told]))
+        runner.stream.reload()
+        runner.stream.self_test()
+        wait_for(lambda: len(told.names) == 3)
+        runner.end()
+    assert told.names == ["reload", "not reloaded", "self-test passed"]
+    assert told.events[1][1]["reason"] == "disk full"
+
+
 # The audit log of the live page
 
 
