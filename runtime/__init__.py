@@ -18,6 +18,7 @@ from edgead.runtime.errors import (
     EdgeadError,
     SourceError,
     SourceLost,
+    StreamFailed,
 )
 from edgead.runtime.frame import Decision, Frame, Result
 
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from edgead.runtime.dashboard.sink import LivePage
     from edgead.runtime.decision.threshold import Threshold
     from edgead.runtime.frame import Inference
+    from edgead.runtime.imaging.decode import read_image
     from edgead.runtime.inspection.inspector import Inspector
+    from edgead.runtime.inspection.run_config import RunConfig
     from edgead.runtime.sinks import Sink, open_sink
     from edgead.runtime.sinks.callback import CallbackSink
     from edgead.runtime.sources import open_source
     from edgead.runtime.sources.push import PushSource
+    from edgead.runtime.streaming.config import StreamConfig
     from edgead.runtime.streaming.stream import Stream
 
 __all__ = [
@@ -52,13 +56,17 @@ __all__ = [
     "LivePage",
     "PushSource",
     "Result",
+    "RunConfig",
     "Sink",
     "SourceError",
     "SourceLost",
     "Stream",
+    "StreamConfig",
+    "StreamFailed",
     "Threshold",
     "open_sink",
     "open_source",
+    "read_image",
 ]
 
 _LAZY = {
@@ -69,12 +77,15 @@ _LAZY = {
     "Inference": "frame",
     "Inspector": "inspection.inspector",
     "PushSource": "sources.push",
+    "RunConfig": "inspection.run_config",
     "LivePage": "dashboard.sink",
     "Sink": "sinks",
     "Stream": "streaming.stream",
+    "StreamConfig": "streaming.config",
     "Threshold": "decision.threshold",
     "open_sink": "sinks",
     "open_source": "sources",
+    "read_image": "imaging.decode",
 }
 
 

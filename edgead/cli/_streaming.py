@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -20,19 +20,17 @@ from rich.live import Live
 from rich.text import Text
 
 from edgead.cli._output import Output
-from edgead.cli._upkeep import Upkeep
 from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.dashboard.sink import LivePage
-from edgead.runtime.decision.drift import DriftWatch
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import Decision
 from edgead.runtime.inspection.inspector import Inspector
+from edgead.runtime.inspection.run_config import RunConfig
 from edgead.runtime.sinks import Sink
-from edgead.runtime.sinks.drift import DriftSink
 from edgead.runtime.sources import REGISTRY, parse_address
 from edgead.runtime.status.frame_ledger import Counts
 from edgead.runtime.status.summary import StreamSummary
-from edgead.runtime.streaming.grabber import Survival
+from edgead.runtime.streaming.config import StreamConfig
 from edgead.runtime.streaming.stream import Stream
 from edgead.runtime.uri import redact
 
@@ -43,94 +41,69 @@ _END_S = 1.0
 _log = logging.getLogger("edgead.run")
 
 
-def run_stream(
-    out: Output,
-    bundle: Path,
-    sources: Sequence[str],
-    sinks: Sequence[str],
-    *,
-    duration_s: float | None,
-    max_frames: int | None,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
-    profile: Path | None,
-    wait: bool,
-    watch: bool,
-    batch: int = 1,
-    batch_deadline_ms: float = 5.0,
-    hang_s: float = 10.0,
-    self_test_hours: float | None = None,
-    page: Callable[[Inspector], LivePage] | None = None,
-) -> StreamSummary:
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where frames come from, and where results go.
+
+    Attributes:
+        sources, sinks: URIs.
+        page: makes the live page, which is there before the sources are, so that it can say what is waited for.
+        watch: show a status line where a person watches; not beside results on stdout.
+    """
+
+    sources: Sequence[str]
+    sinks: Sequence[str]
+    page: Callable[[Inspector], LivePage] | None = None
+    watch: bool = True
+
+
+def run_stream(out: Output, bundle: Path, ends: Ends, run: RunConfig, stream: StreamConfig) -> StreamSummary:
     """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
 
-    SIGHUP loads the bundle as it then is on the disk; a bundle that cannot be used changes nothing. SIGUSR1 has
-    the references replayed, as happens every ``self_test_hours``; while they come out wrong nothing is inspected.
-    ``page`` makes the live page, which is there before the sources are, so that it can say what is waited for.
+    SIGHUP loads the bundle as it then is on the disk, SIGUSR1 has the references replayed: see `Stream`.
     """
     switch = _Switch()
-    with switch.installed(), _calm_log(), ExitStack() as stack:
+    with switch.installed(), _calm_log():
         try:
-            size = 1 if batch == 1 else batch_size(choose(backend)[0], batch)
-            # A profile was measured on single frames, and says nothing of batches.
-            with Inspector.open(
-                bundle,
-                backend=backend,
-                precision=precision,
-                threads=threads,
-                batch=size,
-                profile=profile if batch == 1 else None,
-            ) as inspector:
+            with ExitStack() as stack:
+                inspector = stack.enter_context(Inspector.open(bundle, _for_batches(run, stream.batch)))
                 out.note(f"backend: {inspector.why}")
                 if inspector.left_out is not None:
                     out.warn(inspector.left_out)
-                drift = DriftWatch(inspector.normals)
-                targets: list[str | Path | Sink] = [*sinks]
-                if drift.active:
-                    targets.append(DriftSink(drift, inspector))
-                if page is not None:
-                    live = page(inspector)
+                sinks: list[str | Path | Sink] = [*ends.sinks]
+                if ends.page is not None:
+                    live = ends.page(inspector)
                     stack.callback(live.close)
-                    targets.append(live)
+                    sinks.append(live)
                     out.note(f"live page: {live.url}")
-                open_stream = partial(
-                    Stream,
-                    inspector,
-                    list(sources),
-                    sinks=targets,
-                    duration_s=duration_s,
-                    max_frames=max_frames,
-                    batch=batch,
-                    batch_deadline_s=batch_deadline_ms / 1e3,
-                    hang_s=hang_s,
-                    give_up_s=6 * hang_s,
-                    survival=Survival(wait=wait),
-                )
-                stream = _open(out, open_stream, sources, wait)
-                with stream, Upkeep(inspector, bundle, self_test_hours) as switch.upkeep:
-                    switch.stream = stream
-                    if not (watch and out.watched):
-                        return stream.run()
-                    line = _Status(stream)
+                opened = stack.enter_context(_open(out, inspector, ends.sources, sinks, stream))
+                switch.stream = opened
+                if ends.watch and out.watched:
                     # stdout is left alone: what is printed there is for programs, or comes after the end.
-                    with Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False):
-                        return stream.run()
+                    line = _Status(opened)
+                    stack.enter_context(
+                        Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False)
+                    )
+                return opened.run()
         except KeyboardInterrupt:
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)
             return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None)
 
 
+def _for_batches(run: RunConfig, batch: int) -> RunConfig:
+    """Return what to open the bundle with; a profile was measured on single frames, and says nothing of batches."""
+    return run if batch == 1 else replace(run, batch=batch_size(choose(run.backend)[0], batch), profile=None)
+
+
 class _Switch:
     """Makes SIGINT and SIGTERM the orderly end of a stream, or, while there is none yet, a KeyboardInterrupt.
 
-    SIGHUP and SIGUSR1, where there are any, ask ``upkeep`` to reload the bundle and for a self-test.
+    SIGHUP and SIGUSR1, where there are any, ask it to reload the bundle and for a self-test.
     """
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
-        self.upkeep: Upkeep | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -153,20 +126,23 @@ class _Switch:
         self.stream.stop(_END_S)
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
-        if self.upkeep is not None:
-            self.upkeep.ask("reload")
+        if self.stream is not None:
+            self.stream.reload()
 
     def _test(self, _number: int, _frame: FrameType | None) -> None:
-        if self.upkeep is not None:
-            self.upkeep.ask("test")
+        if self.stream is not None:
+            self.stream.self_test()
 
 
-def _open(out: Output, open_stream: Callable[[], Stream], sources: Sequence[str], wait: bool) -> Stream:
+def _open(
+    out: Output, inspector: Inspector, sources: Sequence[str], sinks: Sequence[str | Path | Sink], config: StreamConfig
+) -> Stream:
+    wait = config.survival is not None and config.survival.wait
     delay = _FIRST_RETRY_S
     said = ""
     while True:
         try:
-            return open_stream()
+            return inspector.stream(list(sources), sinks=sinks, config=config)
         except SourceError as error:
             if not wait or _lacks_package(sources):
                 raise

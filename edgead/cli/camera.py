@@ -38,6 +38,7 @@ _IntervalOption = Annotated[
     panel=PANEL,
     example="edgead run plate.edgead --source '0?policy=every' --sink results.jsonl --sink images:out",
 )
+# More than six parameters: typer reads the options from them, one each.
 def run(
     out: Output,
     bundle: BundleArgument,
@@ -111,8 +112,11 @@ def run(
     if show_pipeline:
         _show_pipelines(out, source)
         return
-    from edgead.cli._streaming import run_stream
-    from edgead.runtime.errors import BackendError, ConfigError, SourceLost
+    from edgead.cli._streaming import Ends, run_stream
+    from edgead.runtime.errors import ConfigError
+    from edgead.runtime.inspection.run_config import RunConfig
+    from edgead.runtime.streaming.config import StreamConfig
+    from edgead.runtime.streaming.grabber import Survival
 
     sinks = sink or []
     taken = any(uri.lower().replace("//", "").split("?")[0] == "jsonl:-" for uri in sinks)
@@ -128,22 +132,30 @@ def run(
     summary = run_stream(
         out,
         bundle,
-        source,
-        sinks,
-        duration_s=duration,
-        max_frames=max_frames,
-        backend=backend,
-        precision=precision,
-        threads=threads,
-        profile=profile_place(profile),
-        wait=wait,
-        watch=not taken,
-        batch=batch,
-        batch_deadline_ms=batch_deadline,
-        self_test_hours=self_test_every,
-        page=page,
-        hang_s=hang,
+        Ends(source, sinks, page, watch=not taken),
+        RunConfig(backend, precision, threads, profile=profile_place(profile)),
+        StreamConfig(
+            max_frames=max_frames,
+            duration_s=duration,
+            batch=batch,
+            batch_deadline_s=batch_deadline / 1e3,
+            hang_s=hang,
+            give_up_s=6 * hang,
+            survival=Survival(wait=wait),
+            self_test_hours=self_test_every,
+        ),
     )
+    _report(out, summary, on_stderr=taken)
+
+
+def _report(out: Output, summary: StreamSummary, *, on_stderr: bool) -> None:
+    """Say how a run went.
+
+    Raises:
+        BackendError, SourceLost: it ended before it should.
+    """
+    from edgead.runtime.errors import BackendError, SourceLost
+
     for report in summary.sinks:
         if report.failed or report.missed:
             why = f": {report.last_error}" if report.last_error else ""
@@ -153,7 +165,7 @@ def run(
     for state in summary.drift:
         if state.drifting:
             out.warn(state.explain())
-    out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=taken)
+    out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=on_stderr)
     if summary.error is not None:
         raise BackendError(summary.error)
     if summary.errors:
@@ -271,6 +283,7 @@ def capture(
 @command(
     "calibrate", panel=PANEL, example="edgead calibrate plate.edgead --source 0 -n 200 --interval 1 -o line3.edgead"
 )
+# More than six parameters: typer reads the options from them, one each.
 def calibrate(
     out: Output,
     bundle: BundleArgument,

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,7 +54,8 @@ class LivePage(Sink):
         listen: ``127.0.0.1:8080``, ``8080``, ``[::1]:8080``; port 0 takes a free one, see ``url``.
         token: 16 characters or more, which browsers are asked for.
         control: whose threshold is shown; None: the page has no slider.
-        audit: file to which changes of the threshold are written before they are made; None: none can be made.
+        audit: file to which changes of the threshold and reloads of the bundle are written before they are made, and
+            what self-tests found; None: the page changes no threshold.
         stale_s: a decision that is older, counted from capture, is shown as out of date.
         clock: monotonic clock in ns, the one that stamps the frames.
 
@@ -96,6 +97,10 @@ class LivePage(Sink):
 
     def write(self, result: Result, frame: Frame | None) -> None:
         self.board.add(result, frame)
+
+    def note(self, event: str, fields: Mapping[str, Any]) -> None:
+        if self._audit is not None:
+            self._audit.add(event, fields)
 
     def close(self) -> None:
         self._server.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend, BackendInfo
 from edgead.runtime.backends.proxies import ClosedBackend, SharedBackend
+from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
@@ -26,15 +26,17 @@ from edgead.runtime.errors import BackendError, BundleError, ConfigError, Edgead
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
-from edgead.runtime.inspection.judged import JudgedResult, judged, with_image
-from edgead.runtime.inspection.loading import ServingModel, load_bundle, require_same_input
+from edgead.runtime.inspection.judged import JudgedResult, array_frame, judged, with_image
+from edgead.runtime.inspection.loading import ServingModel, load_bundle, require_same_decisions, require_same_input
 from edgead.runtime.inspection.run_config import RunConfig, RunOptions
+from edgead.runtime.own_process import OwnProcess
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgead.runtime.sinks import Sink
     from edgead.runtime.sources import Source
+    from edgead.runtime.streaming.config import StreamConfig, StreamOptions
     from edgead.runtime.streaming.stream import Stream
 
 # A backend that hangs keeps the lock indefinitely; the program must end all the same.
@@ -56,10 +58,10 @@ class Inspector:
             category.
         name: what is inspected, for messages.
         why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
-        region: the part of the frames that is judged; None: all of it.
-        tiles: how it is cut, for a backend that judges tiles below each other (`TiledBackend`); None: not at all.
+        region, tiles: the part of the frames that is judged, and how it is cut (`TiledBackend`); None: all, not at all.
     """
 
+    # More than six parameters: each describes the one model, and `open` reads them all from a bundle.
     def __init__(
         self,
         backend: Backend,
@@ -72,8 +74,7 @@ class Inspector:
         region: Region | None = None,
         tiles: Tiles | None = None,
     ) -> None:
-        self.height = height
-        self.width = width
+        self.height, self.width = height, width
         self.why = why
         self.left_out: str | None = None
         self.region, self.tiles = region, tiles
@@ -83,18 +84,21 @@ class Inspector:
         cleanup.callback(backend.close)
         self._model = ServingModel(backend, threshold, name, cleanup)
         self._asked: RunConfig | None = None
-        self._precision = "fp32"
+        self._precision, self._unfit = "fp32", ""
         self._bundle: tuple[Path, str] | None = None
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._swapping = threading.Lock()
+        self._process = OwnProcess()
+        self._lock, self._swapping = threading.Lock(), threading.Lock()
         self._closed = False
-        self._unfit = ""
 
     @property
     def name(self) -> str:
         """What is inspected; a bundle's name."""
         return self._model.name
+
+    @property
+    def bundle(self) -> tuple[Path, str] | None:
+        """Path and SHA-256 of the bundle that judges; None where this inspector was not opened from one."""
+        return self._bundle
 
     @property
     def limits(self) -> Limits:
@@ -166,14 +170,14 @@ class Inspector:
             ConfigError: it takes another input, or this inspector was not opened from a bundle.
             BackendError: the backend cannot run it.
         """
-        self._require_own_process()
+        self._process.require("this inspector")
         if self._asked is None:
             raise ConfigError("only an inspector that was opened from a bundle can continue with another one")
         with self._swapping:
             fresh = type(self).open(path, self._asked)
             try:
                 require_same_input(path, self, fresh)
-                fresh._prove(path)
+                require_same_decisions(path, fresh._model.backend, fresh._precision)
                 with self._lock:
                     if self._closed:
                         raise BackendError("the inspector is closed")
@@ -196,24 +200,25 @@ class Inspector:
 
         Raises:
             ConfigError: this inspector was not opened from a bundle.
-            BundleError: the file is not the one that was opened (what it judges with is in memory, and stays).
+            BundleError: the file is not the one that was opened, which stays; BackendError: closed meanwhile.
         """
-        from edgead.runtime.bundle.bundle import Bundle
         from edgead.runtime.inspection.replay import problems, replay
 
-        self._require_own_process()
+        self._process.require("this inspector")
         if self._asked is None or self._bundle is None:
             raise ConfigError("only an inspector that was opened from a bundle has references to test itself with")
         with self._swapping:
             path, sha256 = self._bundle
             with Bundle.open(path) as bundle:
                 if bundle.sha256 != sha256:
-                    raise BundleError(f"{path} is not the bundle that was opened; load it (SIGHUP) or start again")
+                    raise BundleError(f"{path} is not the bundle that was opened; reload it (Stream.reload, SIGHUP)")
                 try:
                     found = list(problems(replay(self.network, bundle, self._precision)))
                 except BackendError as error:
                     found = [str(error)]
             with self._lock:
+                if self._closed:  # which is no finding about the device
+                    raise BackendError("the inspector is closed")
                 self._unfit = f"self-test failed: {found[0]}" if found else ""
         return found
 
@@ -229,8 +234,7 @@ class Inspector:
         Raises:
             ConfigError: not a finite number, or no such category.
         """
-        value = float(value)
-        if not math.isfinite(value):
+        if not math.isfinite(value := float(value)):
             raise ConfigError(f"a threshold is a finite number, not {value}")
         with self._lock:
             before, limits = self._model.limits.changed(value, category, self.name)
@@ -242,16 +246,16 @@ class Inspector:
         sources: str | Path | Source | Sequence[str | Path | Source],
         *,
         sinks: Sequence[str | Path | Sink] = (),
-        max_frames: int | None = None,
-        duration_s: float | None = None,
+        config: StreamConfig | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Stream:
         """Return the camera loop over sources: ``for result in inspect.stream("rtsp://…"): …``.
 
-        Arguments and errors as in `edgead.runtime.streaming.stream.Stream`, which has more of them.
+        Arguments and errors as in `edgead.runtime.Stream`: ``inspect.stream("0", sinks=["r.jsonl"], max_frames=100)``.
         """
         from edgead.runtime.streaming.stream import Stream
 
-        return Stream(self, sources, sinks=sinks, max_frames=max_frames, duration_s=duration_s)
+        return Stream(self, sources, sinks=sinks, config=config, **options)
 
     @overload
     def __call__(self, frame: Frame) -> Result: ...
@@ -269,21 +273,19 @@ class Inspector:
             A `Result`; where the backend fails or the score is not finite, `NOT_INSPECTED` with the reason.
 
         Raises:
-            DataError: the array has another shape or dtype.
+            DataError: something else, or an array of another shape or dtype.
         """
         if isinstance(frame, Frame):
             return self.inspect_batch((frame,))[0]
-        array = np.ascontiguousarray(frame)
-        taken = Frame(array, 0, time.monotonic_ns(), "array", "gray" if array.ndim == 2 else "rgb")
+        taken = array_frame(frame)
         return with_image(self.inspect_batch((taken,))[0], taken.to_rgb())
 
     def inspect_batch(self, frames: Sequence[Frame]) -> list[Result]:
         """Judge several frames in one run of the network; stage times are shared equally between them.
 
-        Raises:
-            ConfigError: in a process that was forked after this inspector was opened.
+        `ConfigError` in a process that was forked after this inspector was opened.
         """
-        self._require_own_process()
+        self._process.require("this inspector")
         if not frames:
             return []
         started = time.perf_counter()
@@ -326,7 +328,7 @@ class Inspector:
         A backend that hangs cannot be released; it is left to the end of the process. A forked process has nothing to
         release: all of it belongs to the process that opened it.
         """
-        if os.getpid() != self._process:
+        if not self._process.here:
             return
         if not self._lock.acquire(timeout=_CLOSE_S):
             _log.warning("%s does not return from its backend and is left to the end of the process", self.name)
@@ -338,23 +340,6 @@ class Inspector:
             model.cleanup.close()
         finally:
             self._lock.release()
-
-    def _require_own_process(self) -> None:
-        # The fork copied the lock as it was and none of the backend's threads: a call here would wait indefinitely.
-        if os.getpid() != self._process:
-            raise ConfigError(
-                "this inspector was opened before the process was forked, and works in its own process only; open it "
-                "in each worker, or start the workers with multiprocessing's 'spawn'"
-            )
-
-    def _prove(self, path: str | Path) -> None:
-        from edgead.runtime.bundle.bundle import Bundle
-        from edgead.runtime.inspection.replay import problems, replay
-
-        with Bundle.open(Path(path)) as bundle:
-            found = list(problems(replay(self._model.backend, bundle, self._precision)))
-        if found:
-            raise BundleError(f"{path} does not decide here as it did when it was exported: {found[0]}")
 
     def __enter__(self) -> Inspector:
         return self

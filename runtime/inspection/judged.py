@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -90,6 +91,30 @@ class JudgedResult(Result):
         buffer = io.BytesIO()
         Image.fromarray(drawn).save(buffer, kind)
         return buffer.getvalue()
+
+
+def array_frame(image: object) -> Frame:
+    """Return an array as the frame of no source.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey, C-contiguous or not.
+
+    Raises:
+        DataError: a path, a Pillow image, a tensor or something else; an array of another shape or dtype.
+    """
+    if isinstance(image, str | Path):
+        raise DataError(f"an inspector takes arrays, not the path {image}; give edgead.runtime.read_image(path)")
+    if not isinstance(image, np.ndarray):
+        kind = f"{type(image).__module__.partition('.')[0]}.{type(image).__name__}"
+        raise DataError(f"an inspector takes numpy arrays (H, W, 3) or (H, W) uint8, not a {kind}; convert it")
+    if image.dtype != np.uint8:
+        hint = "; bring its values to 0 to 255 as the training images have them" if image.dtype.kind in "fiu" else ""
+        raise DataError(f"an image is (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}{hint}")
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or 0 in image.shape:
+        hint = "; its channels come first, give image.transpose(1, 2, 0)" if image.shape[:1] == (3,) else ""
+        hint = "; omit the fourth channel: image[:, :, :3]" if image.shape[2:] == (4,) else hint
+        raise DataError(f"an image is (H, W, 3) or (H, W) uint8, got {image.shape}{hint}")
+    return Frame(np.ascontiguousarray(image), 0, time.monotonic_ns(), "array", "gray" if image.ndim == 2 else "rgb")
 
 
 def judged(

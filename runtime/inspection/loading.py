@@ -13,7 +13,7 @@ from edgead.runtime.backends.routed_backend import open_model
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.verdict import Limits
-from edgead.runtime.errors import ConfigError
+from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.inspection.run_config import Opening, RunConfig, require_parity
@@ -126,3 +126,17 @@ def require_same_input(path: str | Path, running: TakesFrames, fresh: TakesFrame
             f"{path} judges another region or other tiles of the frame; "
             "stop the stream and start it with the new bundle"
         )
+
+
+def require_same_decisions(path: str | Path, backend: Backend, precision: str) -> None:
+    """Replay a bundle's references on a backend.
+
+    Raises:
+        BundleError: it does not decide here as it did when it was exported.
+    """
+    from edgead.runtime.inspection.replay import problems, replay
+
+    with Bundle.open(Path(path)) as bundle:
+        found = list(problems(replay(backend, bundle, precision)))
+    if found:
+        raise BundleError(f"{path} does not decide here as it did when it was exported: {found[0]}")

@@ -17,12 +17,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgead.runtime.errors import ConfigError, missing_extra, suggest
 from edgead.runtime.frame import Decision, Frame, Result
@@ -55,6 +55,13 @@ class Sink(Protocol):
 
     def write(self, result: Result, frame: Frame | None) -> None:
         """Write one result; ``frame`` is None where ``keeps_frames`` is False or there is no usable picture."""
+
+    def note(self, event: str, fields: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Told what is done to the inspector (``reload``, ``self-test failed``, …), not from the thread of `write`.
+
+        What it raises at ``reload`` prevents that; what it raises at another event is logged.
+        """
+        return
 
     def close(self) -> None:
         """Finish; called once, after the last `write`."""

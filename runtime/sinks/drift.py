@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
 from edgead.runtime.decision.drift import DriftWatch
@@ -20,6 +20,7 @@ _log = logging.getLogger("edgead.drift")
 _BURST, _RATE = 200, 10.0
 
 
+@runtime_checkable
 class Inspected(Protocol):
     """What the watch needs of an `edgead.runtime.Inspector`."""
 
@@ -72,3 +73,14 @@ class DriftSink(Sink):
         values = {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
         for state in self.watch.observe(result.source_id, result.category, values):
             _log.log(logging.WARNING if state.drifting else logging.INFO, "%s", state.explain())
+
+
+def drift_watch(inspector: object, sinks: Sequence[Sink]) -> list[Sink]:
+    """Return a drift watch for a stream, or nothing.
+
+    There is nothing to do where nobody measured what normal parts looked like, or one of the ``sinks`` is a watch.
+    """
+    if not isinstance(inspector, Inspected) or any(isinstance(sink, DriftSink) for sink in sinks):
+        return []
+    watch = DriftWatch(inspector.normals)
+    return [DriftSink(watch, inspector)] if watch.active else []

@@ -6,16 +6,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from edgead.runtime.errors import SourceError
 from edgead.runtime.frame import BadFrame
 from edgead.runtime.sources import Source
-from edgead.runtime.status.frame_ledger import Ledger
-from edgead.runtime.status.source_health import Health
+from edgead.runtime.status.frame_ledger import Counts, Ledger
+from edgead.runtime.status.summary import SourceSummary
 from edgead.runtime.streaming.grabber import Grabber, Item, Survival, describe
+from edgead.runtime.uri import redact
 
 SUPERSEDED = "superseded"
 LATE = "not judged in time"
@@ -150,9 +151,18 @@ class Intake:
     def paused(self) -> bool:
         return self._paused
 
-    def health(self) -> dict[str, Health]:
-        """Return how each source is, by its name."""
-        return {grabber.name: grabber.health for grabber in self._grabbers}
+    def summaries(self, counts: Mapping[str, Counts]) -> dict[str, SourceSummary]:
+        """Return how each source is and what became of its frames (``counts``), by its name."""
+        return {
+            feed.name: SourceSummary(
+                counts[feed.name],
+                feed.source.delivery.policy,
+                feed.source.live,
+                redact(str(feed.error)) if feed.error is not None else None,
+                grabber.health,
+            )
+            for feed, grabber in zip(self.feeds, self._grabbers, strict=True)
+        }
 
     def pause(self) -> None:
         """Judge nothing that is captured from now on; what waits in *newest* is dropped."""

@@ -7,24 +7,32 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError
 from edgead.runtime.frame import Decision, Result
-from edgead.runtime.sinks import Sink, open_sink
-from edgead.runtime.sinks.drift import DriftSink
+from edgead.runtime.own_process import OwnProcess
+from edgead.runtime.sinks import Sink
+from edgead.runtime.sinks.drift import DriftSink, drift_watch
 from edgead.runtime.sinks.worker import SinkWorker
-from edgead.runtime.sources import Clock, Source, open_source
+from edgead.runtime.sources import Clock, Source
 from edgead.runtime.status.frame_ledger import Ledger
 from edgead.runtime.status.latency import Timings
-from edgead.runtime.status.summary import SourceSummary, State, StreamSummary
+from edgead.runtime.status.summary import State, StreamSummary
+from edgead.runtime.streaming.config import StreamConfig, StreamOptions
+from edgead.runtime.streaming.ends import open_ends
 from edgead.runtime.streaming.frame_queue import Intake
 from edgead.runtime.streaming.grabber import Survival
 from edgead.runtime.streaming.inference_thread import FrameJudge, Judge
 from edgead.runtime.streaming.settlement import FrameSettler, Taken
+from edgead.runtime.streaming.upkeep import Upkeep
 from edgead.runtime.uri import redact
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # How often a loop whose backend hangs looks whether it is back.
 _LOOK_S = 0.05
@@ -51,24 +59,25 @@ class Stream:
     files wait, and the state is ``hung``. When it returns, the stream goes on; what it computed is thrown away. After
     ``give_up_s`` the stream ends with a `BackendError`, since only a new process can help.
 
+    *What it looks after*, where the inspector was opened from a bundle: `reload` goes on with the bundle as it then is
+    on the disk; `self_test` replays the references between frames, and while they come out wrong nothing is inspected;
+    drift from what normal parts looked like is logged, and in the summary (`StreamConfig.drift`).
+
     Args:
         inspector: an `Inspector`, or any callable from `Frame` to `Result`; it stays open.
         sources: URIs, or sources of your own; they belong to the stream from now on.
         sinks: URIs, or sinks of your own, likewise.
-        max_frames: end after so many Results.
-        duration_s: capture for so long, then judge what was captured.
-        queue_size: frames that may wait, for a live source with ``policy=every``.
-        drain_s: the longest that the end may take: judging captured frames after `stop`, waiting for a driver, and
-            emptying the sinks. Where all sources are files, a sink may take longer as long as it gets on: then a full
-            sink queue holds the files back (nothing on a line waits for them), and nothing is missed.
-        batch: frames that are judged in one run of the network, of all sources together; 1: each by itself.
-        batch_deadline_s: how long the first frame of a batch waits for others.
-        hang_s, give_up_s: see above; ``math.inf`` waits indefinitely.
-        survival: how a lost camera is opened again.
+        config: what is asked for; None: the defaults of `StreamConfig`.
         clock: monotonic clock in ns, the one that stamps the frames.
+        options: fields of `StreamConfig`, such as ``duration_s=60.0``, which count more than ``config``.
 
     Raises:
-        ConfigError, SourceError: a source or sink cannot be opened; those already open are closed.
+        ConfigError, SourceError: a source or sink cannot be opened (those already open are closed), a wrong option.
+
+    Example:
+        >>> with Inspector.open("screw.edgead") as inspect:
+        ...     for result in Stream(inspect, "rtsp://camera/1", sinks=["results.jsonl"], self_test_hours=8.0):
+        ...         print(result.decision, result.score)
     """
 
     def __init__(
@@ -77,53 +86,23 @@ class Stream:
         sources: str | Path | Source | Sequence[str | Path | Source],
         *,
         sinks: Sequence[str | Path | Sink] = (),
-        max_frames: int | None = None,
-        duration_s: float | None = None,
-        queue_size: int = 8,
-        drain_s: float = 5.0,
-        batch: int = 1,
-        batch_deadline_s: float = 0.005,
-        hang_s: float = 10.0,
-        give_up_s: float = 60.0,
-        survival: Survival | None = None,
+        config: StreamConfig | None = None,
         clock: Clock = time.monotonic_ns,
+        **options: Unpack[StreamOptions],
     ) -> None:
-        numbers = (("max_frames", max_frames), ("duration_s", duration_s), ("queue_size", queue_size))
-        for name, value in (*numbers, ("batch", batch), ("hang_s", hang_s), ("give_up_s", give_up_s)):
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0, not {value}")
-        if not batch_deadline_s >= 0:
-            raise ConfigError(f"batch_deadline_s must be 0 or more, not {batch_deadline_s}")
-        if batch > 1 and not hasattr(inspector, "inspect_batch"):
+        self._config = config = replace(config or StreamConfig(), **options)
+        if config.batch > 1 and not hasattr(inspector, "inspect_batch"):
             raise ConfigError("this inspector judges frames one by one; leave batch at 1")
-        self._judge = FrameJudge(inspector, hang_s)
+        self._upkeep = Upkeep(inspector, config.self_test_hours)
+        self._judge = FrameJudge(inspector, config.hang_s)
         self._clock = clock
-        self._max_frames, self._duration = max_frames, duration_s
-        self._drain = drain_s
-        self._batch, self._batch_deadline = batch, batch_deadline_s
-        self._give_up = give_up_s
-        with ExitStack() as undo:
-            opened: list[Source] = []
-            for item in _as_list(sources):
-                opened.append(open_source(item, clock=clock) if isinstance(item, str | Path) else item)
-                undo.callback(opened[-1].close)
-            if not opened:
-                raise ConfigError("a stream needs a source, such as 0 or parts/good or synthetic://")
-            names = [source.source_id for source in opened]
-            for name in names:
-                if names.count(name) > 1:
-                    raise ConfigError(f"source {name} is given twice; give each source once")
-            targets: list[Sink] = []
-            for target in sinks:
-                targets.append(open_sink(target) if isinstance(target, str | Path) else target)
-                undo.callback(targets[-1].close)
-            undo.pop_all()
-        self._ledger = Ledger(names)
-        every = all(source.delivery.policy == "every" for source in opened)
-        limit = max_frames if every else None
-        self._intake = Intake(opened, self._ledger, clock, queue_size, limit, survival or Survival())
+        self._drain = config.drain_s
+        opened, self._sinks = open_ends(sources, sinks, clock)
+        self._sinks += drift_watch(inspector, self._sinks) if config.drift else []
+        self._ledger = Ledger([source.source_id for source in opened])
+        limit = config.max_frames if all(source.delivery.policy == "every" for source in opened) else None
+        self._intake = Intake(opened, self._ledger, clock, config.queue_size, limit, config.survival or Survival())
         self._finite = not any(source.live for source in opened)
-        self._sinks = targets
         self._workers: list[SinkWorker] = []
         self._timings = Timings()
         self._settle = FrameSettler(self._judge, self._ledger, self._timings, clock, self._deadline)
@@ -136,6 +115,7 @@ class Stream:
         # Reentrant, for a signal handler that closes what its own thread is closing.
         self._closing = threading.RLock()
         self._closed = False
+        self._process = OwnProcess()
 
     def __iter__(self) -> Iterator[Result]:
         """Yield the Results; after the last one, raise what a source was lost with or why the backend was given up."""
@@ -187,12 +167,35 @@ class Stream:
         """Judge what is captured from now on."""
         self._intake.resume()
 
+    def reload(self) -> None:
+        """Ask for the bundle as it now is on the disk, in place of the one that judges; safe in a signal handler.
+
+        It is done soon, in a thread of the stream's, or when the stream starts. A bundle that cannot be used changes
+        nothing, which the log says; see `Inspector.swap`.
+
+        Raises:
+            ConfigError: the inspector was not opened from a bundle.
+        """
+        self._upkeep.ask("reload")
+
+    def self_test(self) -> None:
+        """Ask for a replay of the bundle's references on the backend that judges; safe in a signal handler.
+
+        It is done soon, likewise, and the log says how it went. From a failure to the next pass every frame is
+        `NOT_INSPECTED`; see `Inspector.self_test`.
+
+        Raises:
+            ConfigError: the inspector was not opened from a bundle.
+        """
+        self._upkeep.ask("test")
+
     def close(self) -> None:
         """End at once: what was captured and not judged is dropped. Any thread may call it, twice too."""
         with self._closing:
             if self._closed:
                 return
             self._closed = True
+            self._upkeep.end()
             self._intake.discard()
             self._intake.close_sources()
             # Threads that were told to end just now need a moment, even where the time for the frames is over.
@@ -206,6 +209,8 @@ class Stream:
                     sink.close()
             for worker in self._workers:
                 worker.close(deadline)
+            if not self._upkeep.join(deadline):
+                _log.warning("a reload or self-test is under way, and left to itself")
             self._seconds = time.monotonic() - self._begun if self._begun is not None else 0.0
 
     @property
@@ -226,21 +231,11 @@ class Stream:
         """The run at this instant: before, during and after it, from any thread."""
         total, by_source = self._ledger.snapshot()
         latency, stages = self._timings.summary()
-        health = self._intake.health()
         running = time.monotonic() - self._begun if self._begun is not None else 0.0
         return StreamSummary(
             seconds=self._seconds if self._seconds is not None else running,
             frames=total,
-            sources={
-                feed.name: SourceSummary(
-                    by_source[feed.name],
-                    feed.source.delivery.policy,
-                    feed.source.live,
-                    redact(str(feed.error)) if feed.error is not None else None,
-                    health[feed.name],
-                )
-                for feed in self._intake.feeds
-            },
+            sources=self._intake.summaries(by_source),
             decisions=dict(self._decisions),
             latency=latency,
             stages=stages,
@@ -271,6 +266,7 @@ class Stream:
             self._workers += [SinkWorker(sink, self._drain if self._finite else 0.0) for sink in self._sinks]
             self._judge.start()
             self._intake.start()
+            self._upkeep.start(self._sinks)
             while (group := self._next()) is not None:
                 settled = self._settle(group)
                 del group
@@ -283,7 +279,7 @@ class Stream:
                     del frame
                     yield result
                     given += 1
-                    if given == self._max_frames:
+                    if given == self._config.max_frames:
                         return
         finally:
             self.close()
@@ -300,23 +296,30 @@ class Stream:
 
     def _next(self) -> list[Taken] | None:
         """Return the frames to settle next, one or a batch; None at the end."""
+        self._process.require("this stream")
         if self._judge.hung:
             return self._next_while_hung()
         taken = self._take()
         if taken is None:
             return None
         group = [taken]
-        if self._batch > 1:
-            room = None if self._max_frames is None else self._max_frames - sum(self._decisions.values())
-            size = self._batch if room is None else min(self._batch, room)
-            until = time.monotonic() + (self._batch_deadline if self._stop_at is None else 0.0)
+        size = self._config.batch
+        if size > 1:
+            if self._config.max_frames is not None:
+                size = min(size, self._config.max_frames - sum(self._decisions.values()))
+            until = time.monotonic() + (self._config.batch_deadline_s if self._stop_at is None else 0.0)
             while len(group) < size and (more := self._intake.take(until)) is not None:
                 group.append(more)
         return group
 
+    def _captured_until(self) -> float | None:
+        """Return when the duration is over, in `time.monotonic`; None where there is none."""
+        duration = self._config.duration_s
+        return None if duration is None else (self._begun or 0.0) + duration
+
     def _take(self) -> Taken | None:
         if self._stop_at is None:
-            until = None if self._duration is None else (self._begun or 0.0) + self._duration
+            until = self._captured_until()
             taken = None if until is not None and time.monotonic() >= until else self._intake.take(until)
             if taken is not None:
                 return taken
@@ -326,15 +329,15 @@ class Stream:
 
     def _next_while_hung(self) -> list[Taken] | None:
         """Return the next frame of a live source, which nobody can judge; an empty list where nothing happened."""
-        over = self._duration is not None and time.monotonic() >= (self._begun or 0.0) + self._duration
-        if over and self._stop_at is None:
+        until = self._captured_until()
+        if until is not None and time.monotonic() >= until and self._stop_at is None:
             self._begin_end()
         if not self._judge.busy_s:
             self._judge.recover()
             return []
-        if self._judge.busy_s >= self._give_up:
+        if self._judge.busy_s >= (limit := self._config.give_up_s):
             self._error = BackendError(
-                f"the backend has not returned for {self._give_up:g} s; restart the program, and check: edgead doctor"
+                f"the backend has not returned for {limit:g} s; restart the program, and check: edgead doctor"
             )
             return None
         if time.monotonic() >= self._deadline():
@@ -344,7 +347,3 @@ class Stream:
             return [taken]
         time.sleep(0.001)  # every source may have ended, and then `take` returns at once
         return []
-
-
-def _as_list(sources: str | Path | Source | Sequence[str | Path | Source]) -> list[str | Path | Source]:
-    return list(sources) if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]

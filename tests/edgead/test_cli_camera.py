@@ -126,7 +126,7 @@ def test_a_source_that_is_not_there_is_2_without_wait(edgead, plate_bundle, tmp_
     assert "write webhook+https" in outcome.error
 
 
-def test_a_lost_source_is_2_after_the_summary(edgead, plate_bundle, tmp_path):
+def test_a_lost_source_is_4_after_the_summary(edgead, plate_bundle, tmp_path):
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "line.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
@@ -135,7 +135,7 @@ def test_a_lost_source_is_2_after_the_summary(edgead, plate_bundle, tmp_path):
     writer.release()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     outcome = edgead("run", plate_bundle, "--source", path, "--json")
-    assert outcome.code == 2
+    assert outcome.code == 4
     assert outcome.json["frames"]["inspected"] > 10
     assert "ended after" in outcome.json["sources"][str(path)]["error"]
     # Said when it happens, with the time, and again as the reason of the exit code.
@@ -287,7 +287,8 @@ def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, t
     section = manifest.threshold.model_copy(update={"value": manifest.threshold.value * (1 + 1e-9)})
     changed = manifest.model_copy(update={"threshold": section})
     source = "synthetic://?policy=every&fps=50&width=64&height=64"
-    with launch(["run", bundle, "--source", source, "--sink", tmp_path / "r.jsonl", "--json"]) as child:
+    page = ["--serve", "127.0.0.1:0", "--serve-audit", tmp_path / "audit.jsonl"]
+    with launch(["run", bundle, "--source", source, "--sink", tmp_path / "r.jsonl", *page, "--json"]) as child:
         wait_for(lambda: len(lines(tmp_path / "r.jsonl")) > 3)
         replace_manifest(bundle, bundle, changed)
         child.send_signal(signal.SIGHUP)
@@ -301,6 +302,8 @@ def test_hanging_up_goes_on_with_the_bundle_as_it_is_now(launch, plate_bundle, t
     assert child.returncode == 0, err
     assert "continues with" in err
     assert "was not reloaded, and the old one goes on" in err
+    audited = [record["event"] for record in lines(tmp_path / "audit.jsonl")]
+    assert audited == ["reload", "reloaded", "reload", "not reloaded"]
     results = lines(tmp_path / "r.jsonl")
     assert [r["frame_index"] for r in results] == list(range(len(results)))
     assert results[-1]["threshold"] == section.value

@@ -11,35 +11,10 @@ from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.errors import BackendError, BundleError, ConfigError
 from edgead.runtime.frame import Decision, Inference
 from edgead.runtime.inspection.inspector import Inspector
+from tests.runtime.faults.doubles import drifted, fall_ill, recover
 
 pytest.importorskip("onnxruntime")
 PART = np.full((31, 45, 3), 100, np.uint8)
-
-
-class Ailing:
-    """Passes a backend's results on, or spoils them."""
-
-    def __init__(self, backend, spoil):
-        self.backend, self.spoil = backend, spoil
-        self.describe, self.close = backend.describe, backend.close
-
-    def run(self, images):
-        return self.spoil(self.backend.run(images))
-
-
-def fall_ill(inspect: Inspector, spoil) -> None:
-    from dataclasses import replace
-
-    inspect._model = replace(inspect._model, backend=Ailing(inspect._model.backend, spoil))
-
-
-def recover(inspect: Inspector) -> None:
-    fall_ill(inspect, lambda found: found)
-    inspect._model.backend.backend = inspect._model.backend.backend.backend
-
-
-def drifted(found: Inference) -> Inference:
-    return Inference(found.score * 1.01, found.map * np.float32(1.01))
 
 
 def broken(_found: Inference) -> Inference:
@@ -107,6 +82,13 @@ def test_frames_are_judged_between_the_references(make_bundle):
     assert turns.count("tester") == 3
     first, last = turns.index("tester"), len(turns) - 1 - turns[::-1].index("tester")
     assert len(turns[first : last + 1]) > 3, "no frame got a turn before the self-test was over"
+
+
+def test_an_inspector_that_is_closed_is_not_a_device_that_fails(make_bundle):
+    with Inspector.open(make_bundle(), backend="onnxruntime") as inspect:
+        inspect.close()
+        with pytest.raises(BackendError, match="is closed"):
+            inspect.self_test()
 
 
 def test_an_inspector_without_a_bundle_has_no_references():

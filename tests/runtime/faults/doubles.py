@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -131,6 +132,30 @@ class Brightness:
 
 def inspector(backend=None):
     return Inspector(backend or Brightness(), height=8, width=8, threshold=100.0)
+
+
+class Ailing:
+    """Passes a backend's results on, or spoils them."""
+
+    def __init__(self, backend, spoil):
+        self.backend, self.spoil = backend, spoil
+        self.describe, self.close = backend.describe, backend.close
+
+    def run(self, images):
+        return self.spoil(self.backend.run(images))
+
+
+def fall_ill(inspect: Inspector, spoil) -> None:
+    inspect._model = replace(inspect._model, backend=Ailing(inspect._model.backend, spoil))
+
+
+def recover(inspect: Inspector) -> None:
+    fall_ill(inspect, lambda found: found)
+    inspect._model.backend.backend = inspect._model.backend.backend.backend
+
+
+def drifted(found: Inference) -> Inference:
+    return Inference(found.score * 1.01, found.map * np.float32(1.01))
 
 
 class Runner:
