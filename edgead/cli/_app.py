@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DONE, INTERNAL, WRONG_INPUT, CHECK_FAILED, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
+_NARROWEST = 20  # columns of a terminal
+
 _Arguments = ParamSpec("_Arguments")
 _JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 _VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Show the traceback where something goes wrong.")]
@@ -76,7 +78,30 @@ def command(
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    _open_closed_streams()
+    _forget_impossible_width()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr somewhere to write: nowhere.
+
+    Otherwise the next file that is opened, such as a bundle, would take their number, and a library's remark its place.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+
+
+def _forget_impossible_width() -> None:
+    """Drop a ``COLUMNS`` in which nothing can be read: some terminals and containers say 0."""
+    width = os.environ.get("COLUMNS", "")
+    if width.isdecimal() and int(width) < _NARROWEST:
+        del os.environ["COLUMNS"]
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -7,9 +7,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -29,6 +29,25 @@ from edgead.runtime.uri import redact
 _WIDTH = 120  # where nobody says how wide the paper is: a file, a pipe
 
 
+class _Unfailing:
+    """A text stream whose loss stops nothing: remarks are lost with a terminal that was closed, the run goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Output:
     """Where a command writes. Used as a context manager around its whole work.
 
@@ -42,7 +61,7 @@ class Output:
         self.as_json = as_json
         self._stdout = sys.stdout
         self._stack = ExitStack()
-        self._notes = _console(sys.stderr)
+        self._notes = _console(cast(TextIO, _Unfailing(sys.stderr)))
 
     def __enter__(self) -> Output:
         if self.as_json:

@@ -22,7 +22,7 @@ from rich.text import Text
 from edgead.cli._output import Output
 from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.dashboard.sink import LivePage
-from edgead.runtime.errors import SourceError
+from edgead.runtime.errors import EdgeadError, SourceError, StreamFailed
 from edgead.runtime.frame import Decision
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.inspection.run_config import RunConfig
@@ -84,11 +84,19 @@ def run_stream(out: Output, bundle: Path, ends: Ends, run: RunConfig, stream: St
                     stack.enter_context(
                         Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False)
                     )
-                return opened.run()
+                return _run(opened)
         except KeyboardInterrupt:
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)
             return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None)
+
+
+def _run(stream: Stream) -> StreamSummary:
+    try:
+        return stream.run()
+    except (EdgeadError, OSError, MemoryError) as error:
+        # It began in order: whatever came in between, a service may try again.
+        raise StreamFailed(f"the run broke off: {error or 'not enough memory'}") from error
 
 
 def _for_batches(run: RunConfig, batch: int) -> RunConfig:

@@ -152,9 +152,9 @@ def _report(out: Output, summary: StreamSummary, *, on_stderr: bool) -> None:
     """Say how a run went.
 
     Raises:
-        BackendError, SourceLost: it ended before it should.
+        StreamFailed: it ended before it should.
     """
-    from edgead.runtime.errors import BackendError, SourceLost
+    from edgead.runtime.errors import StreamFailed
 
     for report in summary.sinks:
         if report.failed or report.missed:
@@ -167,9 +167,9 @@ def _report(out: Output, summary: StreamSummary, *, on_stderr: bool) -> None:
             out.warn(state.explain())
     out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=on_stderr)
     if summary.error is not None:
-        raise BackendError(summary.error)
+        raise StreamFailed(summary.error)
     if summary.errors:
-        raise SourceLost("; ".join(summary.errors))
+        raise StreamFailed("; ".join(summary.errors))
 
 
 def _show_pipelines(out: Output, sources: list[str]) -> None:

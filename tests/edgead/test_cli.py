@@ -228,3 +228,89 @@ def test_the_working_directory_is_not_written_to(process, plate_bundle, tmp_path
     monkeypatch.chdir(tmp_path)
     assert process("check", plate_bundle).code == 0
     assert list(Path.cwd().iterdir()) == []
+
+
+# Streams and terminals
+
+_PROGRAM = "from edgead.cli import main; main()"
+
+
+def shell(redirection, *arguments, **environment):
+    command = [sys.executable, "-c", _PROGRAM, *arguments]
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {redirection}', "sh", *command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_as_one_that_nobody_reads(closed):
+    assert shell(closed, "doctor").returncode == 0
+    missing = shell(closed, "check", "/no/such.edgead")
+    assert missing.returncode == 2
+    assert "internal error" not in missing.stderr
+
+
+def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path):
+    # A file that took number 2 would get what libraries say on stderr.
+    program = (
+        "import os\nfrom edgead.cli import _app\n_app._open_closed_streams()\n"
+        f"handle = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY)\n"
+        "os.write(2, b'a remark'); os.write(1, b'output'); raise SystemExit(0 if handle > 2 else 1)"
+    )
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&- <&-', "sh", sys.executable, "-c", program], check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-3", "many"])
+def test_a_terminal_of_no_width_is_of_the_usual_one(columns):
+    usual = shell("", "doctor")
+    odd = shell("", "doctor", COLUMNS=columns)
+    assert (odd.returncode, odd.stderr) == (0, "")
+    assert len(odd.stdout.splitlines()) <= 2 * len(usual.stdout.splitlines())
+    assert len(odd.stdout) > len(usual.stdout) / 2
+
+
+def test_a_full_disk_behind_stdout_is_said_and_behind_stderr_is_not():
+    full = shell(">/dev/full", "doctor")
+    assert full.returncode == 2
+    assert "No space left" in full.stderr
+    assert shell("2>/dev/full", "doctor").returncode == 0
+
+
+def test_a_run_goes_on_where_its_terminal_is_closed(plate_bundle, tmp_path):
+    results = tmp_path / "results.jsonl"
+    source = "synthetic://?fps=50"
+    arguments = ["run", str(plate_bundle), "--source", source, "--sink", str(results)]
+    terminal, inner = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, *arguments],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+        # A service's terminal: the status line is drawn there.
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(inner)
+
+    def written():
+        return results.read_text().count("\n") if results.exists() else 0
+
+    try:
+        wait_for(lambda: written() > 2)
+        os.close(terminal)
+        before = written()
+        wait_for(lambda: written() > before + 20)
+        child.send_signal(signal.SIGTERM)
+        # The summary has nowhere to go, which is said by the code.
+        assert child.wait(60) in (0, 2)
+    finally:
+        child.kill()
+        child.wait()
+    assert all(json.loads(line)["decision"] for line in results.read_text().splitlines())
