@@ -91,6 +91,12 @@ def evaluate(
             out.warn(
                 f"{category.name}: {category.empty_masks} defects vanish at network size; fit with a larger --size"
             )
+        if category.unclear_masks:
+            out.warn(
+                f"{category.name}: {len(category.unclear_masks)} masks have more than two levels, as soft edges and "
+                f"dirt give, first {category.unclear_masks[0]}; every level above 0 counts as defect: save them as "
+                "black and white"
+            )
     out.finish(report.to_dict(), *_eval_tables(report, model))
 
 

@@ -2,6 +2,15 @@
 
 from edgead.data.category import Category, Sample
 from edgead.data.layouts import list_images, open_category
-from edgead.data.loading import load_images, load_mask, prefetch
+from edgead.data.loading import load_images, load_mask, prefetch, unclear_masks
 
-__all__ = ["Category", "Sample", "list_images", "load_images", "load_mask", "open_category", "prefetch"]
+__all__ = [
+    "Category",
+    "Sample",
+    "list_images",
+    "load_images",
+    "load_mask",
+    "open_category",
+    "prefetch",
+    "unclear_masks",
+]

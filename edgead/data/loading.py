@@ -21,6 +21,7 @@ _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
 
 _LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
+_LABELS = 32  # kinds of defect that a mask may number
 
 
 def prefetch(
@@ -123,6 +124,25 @@ def load_mask(
     if region is not None and region.ignore is not None:
         united &= ~region.ignore[rows[:, None] - top, columns - left]
     return united
+
+
+def unclear_masks(samples: Iterable[Sample]) -> list[Path]:
+    """Return the mask files with more than two levels, all of which but 0 count as defect.
+
+    Soft edges, and what an editor leaves around a drawing, make defects larger than they are. JPEG and WebP, which are
+    compared with 127, are left out, and so are masks of a few labels (levels up to `_LABELS`).
+
+    Raises:
+        DataError: a mask that cannot be read.
+    """
+    found = []
+    for path in (path for sample in samples for path in sample.masks if path.suffix.lower() not in _LOSSY):
+        mask = _read_mask(path)
+        brightest = mask if mask.ndim == 2 else mask.max(axis=2)
+        levels = np.unique(brightest)
+        if len(levels) > 2 and levels[-1] > _LABELS:
+            found.append(path)
+    return found
 
 
 def _read_mask(path: Path) -> NDArray[np.integer[Any]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.data import Category, Sample, load_images
-from edgead.probes import STRUCTURAL, plant_in_region
+from edgead.probes import SMALLEST_SIDE, STRUCTURAL, plant_in_region
 from edgead.runtime.bundle.manifest_schema import NormalsSection
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.baseline import Normals, picture_signals
@@ -136,7 +136,13 @@ class KeptImages:
         return tuple(kept)
 
     def _read(self, index: int, number: int) -> NDArray[np.uint8]:
-        image = read_image(self.category.train[index].path)
+        path = self.category.train[index].path
+        image = read_image(path)
+        if min(image.shape[:2]) < SMALLEST_SIDE:
+            raise DataError(
+                f"{path} has {image.shape[1]}x{image.shape[0]} pixels, and images of at least {SMALLEST_SIDE} a side "
+                "are inspected; scale them up, or put narrow strips below each other"
+            )
         return second_shot(image, self.seed + number) if self.seen else image
 
 

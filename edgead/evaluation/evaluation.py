@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.data import Category, Sample, load_mask, prefetch
+from edgead.data import Category, Sample, load_mask, prefetch, unclear_masks
+from edgead.data.category import relative_name
 from edgead.metrics.metrics import BOOTSTRAP, Metric, f1_max, false_alarm_rate_at_zero_escapes, image_auroc
 from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
 from edgead.runtime.backends import BackendInfo
@@ -94,6 +95,7 @@ class CategoryReport:
         pixel_auroc, aupro: None where the category has no masks.
         empty_masks: defective images whose mask holds no anomalous pixel at network size; they count for the image
             metrics, and for the pixel metrics as images without a defect.
+        unclear_masks: files with more than two levels, see `edgead.data.loading.unclear_masks`.
         images: in the order of ``category.test``.
         routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """
@@ -108,6 +110,7 @@ class CategoryReport:
     false_alarm_rate_at_zero_escapes: Metric
     decisions: Decisions
     empty_masks: int
+    unclear_masks: tuple[str, ...]
     images: tuple[ImageScore, ...]
 
     @property
@@ -124,6 +127,7 @@ class CategoryReport:
         result: dict[str, Any] = {name: _metric_dict(self.metric(name)) for name in METRICS}
         result |= {"n_normal": self.n_normal, "n_anomalous": self.n_anomalous}
         result |= {"decisions": self.decisions.to_dict(), "empty_masks": self.empty_masks}
+        result["unclear_masks"] = list(self.unclear_masks)
         if self.routed_to:
             result["routed_to"] = self.routed_to
         if images:
@@ -218,6 +222,7 @@ def evaluate(
         false_alarm_rate_at_zero_escapes=rate,
         decisions=_decisions([one.image for one in judged if not one.routed_away], len(judged)),
         empty_masks=sum(one.mask is not None and not one.mask.any() for one in judged),
+        unclear_masks=tuple(relative_name(path, category.root) for path in unclear_masks(category.test)),
         images=tuple(one.image for one in judged),
     )
 

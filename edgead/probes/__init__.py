@@ -84,7 +84,10 @@ def plant(
         raise DataError(f"a probe needs an (H, W, 3) uint8 image, got {image.shape} {image.dtype}")
     if min(image.shape[:2]) < SMALLEST_SIDE:
         size = f"{image.shape[1]}x{image.shape[0]}"
-        raise DataError(f"a probe needs an image of at least {SMALLEST_SIDE} pixels a side, got {size}")
+        raise DataError(
+            f"defects can be planted from {SMALLEST_SIDE} pixels a side on, this image or region has {size}; "
+            "scale the images up, or put narrow strips below each other"
+        )
     scene = scene or read_scene(image)
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng((zlib.crc32(kind.encode()), seed, attempt))

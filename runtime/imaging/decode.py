@@ -79,6 +79,11 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
             return _to_rgb(image, name)
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise DataError(
+            f"{name} has more pixels than the {most} million that are read ({_reason(error)}); cut it into parts"
+        ) from error
     except Exception as error:
         raise DataError(f"{name} is not a readable image ({_reason(error)}); replace or remove it") from error
 
