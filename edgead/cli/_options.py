@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from edgead.runtime.files import user_folder
-
 BundleArgument = Annotated[Path, typer.Argument(metavar="NAME.edgead", help="The bundle.", show_default=False)]
 BackendOption = Annotated[
     str, typer.Option("--backend", metavar="NAME", help="What runs the network; a named one never falls back.")
@@ -39,6 +37,8 @@ RateOption = Annotated[
 
 def calibration_cache() -> Path | None:
     """Return the folder of calibrated ranges; None, no cache, where the user has no home."""
+    from edgead.runtime.files import user_folder
+
     caches = user_folder("cache")
     return None if caches is None else caches / "edgead" / "calibration"
 

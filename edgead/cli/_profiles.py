@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from edgead.runtime.files import user_folder
-
 PROFILES_VARIABLE = "EDGEAD_PROFILES"
 OFF = "off"
 
@@ -50,6 +48,8 @@ def default_place() -> Path | None:
     chosen = os.environ.get(PROFILES_VARIABLE)
     if chosen:
         return Path(chosen)
+    from edgead.runtime.files import user_folder
+
     settings = user_folder("config")
     return None if settings is None else settings / "edgead" / "profiles"
 

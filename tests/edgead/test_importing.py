@@ -265,13 +265,14 @@ def test_what_cannot_be_imported_is_refused_in_one_line(
         ([], "--images DIR"),
         (["--images", "PLATE", "--int8"], "--calibration DIR"),
         (["--images", "PLATE", "--false-alarm-rate", "0.01"], "--calibration DIR"),
-        (["--images", "PLATE", "--calibration", "PLATE", "--false-alarm-rate", "2"], "between 0 and 1"),
+        (["--images", "PLATE", "--calibration", "GOOD", "--false-alarm-rate", "2"], "between 0 and 1"),
     ],
 )
 def test_what_is_missing_is_named(
     options: list[str], said: str, edgead: Command, saved: dict[str, Path], plate: Path, tmp_path: Path
 ) -> None:
-    given = [str(plate / "test") if one == "PLATE" else one for one in options]
+    places = {"PLATE": str(plate / "test"), "GOOD": str(plate / "test" / "good")}
+    given = [places.get(one, one) for one in options]
     done = edgead("import-anomalib", saved["patchcore on a ResNet"], "-o", tmp_path / "plate.edgead", *given)
     assert done.code == 2
     assert said in done.error
