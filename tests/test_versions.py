@@ -35,6 +35,16 @@ def lowest(requirement: str) -> str:
     return f"{name}=={major}.{minor.partition('.')[0] or 0}.*"
 
 
+def interpreter(version: str) -> str | None:
+    """Return a Python of that version, of the search path or of pyenv, that runs."""
+    name = f"python{version}"
+    places = [shutil.which(name), *sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/{name}"))]
+    for place in filter(None, places):
+        if subprocess.run([place, "--version"], capture_output=True, check=False).returncode == 0:
+            return str(place)
+    return None
+
+
 def environment(folder: Path, wanted: list[str], python: str = sys.executable) -> Path:
     """Return the Python of a new environment with what is wanted, and what runs the tests."""
     interpreter = folder / "bin" / "python"
@@ -107,7 +117,7 @@ def test_the_newest_versions_work(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", PYTHONS)
 def test_other_pythons_work(version: str, tmp_path: Path) -> None:
-    found = shutil.which(f"python{version}")
+    found = interpreter(version)
     if found is None:
         pytest.skip(f"there is no Python {version}")
     python = environment(tmp_path / "venv", requirements(), found)

@@ -82,6 +82,7 @@ class TinyModel:
 
     def files(self) -> dict[str, bytes]:
         """The graph with its weights outside, as a bundle stores it."""
+        pytest.importorskip("onnx")
         from onnx import TensorProto
 
         model = self.graph()
