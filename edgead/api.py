@@ -72,7 +72,7 @@ class Model(TrainedModel):
         )
         given = [images] if isinstance(images, np.ndarray | str | Path) else list(images)
         with self.inspector() as inspect:
-            found = [inspect(image) for one in given for image in _load(one)]
+            found = [inspect(image) for one in given for image in _load(one, self.card.bits)]
         return found[0] if single else found
 
     def evaluate(
@@ -175,5 +175,5 @@ def _as_model(trained: TrainedModel) -> Model:
     return Model(**{field.name: getattr(trained, field.name) for field in fields(TrainedModel)})
 
 
-def _load(image: Image) -> list[NDArray[np.uint8]]:
-    return [image] if isinstance(image, np.ndarray) else [read_image(file) for file in find_images([image])]
+def _load(image: Image, bits: int) -> list[NDArray[np.uint8]]:
+    return [image] if isinstance(image, np.ndarray) else [read_image(file, bits) for file in find_images([image])]

@@ -210,7 +210,7 @@ def choose_images(images: Sequence[ImageScore]) -> list[tuple[str, int]]:
 
 
 def _picture(inspector: Inspector, category: Category, sample: Sample, image: ImageScore, group: str) -> Picture:
-    pixels = read_image(sample.path)
+    pixels = read_image(sample.path, inspector.bits)
     result = inspector(Frame(pixels, 0, time.monotonic_ns(), image.path))
     rows, columns = pixels.shape[:2]
     small = thumbnail(pixels)

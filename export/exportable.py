@@ -17,6 +17,7 @@ from edgead.runtime.backends.tiled_backend import TiledBackend
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
 
@@ -55,6 +56,7 @@ class Exportable:
         normals: category -> what its good parts looked like, for the drift watch.
         region: the part of a frame that is judged; None: all of it.
         tiles: how that part is cut; None: not at all.
+        bits: of a 16-bit image file's values, those that carry the picture.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Exportable:
     normals: Mapping[str, Normals] = field(default_factory=dict)
     region: Region | None = None
     tiles: Tiles | None = None
+    bits: int = ALL_BITS
 
     @property
     def scale(self) -> float:

@@ -49,6 +49,7 @@ def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:
             tiles=None
             if model.tiles is None
             else TilesSection(rows=model.tiles.rows, columns=model.tiles.columns, overlap=model.tiles.overlap),
+            bits=model.bits,
         ),
         map=MapSection(height=model.grid[0], width=model.grid[1]),
         threshold=ThresholdSection.from_threshold(model.threshold),

@@ -14,6 +14,7 @@ import onnx
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.imaging.decode import ALL_BITS
 
 _MOST_IMAGES = 16  # of one batch that the server may gather
 _TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
@@ -53,6 +54,7 @@ def _config(name: str, precision: str, model: onnx.ModelProto, manifest: Manifes
         "threshold": repr(manifest.limits(precision).value),
         "resize": manifest.input.resize,
         "color": manifest.input.color,
+        **({} if manifest.input.bits == ALL_BITS else {"bits": str(manifest.input.bits)}),
         **{f"threshold.{name}": repr(value) for name, value in manifest.limits(precision).categories.items()},
         **{f"minimum_similarity.{name}": repr(value) for name, value in manifest.minimum_similarity().items()},
     }

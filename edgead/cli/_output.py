@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -48,6 +49,34 @@ class _Unfailing:
         return getattr(self._stream, name)
 
 
+class _Telling(logging.Handler):
+    """Hands on each message once: a comparison fits the same images again and again."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._tell = tell
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (text := record.getMessage()) not in self._told:
+            self._told.add(text)
+            self._tell(text)
+
+
+@contextmanager
+def _remarks_of_fit(tell: Callable[[str], None]) -> Iterator[None]:
+    """Show what `fit` has to say to its caller as the command's own warnings, and nowhere else."""
+    logger, handler = logging.getLogger("edgead.fit"), _Telling(tell)
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
 class Output:
     """Where a command writes. Used as a context manager around its whole work.
 
@@ -66,6 +95,7 @@ class Output:
     def __enter__(self) -> Output:
         if self.as_json:
             self._stack.enter_context(redirect_stdout(sys.stderr))
+        self._stack.enter_context(_remarks_of_fit(self.warn))
         return self
 
     def __exit__(

@@ -93,6 +93,10 @@ def fit(
     tile_overlap: Annotated[
         int, typer.Option(min=1, metavar="N", help="Cells of the map that neighbouring tiles share.")
     ] = 4,
+    bits: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Bits of 16-bit files that carry the picture, such as 12.", show_default="16"),
+    ] = None,
 ) -> None:
     """Train on images of normal parts, and set the threshold from good parts that the model has not seen.
 
@@ -131,6 +135,7 @@ def fit(
             checkpoint=checkpoint,
             tiles=None if tiles is None else parse_tiles(tiles),
             tile_overlap=tile_overlap,
+            bits=bits,
             progress=step,
         )
     model.save(output)
@@ -149,6 +154,8 @@ def fit(
 
 
 def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
+    from edgead.runtime.imaging.decode import ALL_BITS
+
     card, threshold = model.card, model.threshold
     thresholds = dict.fromkeys(card.categories, threshold)
     if card.routing is not None:
@@ -169,6 +176,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
     }
     if card.routing is not None:
         payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
+    if card.bits != ALL_BITS:
+        payload["bits"] = card.bits
     if card.region is not None:
         payload["region"] = card.region.model_dump(mode="json")
     if card.tiles is not None:
@@ -220,6 +229,7 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "backbone": f"{payload['backbone']['name']}, weights: {payload['backbone']['weights']}",
             "network size": f"{payload['size']['height']}x{payload['size']['width']} pixels (height x width)",
             "good images": ", ".join(f"{name}: {count}" for name, count in payload["categories"].items()),
+            **({"bits of 16-bit files": str(payload["bits"])} if "bits" in payload else {}),
             **thresholds,
             "planted defects": "{passed} of {images}, painted on images it was fitted on, would pass as OK".format(
                 **payload["planted_defects"]

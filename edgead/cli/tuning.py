@@ -185,11 +185,11 @@ def _pictures(bundles: Sequence[Path], good: Sequence[Path], images: Sequence[Pa
     from edgead.runtime.bundle.bundle import Bundle
     from edgead.tuning.tuning import good_pictures, other_pictures
 
+    with Bundle.open(bundles[0]) as bundle:
+        region, bits = bundle.region(), bundle.manifest.input.bits
     if good:
-        with Bundle.open(bundles[0]) as bundle:
-            region = bundle.region()
-        yield from good_pictures(good, region)
-    yield from other_pictures(images)
+        yield from good_pictures(good, region, bits=bits)
+    yield from other_pictures(images, bits)
 
 
 def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:

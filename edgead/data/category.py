@@ -7,11 +7,12 @@ import json
 import os
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from edgead.runtime.files import file_sha256
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.listing import GOOD_FOLDERS
 
 GOOD = "good"
@@ -30,12 +31,14 @@ class Sample:
         label: ``"good"``, the name of the defect, or None where nobody said.
         anomalous: True for a defect; False for good and for unknown.
         masks: mask files of a defect, united; empty where there are none.
+        bits: how many bits of the values carry the picture where the file has 16 bits a channel, see `read_image`.
     """
 
     path: Path
     label: str | None
     anomalous: bool
     masks: tuple[Path, ...] = ()
+    bits: int = ALL_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,13 @@ class Category:
         """Whether every anomalous test image has a mask (and there is one)."""
         defects = [sample for sample in self.test if sample.anomalous]
         return bool(defects) and all(sample.masks for sample in defects)
+
+    def with_bits(self, bits: int) -> Category:
+        """Return the category with all of its 16-bit files read as of so many bits."""
+        train, test, validation = (
+            tuple(replace(sample, bits=bits) for sample in part) for part in (self.train, self.test, self.validation)
+        )
+        return replace(self, train=train, test=test, validation=validation)
 
     def relative(self, sample: Sample) -> str:
         """Return the path of a sample relative to the root, with ``/`` and in NFC on every platform."""

@@ -78,7 +78,7 @@ def load_images(
     """
 
     def load(sample: Sample) -> NDArray[np.uint8]:
-        image = read_image(sample.path)
+        image = read_image(sample.path, sample.bits)
         try:
             return prepare(image, height, width, region=region, tiles=tiles)
         except DataError as error:

@@ -136,8 +136,8 @@ class KeptImages:
         return tuple(kept)
 
     def _read(self, index: int, number: int) -> NDArray[np.uint8]:
-        path = self.category.train[index].path
-        image = read_image(path)
+        sample = self.category.train[index]
+        path, image = sample.path, read_image(sample.path, sample.bits)
         if min(image.shape[:2]) < SMALLEST_SIDE:
             raise DataError(
                 f"{path} has {image.shape[1]}x{image.shape[0]} pixels, and images of at least {SMALLEST_SIDE} a side "

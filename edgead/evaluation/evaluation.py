@@ -40,6 +40,9 @@ class Inspecting(Protocol):
     @property
     def region(self) -> Region | None: ...
 
+    @property
+    def bits(self) -> int: ...
+
     def __call__(self, frame: Frame) -> Result: ...
 
 
@@ -238,7 +241,7 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
     has_masks = category.has_masks
 
     def load(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-        image = read_image(sample.path)
+        image = read_image(sample.path, inspector.bits)
         if not (has_masks and sample.anomalous):
             return image, None
         rows, columns = image.shape[:2]

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -240,7 +241,8 @@ def _judge(
         return _Outcome(kind, result.score, before, result.threshold, caught, kept, mask)
 
     # One thread decodes ahead of the network; more would hold more full-size images.
-    with closing(prefetch(read_image, [normals.samples[index].path for index in indices], workers=1)) as images:
+    files = [normals.samples[index].path for index in indices]
+    with closing(prefetch(partial(read_image, bits=inspector.bits), files, workers=1)) as images:
         for index, image in zip(indices, images, strict=True):
             name = normals.category.relative(normals.samples[index])
             own = ask(image, name)

@@ -60,9 +60,12 @@ def worst_images(bundle: Path, files: Sequence[Path]) -> tuple[Worst, ...]:
         name = _worst_name(manifest.parity.get(section.file, {}))
         if precision == "fp32" or name is None:
             continue
-        data = references.get(name) or _read(name, files)
+        # References are pictures already; files are read as the bundle reads them.
+        kept, bits = references.get(name), manifest.input.bits
+        data = kept or _read(name, files)
         if data is not None:
-            one = _compare(bundle, precision, name, decode_image(data, name))
+            pixels = decode_image(data, name) if kept else decode_image(data, name, bits)
+            one = _compare(bundle, precision, name, pixels)
             found += [one] if one is not None else []
     return tuple(found)
 

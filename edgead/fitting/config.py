@@ -16,6 +16,7 @@ from edgead.features.backbones import (
 from edgead.model.model_card import check_size
 from edgead.runtime.decision.threshold import DEFAULT_FALSE_ALARM_RATE
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.imaging.decode import require_bits
 from edgead.runtime.imaging.roi import Box
 from edgead.runtime.imaging.tiling import DEFAULT_OVERLAP
 
@@ -39,6 +40,7 @@ class FitOptions(TypedDict, total=False):
     mask: str | Path | None
     tiles: tuple[int, int] | None
     tile_overlap: int
+    bits: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class FitConfig:
         mask: image file of their size that is white where nothing is judged.
         tiles: ``(rows, columns)`` into which that part is cut, each resized to ``size``, for small defects in large
             images; for detectors of one category. tile_overlap: cells of the map that neighbours share.
+        bits: how many bits of the values of 16-bit files carry the picture, 8 to 16; kept by the model. None: 16, and
+            a warning (logger ``edgead.fit``) where the training images leave most of them empty.
     """
 
     detector: str = "patchcore"
@@ -73,6 +77,7 @@ class FitConfig:
     mask: str | Path | None = None
     tiles: tuple[int, int] | None = None
     tile_overlap: int = DEFAULT_OVERLAP
+    bits: int | None = None
 
     @property
     def budgeted(self) -> bool:
@@ -94,6 +99,8 @@ class FitConfig:
                 f"detector '{self.detector}' takes one category, got {categories}; "
                 "fit one model for each, or one for all with --detector dfc"
             )
+        if self.bits is not None:
+            require_bits(self.bits)
         if not 0.0 < self.false_alarm_rate < 1.0:
             raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {self.false_alarm_rate}")
         check_budget(self.budget_mb, self.budget_ms)

@@ -26,12 +26,13 @@ from edgead.features.backbones import (
 from edgead.features.features import build_extractor
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
+from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.model import TrainedModel
 from edgead.model.model_card import Geometry, GoodParts, Method, make_card
 from edgead.runtime.bundle.layout import check_member_name, fold_name
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.decode import ALL_BITS, read_image
 from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.progress import Progress, silent
@@ -76,8 +77,11 @@ def fit(
     method = create_detector(config.detector, config.settings)
     size = config.network_size()
     config.check(len(paths))
-    opened = [open_category(Path(path).expanduser(), train_only=True) for path in paths]
+    bits = ALL_BITS if config.bits is None else config.bits
+    opened = [open_category(Path(path).expanduser(), train_only=True).with_bits(bits) for path in paths]
     _check_names(opened)
+    if config.bits is None:
+        warn_of_unused_bits([sample.path for category in opened for sample in category.train])
     work = _Work(config, method, size, opened, _region(opened[0], config.roi, config.mask), progress)
     fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
     model = work.assemble(fitted)
@@ -128,7 +132,7 @@ class _Work:
         spec, info = self._spec, NO_BACKBONE_INFO
         if spec.strides:
             info = describe_backbone(spec, build_backbone(spec, self._size))
-        key = _run_key(self._method, info, self._size, self._config.seed, self._fingerprint)
+        key = _run_key(self._method, info, self._size, self._config, self._fingerprint)
         learned = fit_learned(
             self._method,
             images,
@@ -186,7 +190,7 @@ class _Work:
             threshold=calibrate(outcome.scores, config.false_alarm_rate),
             normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
         )
-        geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles)
+        geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles, self._samples[0].bits)
         card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)
         calibration = tuple(one for kept in self._kept for one in kept.calibration(self._size, fitted.tiles))
         return TrainedModel(card, outcome.module, self._references, calibration, self._region)
@@ -203,7 +207,9 @@ class _Fitted:
     budget: Budget | None = None
 
 
-def _run_key(method: Any, info: BackboneInfo, size: tuple[int, int], seed: int, fingerprint: Mapping[str, str]) -> str:
+def _run_key(
+    method: Any, info: BackboneInfo, size: tuple[int, int], config: FitConfig, fingerprint: Mapping[str, str]
+) -> str:
     """Return what a checkpoint must carry to be of this very training."""
     return run_key(
         {
@@ -211,7 +217,8 @@ def _run_key(method: Any, info: BackboneInfo, size: tuple[int, int], seed: int, 
             "settings": method.settings.model_dump(),
             "backbone": asdict(info),
             "size": size,
-            "seed": seed,
+            "seed": config.seed,
+            "bits": config.bits or ALL_BITS,
             "train": dict(fingerprint),
             "versions": [__version__, torch.__version__, np.__version__],
         }
@@ -241,7 +248,8 @@ def _region(category: Category, roi: Box | None, mask: str | Path | None) -> Reg
     if roi is None and mask is None:
         return None
     mask = None if mask is None else Path(mask).expanduser()
-    rows, columns = read_image(category.train[0].path).shape[:2]
+    first = category.train[0]
+    rows, columns = read_image(first.path, first.bits).shape[:2]
     size = columns, rows
     try:
         drawn = None if mask is None else decode_mask(mask.read_bytes(), str(mask), size)

@@ -91,6 +91,7 @@ class TrainedModel:
             normals={name: section.to_normals() for name, section in card.normals.items()},
             region=self.region,
             tiles=self.tiles,
+            bits=self.card.bits,
         )
 
     def inspector(self, name: str = "model") -> Inspector:
@@ -112,6 +113,7 @@ class TrainedModel:
             why="a model directory runs on torch",
             region=self.region,
             tiles=self.tiles,
+            bits=self.card.bits,
         )
 
     @property

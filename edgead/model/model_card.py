@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgead.features.backbones import BackboneInfo, BackboneSpec
 from edgead.runtime.bundle.manifest_schema import (
+    FileBits,
     NormalsSection,
     RegionSection,
     ThresholdSection,
@@ -21,6 +22,7 @@ from edgead.runtime.bundle.manifest_schema import (
 )
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.preprocess import RESIZE_RULE
 from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
@@ -143,6 +145,7 @@ class ModelCard(_Section):
         region: the part of the images it was fitted on; its mask lies beside, as ``mask.png``. None: all of them.
         training: of a learned detector.
         tiles: how that part is cut; ``grid`` and the network size are those of one tile.
+        bits: of a 16-bit image file's values, those that carry the picture.
     """
 
     format_version: int
@@ -167,6 +170,7 @@ class ModelCard(_Section):
     region: RegionSection | None = None
     training: TrainingCard | None = None
     tiles: TilesSection | None = None
+    bits: FileBits = ALL_BITS
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""
@@ -227,12 +231,16 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What of a frame is judged: ``(height, width)`` of the network, ``(rows, columns)`` of its map, region, tiles."""
+    """What of a frame is judged: ``(height, width)`` of the network, ``(rows, columns)`` of its map, region, tiles.
+
+    ``bits`` of a 16-bit file's values carry the picture.
+    """
 
     size: tuple[int, int]
     grid: tuple[int, int]
     region: Region | None = None
     tiles: Tiles | None = None
+    bits: int = ALL_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +295,7 @@ def make_card(
         region=None if region is None else RegionSection.from_region(region),
         training=method.training,
         tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
+        bits=geometry.bits,
     )
 
 

@@ -193,7 +193,7 @@ class Refitting:
             report = tune(
                 list(exported),
                 replace(options, like=choice, keep=keep),
-                pictures=good_pictures(self._held_out, None, self._card.seed),
+                pictures=good_pictures(self._held_out, None, self._card.seed, self._card.bits),
                 progress=progress,
             )
         chosen = None if report.chosen is None else list(exported.values())[report.chosen.bundle]
@@ -234,6 +234,7 @@ class Refitting:
             size=variant.size,
             seed=card.seed,
             false_alarm_rate=card.threshold.target_false_alarm_rate,
+            bits=card.bits,
         )
         _require_same_backbone(card, model.card)
         return model

@@ -13,7 +13,7 @@ from edgead.evaluation.validation_normals import find_normals, read_training_rec
 from edgead.probes import KINDS, plant_in_region, read_scene
 from edgead.runtime.device.tuning.evaluation import Picture
 from edgead.runtime.errors import BackendUnavailable, DataError
-from edgead.runtime.imaging.decode import find_images, read_image
+from edgead.runtime.imaging.decode import ALL_BITS, find_images, read_image
 from edgead.runtime.imaging.roi import Region
 
 # Neither all nor none of the defects should be found, so that models can differ; as a budget of ``edgead fit`` does.
@@ -49,13 +49,16 @@ def find_good(bundles: Sequence[str | Path], folders: Sequence[Path]) -> tuple[l
     return found, [record.name for record in records if record.fingerprints is None] if folders else []
 
 
-def good_pictures(files: Sequence[Path], region: Region | None, seed: int = 0) -> Iterator[Picture]:
+def good_pictures(
+    files: Sequence[Path], region: Region | None, seed: int = 0, bits: int = ALL_BITS
+) -> Iterator[Picture]:
     """Yield good pictures, at most `MOST_NORMALS` of them drawn by the seed, and after each its painted copies.
 
     Args:
         files: at least 2.
         region: what the bundles judge of a picture; defects lie in it.
         seed: of the draw, and of the places and shapes of defects.
+        bits: of 16-bit files, as the bundles read them.
 
     Raises:
         DataError: an unreadable file, or not one picture on which a defect can be painted.
@@ -64,7 +67,7 @@ def good_pictures(files: Sequence[Path], region: Region | None, seed: int = 0) -
     owners, why = 0, ""
     for number, index in enumerate(sorted(drawn.tolist())):
         file = files[index]
-        image, name = read_image(file), str(file)
+        image, name = read_image(file, bits), str(file)
         yield Picture(name, image, "good")
         scene = read_scene(image if region is None else np.ascontiguousarray(region.cut(image)))
         copies = 0
@@ -87,7 +90,7 @@ def good_pictures(files: Sequence[Path], region: Region | None, seed: int = 0) -
         )
 
 
-def other_pictures(paths: Sequence[Path]) -> Iterator[Picture]:
+def other_pictures(paths: Sequence[Path], bits: int = ALL_BITS) -> Iterator[Picture]:
     """Yield pictures of which nobody says what they show; folders are searched. Errors as `find_images`."""
     for file in find_images(paths):
-        yield Picture(str(file), read_image(file))
+        yield Picture(str(file), read_image(file, bits))

@@ -159,7 +159,7 @@ def _load(model: Exportable, images: Sequence[str | Path]) -> list[tuple[str, ND
             raise ConfigError("the model holds no reference images; give some with --images DIR")
         return [(name, model.prepare(decode_image(data, name))) for name, data in model.references]
     # Three components tell an image apart; the whole path would carry this machine's folders into the manifest.
-    return [("/".join(path.parts[-3:]), model.prepare(read_image(path))) for path in find_images(images)]
+    return [("/".join(path.parts[-3:]), model.prepare(read_image(path, model.bits))) for path in find_images(images)]
 
 
 def _samples(model: Exportable, options: ExportOptions) -> Samples:
@@ -170,7 +170,7 @@ def _samples(model: Exportable, options: ExportOptions) -> Samples:
     if options.calibration:
         paths = list(find_images(options.calibration, normals=True))
         step = -(-len(paths) // _MOST_CALIBRATION)
-        good = [model.prepare(read_image(path)) for path in paths[::step]]
+        good = [model.prepare(read_image(path, model.bits)) for path in paths[::step]]
     else:
         good = [held[name] for name in held if ReferenceName.parse(name).kind == "normal"]
     others = [model.prepare(decode_image(data, name)) for name, data in model.references]

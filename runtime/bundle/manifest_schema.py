@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +13,8 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -25,6 +27,7 @@ from edgead.runtime.bundle.layout import (
 )
 from edgead.runtime.decision.baseline import QUANTILES, SIGNALS, Normals
 from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.imaging.decode import ALL_BITS, FEWEST_BITS
 from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
 from edgead.runtime.imaging.tiling import MOST_TILES
 
@@ -76,6 +79,7 @@ def _finite(value: JsonValue) -> JsonValue:
 
 
 Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+FileBits = Annotated[int, Field(ge=FEWEST_BITS, le=ALL_BITS)]
 Json = Annotated[JsonValue, AfterValidator(_finite)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 FramePixels = Annotated[int, Field(ge=1, le=65535)]
@@ -154,6 +158,7 @@ class InputSection(Section):
     """What the network sees: size in pixels, colour order, and the resize rule that makes it from a frame.
 
     ``region`` is what of a frame is resized; None: all of it. With ``tiles`` each of them is resized to this size.
+    ``bits`` of a 16-bit image file's values carry the picture.
     """
 
     height: Pixels
@@ -162,6 +167,15 @@ class InputSection(Section):
     resize: Text
     region: RegionSection | None = None
     tiles: TilesSection | None = None
+    bits: FileBits = ALL_BITS
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Versions before this field refuse a bundle that has it, which they must only where it changes the pictures.
+        found: dict[str, Any] = write(self)
+        if self.bits == ALL_BITS:
+            found.pop("bits", None)
+        return found
 
 
 class MapSection(Section):

@@ -174,7 +174,7 @@ def _judge(
     unreadable: dict[str, str] = {}
     for file in files:
         try:
-            found = network.run(make(read_image(file)))
+            found = network.run(make(read_image(file, make.bits)))
         except DataError as error:
             unreadable[str(file)] = str(error)
             decisions[Decision.NOT_INSPECTED.value] += 1

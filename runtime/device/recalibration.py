@@ -82,7 +82,7 @@ def calibrate_bundle(
             key: stack.enter_context(Inspector.open(path, backend=backend, precision=key, threads=threads))
             for key in precisions
         }
-        opened = _open(source) if isinstance(source, str | Path) else source
+        opened = _open(source, manifest.input.bits) if isinstance(source, str | Path) else source
         stack.callback(opened.close)
         wanted = n
         if n is None and opened.live:
@@ -231,11 +231,11 @@ def _thresholds(manifest: Manifest, precision: str) -> dict[str, Threshold]:
     return {f"{precision}/{name}": section.to_threshold() for name, section in sections.items() if section is not None}
 
 
-def _open(source: str | Path) -> Source:
+def _open(source: str | Path, bits: int) -> Source:
     address = parse_address(str(source))
     if address.scheme == "folder" and Path(address.location).is_dir():
         require_normals(Path(address.location))
-    return open_source(source)
+    return open_source(source, bits=bits)
 
 
 def _is_unknown(result: Result) -> bool:

@@ -24,6 +24,7 @@ from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError
 from edgead.runtime.frame import Frame, Result
+from edgead.runtime.imaging.decode import ALL_BITS, require_bits
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.inspection.judged import JudgedResult, array_frame, judged, with_image
@@ -56,7 +57,7 @@ class Inspector:
         height, width: network size in pixels.
         threshold: raw score; `ANOMALY` iff score > threshold. A routed backend takes `Limits`, which hold one for each
             category.
-        name: what is inspected, for messages.
+        name: what is inspected, for messages; bits: of 16-bit image files, see `read_image`.
         why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
         region, tiles: the part of the frames that is judged, and how it is cut (`TiledBackend`); None: all, not at all.
     """
@@ -73,9 +74,9 @@ class Inspector:
         why: str = "",
         region: Region | None = None,
         tiles: Tiles | None = None,
+        bits: int = ALL_BITS,
     ) -> None:
-        self.height, self.width = height, width
-        self.why = why
+        self.height, self.width, self.bits, self.why = height, width, require_bits(bits), why
         self.left_out: str | None = None
         self.region, self.tiles = region, tiles
         if not isinstance(threshold, Limits):
@@ -84,11 +85,9 @@ class Inspector:
         cleanup.callback(backend.close)
         self._model = ServingModel(backend, threshold, name, cleanup)
         self._asked: RunConfig | None = None
-        self._precision, self._unfit = "fp32", ""
         self._bundle: tuple[Path, str] | None = None
-        self._process = OwnProcess()
-        self._lock, self._swapping = threading.Lock(), threading.Lock()
-        self._closed = False
+        self._process, self._precision, self._unfit = OwnProcess(), "fp32", ""
+        self._lock, self._swapping, self._closed = threading.Lock(), threading.Lock(), False
 
     @property
     def name(self) -> str:
@@ -149,6 +148,7 @@ class Inspector:
             why=loaded.opening.why,
             region=loaded.region,
             tiles=loaded.tiles,
+            bits=loaded.bits,
         )
         inspector._model, inspector._asked, inspector._bundle = model, loaded.asked, loaded.source
         inspector._precision, inspector.left_out = loaded.opening.precision, loaded.opening.left_out
@@ -163,7 +163,7 @@ class Inspector:
         one stays. Its own thresholds hold, not those set before.
 
         Args:
-            path: a ``.edgead`` file whose model takes the same input: network size and region.
+            path: a ``.edgead`` file whose model takes the same input: network size, region, bits.
 
         Raises:
             BundleError: damaged, unsafe, or it does not decide as it should on this device.

@@ -16,6 +16,7 @@ from edgead.runtime.decision.verdict import Verdict
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.frame import Frame, Result
+from edgead.runtime.imaging.decode import WIDE_HINT
 from edgead.runtime.imaging.heatmap import annotate, colormap, heat, overlay
 
 _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -109,6 +110,7 @@ def array_frame(image: object) -> Frame:
         raise DataError(f"an inspector takes numpy arrays (H, W, 3) or (H, W) uint8, not a {kind}; convert it")
     if image.dtype != np.uint8:
         hint = "; bring its values to 0 to 255 as the training images have them" if image.dtype.kind in "fiu" else ""
+        hint = WIDE_HINT if image.dtype == np.uint16 else hint
         raise DataError(f"an image is (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}{hint}")
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or 0 in image.shape:
         hint = "; its channels come first, give image.transpose(1, 2, 0)" if image.shape[:1] == (3,) else ""

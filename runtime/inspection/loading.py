@@ -43,6 +43,7 @@ class LoadedBundle:
 
     Attributes:
         asked: what to open another bundle with in its place.
+        bits: of a 16-bit image file's values, those that carry the picture.
         source: path and digest of the bundle.
     """
 
@@ -51,6 +52,7 @@ class LoadedBundle:
     width: int
     region: Region | None
     tiles: Tiles | None
+    bits: int
     opening: Opening
     asked: RunConfig
     source: tuple[Path, str]
@@ -93,6 +95,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
             manifest.input.width,
             bundle.region(),
             manifest.tiles(),
+            manifest.input.bits,
             opening,
             asked,
             (bundle.path, bundle.sha256),
@@ -106,13 +109,15 @@ class TakesFrames(Protocol):
     width: int
     region: Region | None
     tiles: Tiles | None
+    bits: int
 
 
 def require_same_input(path: str | Path, running: TakesFrames, fresh: TakesFrames) -> None:
     """Refuse a bundle that cannot take over in the middle of a stream.
 
     Raises:
-        ConfigError: it takes images of another size, or another region or other tiles of a frame.
+        ConfigError: it takes images of another size, another region or other tiles of a frame, or other bits of 16-bit
+            files.
     """
     if (fresh.height, fresh.width) != (running.height, running.width):
         raise ConfigError(
@@ -124,6 +129,11 @@ def require_same_input(path: str | Path, running: TakesFrames, fresh: TakesFrame
     if regions_differ or running.tiles != fresh.tiles:
         raise ConfigError(
             f"{path} judges another region or other tiles of the frame; "
+            "stop the stream and start it with the new bundle"
+        )
+    if fresh.bits != running.bits:
+        raise ConfigError(
+            f"{path} takes {fresh.bits} bits of 16-bit image files, this model {running.bits}; "
             "stop the stream and start it with the new bundle"
         )
 

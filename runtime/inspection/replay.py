@@ -98,11 +98,12 @@ class NetworkInput(NamedTuple):
     width: int
     region: Region | None
     tiles: Tiles | None
+    bits: int  # of 16-bit image files
 
     @classmethod
     def of(cls, bundle: Bundle) -> NetworkInput:
         manifest = bundle.manifest
-        return cls(manifest.input.height, manifest.input.width, bundle.region(), manifest.tiles())
+        return cls(manifest.input.height, manifest.input.width, bundle.region(), manifest.tiles(), manifest.input.bits)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return prepare(image, self.height, self.width, region=self.region, tiles=self.tiles)[None]

@@ -21,7 +21,7 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from edgead.runtime.errors import ConfigError, SourceError, missing_extra, suggest
 from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.imaging.decode import ALL_BITS, require_bits
 from edgead.runtime.imaging.listing import IMAGE_SUFFIXES
 from edgead.runtime.uri import Parameters, redact, redact_uri, split_query
 
@@ -118,6 +119,7 @@ class Address:
         source_id: the URI without secrets and without ``policy`` and ``max_age``.
         delivery: policy and maximum age.
         parameters: the source's own parameters.
+        bits: how many bits of a value carry the picture, in files and cameras of 16 bits a pixel.
     """
 
     scheme: str
@@ -125,6 +127,7 @@ class Address:
     source_id: str
     delivery: Delivery
     parameters: Parameters
+    bits: int = ALL_BITS
 
 
 class SourceEntry(NamedTuple):
@@ -162,18 +165,19 @@ _DELIVERY = ("policy", "max_age", "silence")
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
 
 
-def open_source(uri: str | Path, *, clock: Clock = time.monotonic_ns) -> Source:
+def open_source(uri: str | Path, *, clock: Clock = time.monotonic_ns, bits: int = ALL_BITS) -> Source:
     """Open a camera, stream, video, folder, image or the synthetic source.
 
     Args:
         uri: see the module docstring.
         clock: monotonic clock in ns that stamps the frames at capture.
+        bits: of 16-bit image files, see `read_image`; those of the inspector, which a `Stream` gives by itself.
 
     Raises:
-        ConfigError: unknown scheme or parameter.
+        ConfigError: unknown scheme or parameter, or ``bits`` out of range.
         SourceError: it cannot be opened, or the package it needs is missing; secrets in the URI are not shown.
     """
-    address = parse_address(str(uri))
+    address = replace(parse_address(str(uri)), bits=require_bits(bits))
     entry = REGISTRY[address.scheme]
     if entry.package and find_spec(entry.package) is None:
         package = "opencv-python-headless" if entry.package == "cv2" else entry.package

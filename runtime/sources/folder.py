@@ -34,7 +34,7 @@ class FolderSource(Source):
         self.delivery = address.delivery
         self._root = Path(address.location)
         self.paths = list_images(self._root)
-        self._clock = clock
+        self._clock, self._bits = clock, address.bits
         self._closed = threading.Event()
 
     def frames(self) -> Iterator[Frame | BadFrame]:
@@ -45,7 +45,7 @@ class FolderSource(Source):
                 return
             timestamp_ns = self._clock()
             try:
-                image = read_image(path)
+                image = read_image(path, self._bits)
             except DataError as error:
                 yield BadFrame(index, timestamp_ns, self.source_id, str(error), name)
             else:

@@ -18,10 +18,14 @@ import numpy as np
 
 from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame, Layout
+from edgead.runtime.imaging.decode import FEWEST_BITS
 from edgead.runtime.sources import Address, Clock, Source
 from edgead.runtime.sources.clock import ClockMap
 
 _LAYOUTS: dict[str, Layout] = {"Mono8": "gray", "RGB8": "rgb", "RGB8Packed": "rgb", "BGR8": "bgr", "BGR8Packed": "bgr"}
+# Unpacked: a value of so many bits in the lower end of 16.
+_BITS = {"Mono10": 10, "Mono12": 12, "Mono14": 14, "Mono16": 16}
+_LAYOUTS.update(dict.fromkeys(_BITS, "gray"))
 _FETCH_S = 0.2  # how often a reader looks whether it was closed; a triggered camera may be silent for hours
 # Where the GenTL standard has vendors' installers name their producers.
 _PRODUCERS = "GENICAM_GENTL64_PATH"
@@ -31,8 +35,10 @@ class GenicamSource(Source):
     """Reads a GenICam camera: ``genicam://0`` by number, ``genicam://SERIAL`` by serial number.
 
     Parameters: ``cti``, the producer's file (default: all that the vendors' installers made known); ``format``, the
-    pixel format to set: ``Mono8``, ``RGB8`` or ``BGR8`` (default: as the camera is set). Frames carry the time at which
-    the camera took them, in the host's clock.
+    pixel format to set: ``Mono8``, ``RGB8``, ``BGR8``, or ``Mono10``, ``Mono12``, ``Mono14``, ``Mono16``, of which the
+    upper 8 bits are kept: of the format's bits, or of the model's where these are fewer (`Address.bits`), as of files
+    that this camera's pictures were saved in (default: as the camera is set). Frames carry the time at which the camera
+    took them, in the host's clock.
     """
 
     def __init__(self, address: Address, clock: Clock) -> None:
@@ -141,13 +147,23 @@ class GenicamSource(Source):
         picture = components[0]
         layout = _LAYOUTS.get(str(picture.data_format))
         if layout is None:
-            known = ", ".join(("Mono8", "RGB8", "BGR8"))
+            known = ", ".join(("Mono8", "RGB8", "BGR8", *_BITS))
             reason = f"the camera delivers {picture.data_format}, not {known}; set ?format="
             return BadFrame(index, timestamp_ns, self.source_id, reason)
         shape = (picture.height, picture.width) if layout == "gray" else (picture.height, picture.width, 3)
         data = np.asarray(picture.data)
-        if data.dtype != np.uint8 or data.size != np.prod(shape):
+        bits = _BITS.get(str(picture.data_format))
+        if data.dtype != (np.uint8 if bits is None else np.uint16) or data.size != np.prod(shape):
             return BadFrame(index, timestamp_ns, self.source_id, "the camera delivered an incomplete frame")
+        if bits is not None:
+            bits = min(bits, self._address.bits)
+            largest = int(data.max(initial=0))
+            if largest >> bits:
+                reason = (
+                    f"the camera delivers values up to {largest}, and {bits} bits are taken (up to {(1 << bits) - 1})"
+                )
+                return BadFrame(index, timestamp_ns, self.source_id, reason)
+            data = (data >> (bits - FEWEST_BITS)).astype(np.uint8)
         # Copied: the buffer goes back to the camera.
         return Frame(data.reshape(shape).copy(), index, timestamp_ns, self.source_id, layout)
 

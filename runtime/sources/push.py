@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.frame import BadFrame, Frame, Layout, require_layout
+from edgead.runtime.imaging.decode import WIDE_HINT
 from edgead.runtime.sources import Clock, Delivery, Policy, Source
 
 
@@ -72,7 +73,8 @@ class PushSource(Source):
         pixels = _as_host_array(image)
         layout: Layout = "gray" if pixels.ndim == 2 else self._layout
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
-            raise DataError(f"a picture is (H, W, 3) or (H, W) uint8, got {pixels.shape} {pixels.dtype}")
+            hint = WIDE_HINT if pixels.dtype == np.uint16 else ""
+            raise DataError(f"a picture is (H, W, 3) or (H, W) uint8, got {pixels.shape} {pixels.dtype}{hint}")
         stamp = self._clock() if timestamp_ns is None else timestamp_ns
         shared = self._copy and isinstance(image, np.ndarray)
         pixels = np.array(pixels, order="C") if shared else np.ascontiguousarray(pixels)

@@ -155,7 +155,7 @@ class WatchSource(Source):
     def _read(self, path: Path, index: int, whole_ns: int) -> Frame | BadFrame:
         name = path.relative_to(self._root).as_posix()
         try:
-            return Frame(read_image(path), index, whole_ns, self.source_id, name=name)
+            return Frame(read_image(path, self._address.bits), index, whole_ns, self.source_id, name=name)
         except DataError as error:
             return BadFrame(index, whole_ns, self.source_id, str(error), name)
 

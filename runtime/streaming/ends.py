@@ -7,14 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.sinks import Sink, open_sink
 from edgead.runtime.sources import Clock, Source, open_source
 
 
 def open_ends(
-    sources: str | Path | Source | Sequence[str | Path | Source], sinks: Sequence[str | Path | Sink], clock: Clock
+    sources: str | Path | Source | Sequence[str | Path | Source],
+    sinks: Sequence[str | Path | Sink],
+    clock: Clock,
+    bits: int = ALL_BITS,
 ) -> tuple[list[Source], list[Sink]]:
-    """Open what is given as a URI, and take what is open already.
+    """Open what is given as a URI, and take what is open already; ``bits`` are those of the inspector.
 
     Raises:
         ConfigError, SourceError: one cannot be opened, or a source is given twice; those already open are closed.
@@ -23,7 +27,7 @@ def open_ends(
     with ExitStack() as undo:
         opened: list[Source] = []
         for item in given:
-            opened.append(open_source(item, clock=clock) if isinstance(item, str | Path) else item)
+            opened.append(open_source(item, clock=clock, bits=bits) if isinstance(item, str | Path) else item)
             undo.callback(opened[-1].close)
         if not opened:
             raise ConfigError("a stream needs a source, such as 0 or parts/good or synthetic://")

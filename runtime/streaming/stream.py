@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgead.runtime.errors import BackendError, ConfigError, EdgeadError
 from edgead.runtime.frame import Decision, Result
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.own_process import OwnProcess
 from edgead.runtime.sinks import Sink
 from edgead.runtime.sinks.drift import DriftSink, drift_watch
@@ -97,7 +98,7 @@ class Stream:
         self._judge = FrameJudge(inspector, config.hang_s)
         self._clock = clock
         self._drain = config.drain_s
-        opened, self._sinks = open_ends(sources, sinks, clock)
+        opened, self._sinks = open_ends(sources, sinks, clock, getattr(inspector, "bits", ALL_BITS))
         self._sinks += drift_watch(inspector, self._sinks) if config.drift else []
         self._ledger = Ledger([source.source_id for source in opened])
         limit = config.max_frames if all(source.delivery.policy == "every" for source in opened) else None

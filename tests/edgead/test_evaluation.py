@@ -189,7 +189,7 @@ class Routed:
     """Knows some images only, as a routed model does with parts of a product that it was not trained on."""
 
     def __init__(self, inner: Inspector, unknown: set[str]) -> None:
-        self.height, self.width, self.region = inner.height, inner.width, inner.region
+        self.height, self.width, self.region, self.bits = inner.height, inner.width, inner.region, inner.bits
         self._inner = inner
         self._unknown = unknown
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgead.runtime.errors import DataError
-from edgead.runtime.imaging.decode import decode_image, read_image
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.decode import decode_image, look_at_bits, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -75,3 +77,87 @@ def test_missing_empty_and_text_files(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(DataError, match="not a readable image"):
         read_image(tmp_path / "text.png")
+
+
+# 16-bit files in which fewer bits carry the picture
+
+
+def colour_png(values: np.ndarray) -> bytes:
+    """Return ``(H, W, 3)`` uint16 as a PNG of 16 bits a channel, which Pillow reads but does not write."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def colour_tiff(values: np.ndarray, order: str) -> bytes:
+    """Return ``(H, W, 3)`` uint16 as a TIFF of 16 bits a channel; ``order``: ``<`` or ``>``."""
+    height, width = values.shape[:2]
+    data = values.astype(f"{order}u2").tobytes()
+    start = 8 + 2 + 10 * 12 + 4
+    tags = [(256, width), (257, height), (258, start), (259, 1), (262, 2), (273, start + 6), (277, 3), (278, height)]
+    tags += [(279, len(data)), (284, 1)]
+    entries = b"".join(
+        struct.pack(f"{order}HHII", tag, 3, 3, value) if tag == 258 else struct.pack(f"{order}HHII", tag, 4, 1, value)
+        for tag, value in tags
+    )
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
+    return head + entries + struct.pack(f"{order}IHHH", 0, 16, 16, 16) + data
+
+
+def of_bits(bits: int, *shape: int) -> np.ndarray:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, shape).astype(np.uint16)
+    values.flat[0] = (1 << bits) - 1
+    return values
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_the_bits_that_carry_the_picture_are_kept(kind, bits):
+    values = of_bits(bits, 12, 20)
+    decoded = decode_image(encode(Image.fromarray(values), kind), "wide", bits)
+    assert np.array_equal(decoded, np.repeat((values >> (bits - 8)).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("order", ["", "<", ">"])
+def test_the_bits_of_colour_files_are_kept_too(order, bits):
+    values = of_bits(bits, 12, 20, 3)
+    data = colour_tiff(values, order) if order else colour_png(values)
+    assert np.array_equal(decode_image(data, "wide", bits), values >> (bits - 8))
+
+
+def test_eight_bit_files_are_read_as_they_are_whatever_the_bits():
+    assert np.array_equal(decode_image(encode(Image.fromarray(RGB)), "a.png", 12), RGB)
+
+
+@pytest.mark.parametrize("encoded", [lambda v: encode(Image.fromarray(v[:, :, 0])), colour_png])
+def test_a_value_of_more_bits_is_refused_neither_clipped_nor_wrapped(encoded):
+    values = np.zeros((4, 5, 3), np.uint16)
+    values[2, 3] = 5000
+    with pytest.raises(DataError, match=r"part\.png holds values up to 5000, and the model takes 12 bits") as caught:
+        decode_image(encoded(values), "part.png", 12)
+    assert "--bits 13" in str(caught.value)
+    assert decode_image(encoded(values), "part.png", 13).max() == 5000 >> 5
+
+
+@pytest.mark.parametrize("bits", [7, 17, 12.0, True, None])
+def test_bits_out_of_range_are_refused(bits):
+    with pytest.raises(ConfigError, match="a whole number from 8 to 16"):
+        decode_image(encode(Image.fromarray(RGB)), "a.png", bits)
+
+
+def test_wide_files_are_counted_with_their_largest_value(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "0.png")
+    Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "1.tif")
+    (tmp_path / "2.png").write_bytes(colour_png(np.full((4, 4, 3), 4095, np.uint16)))
+    (tmp_path / "3.png").write_bytes(encode(Image.fromarray(of_bits(12, 9, 9)))[:40])  # broken
+    Image.fromarray(np.full((4, 4), 800, np.uint16)).save(tmp_path / "4.png")
+    files = sorted(tmp_path.iterdir())
+    assert look_at_bits(files) == (3, 4095)
+    assert look_at_bits(files, enough=500) == (1, 900)
+    assert look_at_bits(files[:1]) == (0, 0)

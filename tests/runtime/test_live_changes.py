@@ -361,7 +361,8 @@ def test_what_is_no_picture_is_refused_where_it_is_pushed():
     source = PushSource()
     for picture, message in (
         (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\) uint8"),
-        (np.zeros((8, 8, 3), np.float32), "float32"),
+        (np.zeros((8, 8, 3), np.float32), "float32$"),
+        (np.zeros((8, 8), np.uint16), r"uint16; shift its values .*\(image >> \(bits - 8\)\)"),
         ([[1, 2]], "got list"),
     ):
         with pytest.raises(DataError, match=message):

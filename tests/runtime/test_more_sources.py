@@ -40,8 +40,8 @@ def picture(level=50, kind="PNG"):
 class Watching:
     """A watched folder that is read in a thread."""
 
-    def __init__(self, folder, query="?settle=80ms&poll=10ms"):
-        self.source = open_source(f"watch://{folder}{query}")
+    def __init__(self, folder, query="?settle=80ms&poll=10ms", bits=16):
+        self.source = open_source(f"watch://{folder}{query}", bits=bits)
         self.got = []
         self.error = None
         self.thread = threading.Thread(target=self._read)
@@ -255,6 +255,22 @@ def test_a_real_pipeline_through_pygobject():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_watched_folder_reads_the_bits_and_keeps_them_when_it_is_opened_again(tmp_path):
+    folder, values = tmp_path / "in", np.full((40, 40), 4095, np.uint16)
+    folder.mkdir()
+    with Watching(folder, bits=12) as watching:
+        Image.fromarray(values).save(folder / "a.png")
+        wait_for(lambda: len(watching.got) == 1)
+        Image.fromarray(values + 1).save(folder / "b.png")
+        wait_for(lambda: len(watching.got) == 2)
+        assert np.array_equal(watching.got[0].image, np.full((40, 40, 3), 255))
+        assert "b.png holds values up to 4096, and the model takes 12 bits" in watching.got[1].reason
+        again = watching.source.reopener()()
+        Image.fromarray(values).save(folder / "c.png")
+        assert next(again.frames()).image.max() == 255
+        again.close()
+
+
 # Industrial cameras: harvesters and the producer are stand-ins, so this shows only that its API is used as described
 
 
@@ -385,6 +401,36 @@ def test_mistakes_with_industrial_cameras_are_one_line(genicam, uri, message):
 def test_a_camera_by_its_serial_number(genicam):
     open_source(f"genicam://S77?cti={genicam.producer}").close()
     assert genicam.camera.calls[-2:] == ["destroy", "reset"]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Mono10", 10), ("Mono12", 12), ("Mono14", 14), ("Mono16", 16)])
+def test_unpacked_grey_of_more_bits_keeps_the_upper_8(genicam, kind, bits):
+    values = (np.arange(48, dtype=np.uint16) * ((1 << bits) // 48)).reshape(6, 8)
+    values[0, 0] = (1 << bits) - 1
+    genicam.camera.buffers = [genicam.buffer(values, kind, 0), genicam.buffer(values, kind, 0)]
+    with open_source(f"{genicam.uri}&format={kind}&policy=every") as source:
+        frame = next(source.frames())
+    assert genicam.camera.node.value == kind
+    assert (frame.image.dtype, frame.layout) == (np.uint8, "gray")
+    assert np.array_equal(frame.image, values >> (bits - 8))
+
+
+def test_values_of_more_bits_than_the_format_or_the_model_has_are_bad_frames(genicam):
+    values = np.full((4, 6), 4095, np.uint16)
+    too_large = np.where(np.arange(24).reshape(4, 6) == 7, 5000, values).astype(np.uint16)
+    shown = [(values, "Mono12", 16), (too_large, "Mono12", 16), (values, "Mono16", 12), (too_large, "Mono16", 12)]
+    shown += [(values.astype(np.uint8), "Mono12", 16), (values, "Mono8", 16), (values, "Mono12p", 16)]
+    found = []
+    for data, kind, bits in shown:
+        genicam.camera.buffers = [genicam.buffer(data, kind, 0)]
+        with open_source(genicam.uri, bits=bits) as source:
+            found.append(next(source.frames()))
+    assert [isinstance(one, BadFrame) for one in found] == [False, True, False, True, True, True, True]
+    assert np.array_equal(found[2].image, np.full((4, 6), 255))  # the model's 12 bits, as of its files
+    for index in (1, 3):
+        assert found[index].reason == "the camera delivers values up to 5000, and 12 bits are taken (up to 4095)"
+    assert found[4].reason == found[5].reason == "the camera delivered an incomplete frame"
+    assert "Mono12p, not Mono8, RGB8, BGR8, Mono10, Mono12, Mono14, Mono16" in found[6].reason
 
 
 # Clocks

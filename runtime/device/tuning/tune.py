@@ -159,6 +159,8 @@ def _find_all(bundles: Sequence[Bundle], options: TuneOptions) -> list[tuple[int
 
 
 def _frame_size(bundles: Sequence[Bundle], asked: tuple[int, int]) -> tuple[int, int]:
+    if len({bundle.manifest.input.bits for bundle in bundles}) > 1:
+        raise ConfigError("these bundles take different bits of 16-bit image files; tune them one at a time")
     regions = [bundle.region() for bundle in bundles]
     sizes = {asked if region is None else region.frame_size for region in regions}
     if len(sizes) > 1:
