@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgead.data import Category, Sample, load_images
+from edgead.data.survey import Survey, survey
 from edgead.probes import SMALLEST_SIDE, STRUCTURAL, plant_in_region
 from edgead.runtime.bundle.manifest_schema import NormalsSection
 from edgead.runtime.bundle.reference_names import ReferenceName
@@ -27,11 +29,15 @@ REFERENCE_IMAGES = 4
 CALIBRATION_IMAGES = 16
 _SHIFT = 0.02  # of the longer side
 _TURN = 1.0  # degrees
+_KEPT_BYTES = 512 << 20
 _PLANTING = 16  # seeds that are tried for a probe that does not lie in what is ignored
 
 
 class TrainingImages:
-    """The good images of a category at network size, read anew in each pass; how they look is measured in the first."""
+    """The good images of a category at network size; how they look is measured in the first pass.
+
+    Of few images the pixels are kept after the first pass, of more they are read anew in each.
+    """
 
     def __init__(
         self,
@@ -48,6 +54,7 @@ class TrainingImages:
         self._region = region
         self._tiles = tiles
         self._signals = {} if signals is None else signals
+        self._kept: list[NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
         return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
@@ -58,11 +65,36 @@ class TrainingImages:
         chosen = [self._samples[index] for index in indices]
         return TrainingImages(chosen, self._height, self._width, self._region, signals=self._signals)
 
+    def survey(self, counts: Sequence[int]) -> list[Survey]:
+        """Look at all images once for copies and odd ones, at each category's ``counts`` images by themselves."""
+        sizes = [_size(sample.path) for sample in self._samples]
+        found, first = [], 0
+        with closing(self._pictures()) as pictures:
+            for count in counts:
+                found.append(survey(islice(pictures, count), sizes[first : first + count]))
+                first += count
+            next(pictures, None)  # past the end, which keeps the pixels
+        return found
+
+    def _pictures(self) -> Generator[NDArray[np.uint8], None, None]:
+        """Yield each image at network size, its tiles below each other."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        pixels = len(self) * self._height * self._width * 3
+        kept: list[NDArray[np.uint8]] | None = [] if pixels <= _KEPT_BYTES else None
+        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
+        with closing(loaded) as images:
+            for image in images:
+                if kept is not None:
+                    kept.append(image)
+                yield image
+        self._kept = kept
+
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
         shape = -1, self._height, self._width, 3
-        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
-        with closing(loaded) as images:
+        with closing(self._pictures()) as images:
             for sample, image in zip(self._samples, images, strict=True):
                 if sample.path not in self._signals:
                     self._signals[sample.path] = picture_signals(image)
@@ -81,6 +113,15 @@ class TrainingImages:
         pictures = [self._signals[self._samples[index].path] for index in indices]
         values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
         return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return the height and width that a file claims; ``(0, 0)`` where it is unreadable, which reading it explains."""
+    try:
+        with Image.open(path) as opened:
+            return opened.height, opened.width
+    except Exception:  # noqa: BLE001 - Pillow raises a dozen types for damaged files
+        return 0, 0
 
 
 @dataclass(frozen=True, slots=True)
