@@ -65,6 +65,13 @@ def fit(
     false_alarm_rate: Annotated[
         float, typer.Option(metavar="X", help="Share of good parts that may be rejected.")
     ] = 0.01,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A training image to omit; repeat it.", show_default=False),
+    ] = None,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Omit the training images that are unlike the others, and name them.")
+    ] = False,
     budget_mb: Annotated[
         float | None,
         typer.Option(metavar="X", help="Largest bundle on disk, in MB of 10^6 bytes.", show_default="no limit"),
@@ -128,6 +135,8 @@ def fit(
             size=network_size,
             seed=seed,
             false_alarm_rate=false_alarm_rate,
+            exclude=exclude or (),
+            robust=robust,
             budget_mb=budget_mb,
             budget_ms=budget_ms,
             roi=box,
@@ -174,6 +183,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
         "planted_defects": dict(zip(("images", "passed"), model.planted_defects(), strict=True)),
         "seconds": round(seconds, 3),
     }
+    if card.audit is not None:
+        payload["audit"] = card.audit.model_dump(mode="json")
     if card.routing is not None:
         payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
     if card.bits != ALL_BITS:

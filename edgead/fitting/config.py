@@ -34,6 +34,8 @@ class FitOptions(TypedDict, total=False):
     size: int | tuple[int, int] | None
     seed: int
     false_alarm_rate: float
+    exclude: Sequence[str]
+    robust: bool
     budget_mb: float | None
     budget_ms: float | None
     roi: Box | None
@@ -54,6 +56,8 @@ class FitConfig:
         size: network size in pixels, a side or ``(height, width)``, multiples of 32; None: the detector's own.
         seed: decides every random choice.
         false_alarm_rate: share of normal parts that may be rejected.
+        exclude: training images to omit, named as `edgead audit` names them.
+        robust: omit the training images that are unlike the others; the model's card says which and why.
         budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
             `edgead.budget.choose`.
         roi: the part of the images that is judged, in pixels; then all images, and the camera's, have one size.
@@ -71,6 +75,8 @@ class FitConfig:
     size: int | tuple[int, int] | None = None
     seed: int = 0
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+    exclude: Sequence[str] = ()
+    robust: bool = False
     budget_mb: float | None = None
     budget_ms: float | None = None
     roi: Box | None = None

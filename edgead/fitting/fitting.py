@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgead.budget import Budget, BudgetLimits, Material, choose
 from edgead.data import Category, open_category
+from edgead.data.survey import Survey
 from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import fit_closed_form
@@ -24,11 +26,12 @@ from edgead.features.backbones import (
     describe_backbone,
 )
 from edgead.features.features import build_extractor
+from edgead.fitting.audit import AS_ASKED, exclude_images, image_names, make_audit, warn_of_images
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
 from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.model import TrainedModel
-from edgead.model.model_card import Geometry, GoodParts, Method, make_card
+from edgead.model.model_card import AuditCard, Geometry, GoodParts, Method, make_card
 from edgead.runtime.bundle.layout import check_member_name, fold_name
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError
@@ -80,13 +83,23 @@ def fit(
     bits = ALL_BITS if config.bits is None else config.bits
     opened = [open_category(Path(path).expanduser(), train_only=True).with_bits(bits) for path in paths]
     _check_names(opened)
+    opened = exclude_images(opened, config.exclude)
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
-    work = _Work(config, method, size, opened, _region(opened[0], config.roi, config.mask), progress)
-    fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
-    model = work.assemble(fitted)
+    region = _region(opened[0], config.roi, config.mask)
+    excluded = dict.fromkeys(config.exclude, AS_ASKED)
+    while True:
+        work = _Work(config, method, size, opened, region, progress)
+        fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
+        card = work.audit(fitted, excluded)
+        if not (config.robust and card.odd):
+            break
+        excluded |= card.odd
+        opened = exclude_images(opened, list(card.odd))
+    model = work.assemble(fitted, card)
     if fitted.budget is not None:
         fitted.budget.require_within(model.exportable("model"))
+    warn_of_images(card, len(work.names), model.threshold.value)
     return model
 
 
@@ -113,6 +126,7 @@ class _Work:
         if self._trained:
             self._spec = method.backbone(self._spec)
         self._samples = [sample for category in opened for sample in category.train]
+        self.names = image_names(opened)
         self._fingerprint = {category.name: category.fingerprint("train") for category in opened}
         self._kept = [
             KeptImages(
@@ -129,6 +143,7 @@ class _Work:
     def train(self, checkpoint: Path | None) -> _Fitted:
         """Train a learned detector."""
         images = TrainingImages(self._samples, *self._size, self._region)
+        surveys = images.survey([len(category.train) for category in self._opened])
         spec, info = self._spec, NO_BACKBONE_INFO
         if spec.strides:
             info = describe_backbone(spec, build_backbone(spec, self._size))
@@ -142,7 +157,7 @@ class _Work:
             progress=self._progress,
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint, key),
         )
-        return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info)
+        return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info, surveys)
 
     def fit_closed_form(self) -> _Fitted:
         """Fit what needs no training, with settings chosen by measurement where there is a budget."""
@@ -151,6 +166,7 @@ class _Work:
         extractor = build_extractor(network, self._size)
         cut = None if config.tiles is None else Tiles(*config.tiles, config.tile_overlap, extractor.grid)
         images = TrainingImages(self._samples, *self._size, self._region, cut)
+        surveys = images.survey([len(category.train) for category in self._opened])
         sources = [category.name for category in self._opened for _ in category.train]
         budget = None
         if config.budgeted:
@@ -171,9 +187,14 @@ class _Work:
             together = 1 if cut is None else cut.count
             closed = fit_closed_form(self._method, images, extractor, seed=seed, progress=progress, tiles=together)
             outcome = of_closed_form(closed, self._opened[0].name)
-        return _Fitted(outcome, images, info, cut, budget)
+        return _Fitted(outcome, images, info, surveys, cut, budget)
 
-    def assemble(self, fitted: _Fitted) -> TrainedModel:
+    def audit(self, fitted: _Fitted, excluded: Mapping[str, str]) -> AuditCard:
+        """Return what is known of the training images once a model was fitted."""
+        scored = dict(zip(fitted.outcome.images, fitted.outcome.scores.tolist(), strict=True))
+        return make_audit(self.names, fitted.surveys, scored, excluded)
+
+    def assemble(self, fitted: _Fitted, audit: AuditCard) -> TrainedModel:
         """Return the model with its card, references and calibration images."""
         outcome, config = fitted.outcome, self._config
         method = Method(
@@ -187,13 +208,19 @@ class _Work:
             categories=outcome.counts,
             fingerprint=self._fingerprint,
             scores=outcome.scores.tolist(),
-            threshold=calibrate(outcome.scores, config.false_alarm_rate),
+            threshold=calibrate(self._usual(outcome, audit), config.false_alarm_rate),
             normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
+            audit=audit,
         )
         geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles, self._samples[0].bits)
         card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)
         calibration = tuple(one for kept in self._kept for one in kept.calibration(self._size, fitted.tiles))
         return TrainedModel(card, outcome.module, self._references, calibration, self._region)
+
+    def _usual(self, outcome: Outcome, audit: AuditCard) -> NDArray[np.float64]:
+        """Return the scores of the images that are like the others: a stray one must not move the threshold."""
+        usual = np.array([self.names[image] not in audit.odd for image in outcome.images])
+        return outcome.scores[usual] if usual.sum() > 1 else outcome.scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +230,7 @@ class _Fitted:
     outcome: Outcome
     images: TrainingImages
     backbone: BackboneInfo
+    surveys: Sequence[Survey]
     tiles: Tiles | None = None
     budget: Budget | None = None
 

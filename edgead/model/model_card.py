@@ -125,6 +125,24 @@ class TrainingCard(_Section):
     log: TrainingLog
 
 
+class AuditCard(_Section):
+    """What a fit found in its training images; names are relative to their category's folder.
+
+    Attributes:
+        parts: images that are no copy of another.
+        copies: groups of images that are copies of each other.
+        odd: image unlike the others -> why.
+        unusual: the images with the highest scores, from the highest down, by models that did not see them.
+        excluded: image that was left out of the fit -> why.
+    """
+
+    parts: int
+    copies: tuple[tuple[str, ...], ...]
+    odd: dict[str, str]
+    unusual: dict[str, float]
+    excluded: dict[str, str]
+
+
 class ModelCard(_Section):
     """The content of ``model.json``.
 
@@ -146,6 +164,7 @@ class ModelCard(_Section):
         training: of a learned detector.
         tiles: how that part is cut; ``grid`` and the network size are those of one tile.
         bits: of a 16-bit image file's values, those that carry the picture.
+        audit: of the training images; None where an earlier version fitted.
     """
 
     format_version: int
@@ -171,6 +190,7 @@ class ModelCard(_Section):
     training: TrainingCard | None = None
     tiles: TilesSection | None = None
     bits: FileBits = ALL_BITS
+    audit: AuditCard | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""
@@ -251,6 +271,7 @@ class GoodParts:
         categories: name -> number of images; fingerprint: folder -> digest of the images.
         scores: of images that the model was not fitted on; threshold: from these.
         normals: category -> what its images look like, for the drift watch.
+        audit: of the images.
     """
 
     categories: Mapping[str, int]
@@ -258,6 +279,7 @@ class GoodParts:
     scores: Sequence[float]
     threshold: Threshold
     normals: Mapping[str, NormalsSection]
+    audit: AuditCard
 
 
 def make_card(
@@ -296,6 +318,7 @@ def make_card(
         training=method.training,
         tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
         bits=geometry.bits,
+        audit=good.audit,
     )
 
 

@@ -72,7 +72,7 @@ def test_what_is_unlike_the_rest_is_named_with_the_values(cells):
 def test_an_image_far_too_bright_or_blurred_is_named_with_the_values():
     random = np.random.default_rng(0)
     parts = [random.integers(90, 160, (64, 64, 3), dtype=np.uint8) for _ in range(20)]
-    found = look([*parts, parts[0] + 60, np.asarray(Image.fromarray(parts[1]).resize((8, 8)).resize((64, 64)))])
+    found = look([*parts, parts[0] + 60, np.asarray(Image.fromarray(parts[1]).resize((40, 40)).resize((64, 64)))])
     assert [one.index for one in found.odd] == [20, 21]
     assert found.odd[0].why.startswith("its brightness is 18")
     assert "of the others 12" in found.odd[0].why

@@ -1,0 +1,149 @@
+"""A look at a set of normal images before it is trained on: what the others do not explain, copies, odd ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgead.data import open_category
+from edgead.evaluation.worst_images import jpeg, thumbnail
+from edgead.fitting import fit
+from edgead.fitting.config import FitConfig
+from edgead.model.model import TrainedModel
+from edgead.model.model_card import AuditCard
+from edgead.runtime.imaging.decode import ALL_BITS, read_image
+from edgead.runtime.imaging.heatmap import overlay
+from edgead.runtime.progress import Progress, silent
+
+_DETECTOR, _SETTINGS = "patchcore", {"bank_size": 2048}
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedImage:
+    """One image that a person should look at.
+
+    Attributes:
+        name: relative to the category's folder.
+        score: by a model that did not see it; None of an image whose copy was scored.
+        why: what is odd about it, empty where only its score is high.
+        picture, heat_map: JPEG, at most 240 pixels a side. The heat map is of a model that saw none of these images.
+    """
+
+    name: str
+    score: float | None
+    why: str
+    picture: bytes
+    heat_map: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What `audit` found.
+
+    Attributes:
+        name: of the category; images: how many normal images it has.
+        threshold: that a PatchCore with default settings would have.
+        card: all that was found, by name.
+        shown: the odd images, and those with the highest scores.
+    """
+
+    name: str
+    images: int
+    threshold: float
+    card: AuditCard
+    shown: tuple[AuditedImage, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema ``edgead.audit/1``), without pictures."""
+        return {
+            "schema": "edgead.audit/1",
+            "category": self.name,
+            "images": self.images,
+            "threshold": self.threshold,
+            **self.card.model_dump(mode="json", exclude={"excluded"}),
+        }
+
+
+def audit(
+    folder: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    bits: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AuditReport:
+    """Rank the normal images of a category by how little the others explain them, and find copies and odd ones.
+
+    A PatchCore is fitted, and each image is scored by the others. Nothing is changed on the disk.
+
+    Args:
+        folder: as `edgead.fitting.fit` takes it.
+        size: network size in pixels; None: the detector's own.
+        bits: of 16-bit files, see `FitConfig`.
+        seed: decides every random choice.
+        progress: called with ``(stage, done, total)``.
+
+    Raises:
+        ConfigError, DataError: as `edgead.fitting.fit`.
+
+    Example:
+        >>> audit("data/screw").card.copies
+        (('train/good/053.png', 'train/good/173.png'),)
+    """
+    config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits)
+    with _unsaid():
+        model, blind, names = _fit_twice(folder, config, progress)
+    card = model.card.audit
+    assert card is not None
+    category = open_category(Path(folder).expanduser(), train_only=True)
+    shown = _show(blind, {category.relative(one): one.path for one in category.train}, names, card, bits or ALL_BITS)
+    return AuditReport(category.name, len(category.train), model.threshold.value, card, tuple(shown))
+
+
+def _fit_twice(
+    folder: str | Path, config: FitConfig, progress: Progress
+) -> tuple[TrainedModel, TrainedModel, list[str]]:
+    """Return a model of all images, one without those that are to be looked at, and their names."""
+    model = fit(folder, config, progress=progress)
+    card = model.card.audit
+    assert card is not None
+    names = list(dict.fromkeys([*card.odd, *card.unusual]))
+    # Enough must be left to say what is normal.
+    without = names[: sum(model.card.categories.values()) // 2]
+    return model, fit(folder, config, exclude=without, progress=progress), names
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep back what a fit warns of: the report says it."""
+    log = logging.getLogger("edgead.fit")
+    log.addFilter(_refuse)
+    try:
+        yield
+    finally:
+        log.removeFilter(_refuse)
+
+
+def _refuse(_record: logging.LogRecord) -> bool:
+    return False
+
+
+def _show(
+    blind: TrainedModel, files: dict[str, Path], names: Sequence[str], card: AuditCard, bits: int
+) -> list[AuditedImage]:
+    shown = []
+    with blind.inspector("audit") as inspector:
+        for name in names:
+            pixels = read_image(files[name], bits)
+            small = thumbnail(pixels)
+            result = inspector(pixels)
+            shown.append(
+                AuditedImage(
+                    name, card.unusual.get(name), card.odd.get(name, ""), jpeg(small), jpeg(overlay(small, result))
+                )
+            )
+    return shown

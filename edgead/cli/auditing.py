@@ -1,0 +1,80 @@
+"""``edgead audit``: a look at the normal images before anything is trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgead.cli._app import command
+from edgead.cli._options import SizeOption, parse_size, require
+from edgead.cli.training import PANEL
+
+if TYPE_CHECKING:
+    from edgead.auditing import AuditReport
+    from edgead.cli._output import Output
+
+_NAMED = 6  # names of a group of copies in the table
+
+
+@command("audit", panel=PANEL, example="edgead audit parts/plate -o audit.html")
+def audit(
+    out: Output,
+    category: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CATEGORY_DIR",
+            help="Folder with train/good (or only normal images), or a CSV list.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="AUDIT.html", help="A page with pictures and heat maps.", show_default="no page"
+        ),
+    ] = None,
+    size: SizeOption = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Bits of 16-bit files that carry the picture, such as 12.", show_default="16"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
+) -> None:
+    """Find normal images that the others do not explain, copies, and images unlike the rest; nothing is changed."""
+    network_size = None if size is None else parse_size(size)
+    require("train", "torch", "torchvision", "timm", "safetensors")
+    from edgead.auditing import audit as look
+    from edgead.runtime.errors import ConfigError, DataError
+    from edgead.runtime.files import atomic_write
+
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"there is no folder {output.parent}; make it first")
+    with out.progress() as step:
+        report = look(category, size=network_size, bits=bits, seed=seed, progress=step)
+    payload = report.to_dict()
+    if output is not None:
+        from edgead.pages.audit_page import audit_page
+
+        with atomic_write(output, DataError) as stream:
+            stream.write(audit_page(report).encode("utf-8", "replace"))
+        payload["page"] = str(output)
+    out.finish(payload, *_tables(report))
+
+
+def _tables(report: AuditReport) -> list[Any]:
+    from edgead.cli._output import listing, table
+
+    card = report.card
+    shown: list[Any] = [
+        listing(f"Audit of {report.name}", {"normal images": f"{report.images}, of {card.parts} parts"})
+    ]
+    if card.odd:
+        shown.append(listing("Unlike the others", card.odd))
+    scores = [[name, f"{score:.4g}"] for name, score in card.unusual.items()]
+    shown.append(table(f"Highest scores (a threshold would be {report.threshold:.4g})", ["image", "score"], scores))
+    if card.copies:
+        groups = [[", ".join(group[:_NAMED]) + (" …" if len(group) > _NAMED else "")] for group in card.copies]
+        shown.append(table("Copies of each other, which count once", ["images"], groups))
+    return shown
