@@ -52,6 +52,8 @@ class Category:
         train: good images only.
         test: good and anomalous images; empty where it was not asked for.
         validation: more good images (MVTec LOCO), in neither of the others.
+        defects: defective images beside the training images (``train/defect``); they are not trained on, and say what a
+            threshold lets pass.
         omitted: files of the training folders that are no training images, such as ``{".heic": 17, "masks": 4}``.
     """
 
@@ -61,6 +63,7 @@ class Category:
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
     validation: tuple[Sample, ...] = ()
+    defects: tuple[Sample, ...] = ()
     omitted: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
@@ -74,7 +77,8 @@ class Category:
         train, test, validation = (
             tuple(replace(sample, bits=bits) for sample in part) for part in (self.train, self.test, self.validation)
         )
-        return replace(self, train=train, test=test, validation=validation)
+        defects = tuple(replace(sample, bits=bits) for sample in self.defects)
+        return replace(self, train=train, test=test, validation=validation, defects=defects)
 
     def relative(self, sample: Sample) -> str:
         """Return the path of a sample relative to the root, with ``/`` and in NFC on every platform."""

@@ -2,7 +2,7 @@
 
 - ``mvtec``: ``train/good``, ``test/good``, ``test/<defect>``, and masks in ``ground_truth/<defect>`` named
   ``<stem>_mask.*`` or ``<stem>.*`` (MVTec AD, MPDD, BTAD, ...) or lying in a folder ``<stem>/`` (MVTec LOCO, which
-  also has ``validation/good``);
+  also has ``validation/good``); defects in ``train/<defect>`` are never trained on;
 - ``folder``: images directly inside, all good; or ``good`` and one folder a defect, with ``ground_truth`` as above;
 - ``csv``: a list, see `edgead.data.csv_list`.
 
@@ -74,6 +74,21 @@ def list_images(path: str | Path) -> tuple[Sample, ...]:
     return found
 
 
+def list_defects(folder: Path) -> tuple[Sample, ...]:
+    """Return defective images: those of a folder, each folder in it being a kind, or of kind ``defect`` directly in it.
+
+    Raises:
+        DataError: the folder is missing, or holds no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder} of defects; check the path")
+    direct = [Sample(image, "defect", True) for _, image in _scan(folder, recursive=False)]
+    found = (*direct, *_defects(folder, folder / _TRUTH))
+    if not found:
+        raise DataError(f"{folder} holds no image of a defect ({_suffixes()})")
+    return found
+
+
 def _mvtec(root: Path, train_only: bool) -> Category:
     train = root / "train"
     good, omitted = _good(train)
@@ -84,7 +99,8 @@ def _mvtec(root: Path, train_only: bool) -> Category:
         if _scan(root / "test", recursive=False):
             raise DataError(f"{root / 'test'} holds images directly; sort them into test/good and test/<defect>")
         test = [*_good(root / "test")[0], *_defects(root / "test", _truth(root))]
-    return _category(root, "mvtec", (good, test, _good(root / "validation")[0]), omitted)
+    category = _category(root, "mvtec", (good, test, _good(root / "validation")[0]), omitted)
+    return replace(category, defects=tuple(_defects(train, root / _TRUTH / "train")))
 
 
 def _folder(root: Path, train_only: bool) -> Category:

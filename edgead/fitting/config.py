@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgead.budget import check_budget
 from edgead.detectors import default_size, learns, pools_categories
+from edgead.evaluation.operating_point import Costs
 from edgead.features.backbones import (
     DEFAULT_BACKBONE,
     DEFAULT_TAPS,
@@ -36,6 +37,8 @@ class FitOptions(TypedDict, total=False):
     false_alarm_rate: float
     exclude: Sequence[str]
     robust: bool
+    defects: str | Path | None
+    costs: Costs | None
     budget_mb: float | None
     budget_ms: float | None
     roi: Box | None
@@ -58,6 +61,9 @@ class FitConfig:
         false_alarm_rate: share of normal parts that may be rejected.
         exclude: training images to omit, named as `edgead audit` names them.
         robust: omit the training images that are unlike the others; the model's card says which and why.
+        defects: folder of defective images, each folder in it a kind; with those in ``train/<kind>`` of the category
+            they say what the threshold lets pass, and are not fitted on.
+        costs: of mistakes; the threshold is then the one that costs least on normals and defects.
         budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
             `edgead.budget.choose`.
         roi: the part of the images that is judged, in pixels; then all images, and the camera's, have one size.
@@ -77,6 +83,8 @@ class FitConfig:
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
     exclude: Sequence[str] = ()
     robust: bool = False
+    defects: str | Path | None = None
+    costs: Costs | None = None
     budget_mb: float | None = None
     budget_ms: float | None = None
     roi: Box | None = None
@@ -109,6 +117,8 @@ class FitConfig:
             require_bits(self.bits)
         if not 0.0 < self.false_alarm_rate < 1.0:
             raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {self.false_alarm_rate}")
+        if categories != 1 and (self.defects is not None or self.costs is not None):
+            raise ConfigError("defects and costs are for a model of one category; fit one for each")
         check_budget(self.budget_mb, self.budget_ms)
         drawn = self.roi is not None or self.mask is not None or self.tiles is not None
         if drawn and self.budgeted:

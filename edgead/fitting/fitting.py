@@ -18,6 +18,7 @@ from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import fit_closed_form
 from edgead.detectors.learned import fit_learned
+from edgead.evaluation.operating_point import defects_at_hand, with_operating_point
 from edgead.features.backbones import (
     NO_BACKBONE_INFO,
     BackboneInfo,
@@ -100,7 +101,9 @@ def fit(
     if fitted.budget is not None:
         fitted.budget.require_within(model.exportable("model"))
     warn_of_images(card, len(work.names), model.threshold.value)
-    return model
+    if len(opened) > 1:
+        return model
+    return with_operating_point(model, defects_at_hand(opened[0], config.defects), config.costs)
 
 
 class _Work:

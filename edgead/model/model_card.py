@@ -143,6 +143,59 @@ class AuditCard(_Section):
     excluded: dict[str, str]
 
 
+class PointCard(_Section):
+    """One threshold and what it does.
+
+    Attributes:
+        target_false_alarm_rate: that it aims at.
+        false_alarms: of so many held-out normals, those above it. escapes: defects that would pass.
+        escape_low, escape_high: 95 % interval of the share of defects like these that would pass.
+        own: whether it is the model's threshold.
+    """
+
+    threshold: float
+    target_false_alarm_rate: float
+    false_alarms: int
+    normals: int
+    escapes: int
+    escape_low: float
+    escape_high: float
+    own: bool
+
+
+class CostCard(_Section):
+    """The threshold of least cost.
+
+    Attributes:
+        defect_rate: share of defective parts among all.
+        escape_rate, false_alarm_rate: judged by thresholds that were chosen without the image; cost_per_1000: of parts,
+            at these rates.
+    """
+
+    value: float
+    cost_escape: float
+    cost_false_alarm: float
+    defect_rate: float
+    escape_rate: float
+    false_alarm_rate: float
+    cost_per_1000: float
+
+
+class DefectsCard(_Section):
+    """What the model makes of the defects at hand, which it was not fitted on.
+
+    Attributes:
+        kinds: kind -> (images, those that would pass).
+        points: thresholds from high to low.
+        costs: where the threshold was chosen by costs.
+    """
+
+    images: int
+    kinds: dict[str, tuple[int, int]]
+    points: tuple[PointCard, ...]
+    costs: CostCard | None = None
+
+
 class ModelCard(_Section):
     """The content of ``model.json``.
 
@@ -165,6 +218,7 @@ class ModelCard(_Section):
         tiles: how that part is cut; ``grid`` and the network size are those of one tile.
         bits: of a 16-bit image file's values, those that carry the picture.
         audit: of the training images; None where an earlier version fitted.
+        defects: at hand when it was fitted.
     """
 
     format_version: int
@@ -191,6 +245,11 @@ class ModelCard(_Section):
     tiles: TilesSection | None = None
     bits: FileBits = ALL_BITS
     audit: AuditCard | None = None
+    defects: DefectsCard | None = None
+
+    def with_threshold(self, threshold: Threshold) -> ModelCard:
+        """Return the card with another threshold."""
+        return self.model_copy(update={"threshold": ThresholdSection.from_threshold(threshold)})
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""

@@ -113,6 +113,27 @@ def false_alarm_interval(n: int, below: int, confidence: float = 0.95) -> tuple[
     return _beta_quantile(tail, above, n), _beta_quantile(1.0 - tail, above, n)
 
 
+def threshold_at(value: float, scores: Sequence[float] | NDArray[np.floating[Any]]) -> Threshold:
+    """Return a threshold that was chosen otherwise, with what the scores of held-out normals say of it.
+
+    Args:
+        value: raw score.
+        scores: ``(n,)``, finite, n >= 2; those that chose it, if they did, make the interval too narrow.
+    """
+    n = len(scores)
+    below = int((np.asarray(scores) <= value).sum())
+    low, high = false_alarm_interval(n, max(below, 1))
+    return Threshold(value, (n - below + 1) / (n + 2), n, low, high if below else 1.0, below < n)
+
+
+def share_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval (Clopper and Pearson 1934) of a share of which ``count`` of ``n`` were seen."""
+    tail = (1.0 - confidence) / 2
+    low = 0.0 if count == 0 else _beta_quantile(tail, count, n)
+    high = 1.0 if count == n else _beta_quantile(1.0 - tail, count + 1, n)
+    return low, high
+
+
 def _beta_quantile(probability: float, a: int, n: int) -> float:
     """Quantile of Beta(a, n - a + 1), whose distribution function at x is P(Binomial(n, x) >= a)."""
     counts = np.arange(a, n + 1)

@@ -1,0 +1,150 @@
+"""What a threshold lets pass, measured on defects at hand, and the threshold that costs least.
+
+The defects were not fitted on, and the scores of normals are out of fold, so both count as unseen. A threshold that is
+chosen by these very scores is judged by leaving each image out once: chosen by the others, counted on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgead.data import Category, Sample
+from edgead.data.layouts import list_defects
+from edgead.model.model import TrainedModel
+from edgead.model.model_card import CostCard, DefectsCard, PointCard
+from edgead.runtime.decision.threshold import Threshold, calibrate, share_interval, threshold_at
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.decode import read_image
+
+# False-alarm rates whose thresholds are shown beside the model's own.
+_RATES = (0.01, 0.02, 0.05, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What mistakes cost, in any unit.
+
+    Attributes:
+        escape: of a defective part that passes. false_alarm: of a normal part that is rejected.
+        defect_rate: share of all parts that are defective, in (0, 1).
+    """
+
+    escape: float
+    false_alarm: float
+    defect_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.escape > 0 and self.false_alarm > 0):
+            raise ConfigError(f"costs must be above 0, got {self.escape:g} and {self.false_alarm:g}")
+        if not 0.0 < self.defect_rate < 1.0:
+            raise ConfigError(f"the rate of defects must lie between 0 and 1, got {self.defect_rate:g}")
+
+    def of(
+        self, escapes: NDArray[np.float64] | float, false_alarms: NDArray[np.float64] | float
+    ) -> NDArray[np.float64]:
+        """Return the cost of 1,000 parts where these shares of defective and of normal parts are judged wrongly."""
+        return 1000 * np.asarray(
+            self.defect_rate * self.escape * escapes + (1 - self.defect_rate) * self.false_alarm * false_alarms
+        )
+
+
+def defects_at_hand(category: Category, folder: str | Path | None) -> tuple[Sample, ...]:
+    """Return the defective images beside the training images, and those of a folder.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    return (*category.defects, *(() if folder is None else list_defects(Path(folder).expanduser())))
+
+
+def with_operating_point(model: TrainedModel, defects: Sequence[Sample], costs: Costs | None) -> TrainedModel:
+    """Return the model with what its threshold does to defects, and with the threshold that costs least if asked for.
+
+    Args:
+        model: of one category.
+        defects: images that it was not fitted on.
+        costs: None keeps the threshold.
+
+    Raises:
+        ConfigError: the model routes between categories.
+        DataError: an image that cannot be read, or costs without a defect.
+    """
+    if not defects:
+        if costs is not None:
+            raise DataError("costs need defects to weigh; put some into train/defect, or give --defects DIR")
+        return model
+    if model.card.routing is not None:
+        raise ConfigError("defects at hand are for a model of one category; fit one for each")
+    normal = np.array(model.card.normal_scores)
+    with model.inspector("defects") as inspector:
+        scores = np.array([inspector(read_image(one.path, inspector.bits)).score for one in defects])
+    if not np.isfinite(scores).all():
+        bad = defects[int(np.flatnonzero(~np.isfinite(scores))[0])]
+        raise DataError(f"{bad.path} has no finite score; remove it, or fit again")
+    chosen = None if costs is None else _cheapest(normal, scores, costs)
+    threshold = model.threshold if chosen is None else threshold_at(chosen.value, normal)
+    card = DefectsCard(
+        images=len(scores),
+        kinds=_by_kind(defects, scores, threshold.value),
+        points=tuple(_points(normal, scores, threshold)),
+        costs=chosen,
+    )
+    return replace(model, card=model.card.with_threshold(threshold).model_copy(update={"defects": card}))
+
+
+def _by_kind(defects: Sequence[Sample], scores: NDArray[np.float64], value: float) -> dict[str, tuple[int, int]]:
+    kinds: dict[str, tuple[int, int]] = {}
+    for sample, score in zip(defects, scores.tolist(), strict=True):
+        images, escapes = kinds.get(sample.label or "defect", (0, 0))
+        kinds[sample.label or "defect"] = images + 1, escapes + (score <= value)
+    return kinds
+
+
+def _points(normal: NDArray[np.float64], defects: NDArray[np.float64], own: Threshold) -> Iterable[PointCard]:
+    others = [calibrate(normal, rate) for rate in _RATES if rate != own.target_false_alarm_rate]
+    for threshold in sorted([own, *others], key=lambda one: -one.value):
+        escapes = int((defects <= threshold.value).sum())
+        low, high = share_interval(escapes, len(defects))
+        yield PointCard(
+            threshold=threshold.value,
+            target_false_alarm_rate=threshold.target_false_alarm_rate,
+            false_alarms=int((normal > threshold.value).sum()),
+            normals=len(normal),
+            escapes=escapes,
+            escape_low=low,
+            escape_high=high,
+            own=threshold is own,
+        )
+
+
+def _cheapest(normal: NDArray[np.float64], defects: NDArray[np.float64], costs: Costs) -> CostCard:
+    value = _least(normal, defects, costs)
+    # Each image judged by the threshold that the others choose.
+    escapes = np.mean([score <= _least(normal, np.delete(defects, i), costs) for i, score in enumerate(defects)])
+    alarms = np.mean([score > _least(np.delete(normal, i), defects, costs) for i, score in enumerate(normal)])
+    return CostCard(
+        value=value,
+        cost_escape=costs.escape,
+        cost_false_alarm=costs.false_alarm,
+        defect_rate=costs.defect_rate,
+        escape_rate=float(escapes),
+        false_alarm_rate=float(alarms),
+        cost_per_1000=float(costs.of(float(escapes), float(alarms))),
+    )
+
+
+def _least(normal: NDArray[np.float64], defects: NDArray[np.float64], costs: Costs) -> float:
+    """Return the threshold of least cost, in the middle of the widest gap where several cost the same."""
+    scores = np.unique(np.concatenate([normal, defects]))
+    edges = np.concatenate([scores[:1] - 1e-6 * abs(scores[0]) - 1e-9, scores, scores[-1:] * (1 + 1e-6) + 1e-9])
+    middles, gaps = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    missed = np.searchsorted(np.sort(defects), middles, side="right") / max(len(defects), 1)
+    alarms = 1 - np.searchsorted(np.sort(normal), middles, side="right") / max(len(normal), 1)
+    cost = costs.of(missed, alarms)
+    best = np.flatnonzero(cost <= cost.min() * (1 + 1e-12))
+    return float(middles[best[np.argmax(gaps[best])]])
