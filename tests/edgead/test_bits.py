@@ -17,6 +17,7 @@ import edgead as sdk
 from edgead.data import open_category
 from edgead.evaluation.probing import ProbePlan, probe
 from edgead.evaluation.validation_normals import find_normals, read_training_record
+from edgead.evaluation.worst_images import worst_images
 from edgead.runtime import Inspector, Stream
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.manifest_schema import InputSection
@@ -284,3 +285,13 @@ def test_the_report_reads_the_bits(edgead, made, tmp_path):
 def test_an_array_of_16_bits_is_refused_with_what_to_do(made):
     with made.wide_model.inspector() as inspect, pytest.raises(DataError, match=r"uint16; shift its values as those"):
         inspect(np.zeros((80, 90), np.uint16))
+
+
+def test_the_image_that_a_precision_moved_most_is_read_by_the_bits(made, tmp_path):
+    found = []
+    for model, folder in ((made.wide_model, made.wide), (made.plain_model, made.plain)):
+        bundle = tmp_path / f"{folder.parent.name}.edgead"
+        model.export(bundle, fp16=True, images=[folder / "test"])
+        found.append(worst_images(bundle, sorted((folder / "test").rglob("*.png"))))
+    assert found[0] == found[1]
+    assert found[0][0].name.startswith("test/")
