@@ -13,8 +13,8 @@ from edgead.data import open_category
 from edgead.evaluation.worst_images import jpeg, thumbnail
 from edgead.fitting import fit
 from edgead.fitting.config import FitConfig
+from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
-from edgead.model.model_card import AuditCard
 from edgead.runtime.imaging.decode import ALL_BITS, read_image
 from edgead.runtime.imaging.heatmap import overlay
 from edgead.runtime.progress import Progress, silent

@@ -22,7 +22,7 @@ from edgead.detectors.base import TrainingImages
 from edgead.export.exportable import Exportable
 from edgead.export.exporting import write_draft
 from edgead.features.features import FeatureExtractor
-from edgead.model.model_card import BudgetCard, RungCard
+from edgead.model.card_sections import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
 from edgead.runtime.decision.paired_auroc import Ranking
 from edgead.runtime.device.bench import DEFAULT_FRAME_SIZE, take_turns

@@ -19,8 +19,8 @@ from edgead.cli._options import (
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
+    from edgead.model.card_sections import BudgetCard, DefectsCard
     from edgead.model.model import TrainedModel
-    from edgead.model.model_card import BudgetCard
     from edgead.runtime.decision.threshold import Threshold
 
 PANEL = "Train, measure, export"
@@ -72,6 +72,24 @@ def fit(
     robust: Annotated[
         bool, typer.Option("--robust", help="Omit the training images that are unlike the others, and name them.")
     ] = False,
+    defects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Defective images, a folder a kind: what the threshold lets pass. Those in train/KIND count too.",
+            show_default=False,
+        ),
+    ] = None,
+    cost_escape: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Cost of a defect that passes; with both costs the cheapest threshold counts."),
+    ] = None,
+    cost_false_alarm: Annotated[
+        float | None, typer.Option(metavar="Y", help="Cost of a good part that is rejected, in the same unit.")
+    ] = None,
+    defect_rate: Annotated[
+        float, typer.Option(metavar="P", help="Share of all parts that are defective, for the costs.")
+    ] = 0.01,
     budget_mb: Annotated[
         float | None,
         typer.Option(metavar="X", help="Largest bundle on disk, in MB of 10^6 bytes.", show_default="no limit"),
@@ -114,12 +132,14 @@ def fit(
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
+    from edgead.evaluation.operating_point import parse_costs
     from edgead.fitting import fit as fit_model
     from edgead.model.model import check_model_path
     from edgead.runtime.imaging.roi import parse_box
     from edgead.runtime.imaging.tiling import parse_tiles
 
     check_model_path(output)
+    costs = parse_costs(cost_escape, cost_false_alarm, defect_rate)
     box = None if roi is None else parse_box(roi)
     # Of a learned detector; the same command after an interruption goes on from it.
     checkpoint = output.with_name(f".{output.name}.training")
@@ -137,6 +157,8 @@ def fit(
             false_alarm_rate=false_alarm_rate,
             exclude=exclude or (),
             robust=robust,
+            defects=defects,
+            costs=costs,
             budget_mb=budget_mb,
             budget_ms=budget_ms,
             roi=box,
@@ -159,7 +181,8 @@ def fit(
             "and 'edgead eval --probe' measures it"
         )
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
-    out.finish(payload, *curve, _fit_table(payload, model.threshold))
+    points = () if model.card.defects is None else (_defects_table(model.card.defects),)
+    out.finish(payload, *curve, *points, _fit_table(payload, model.threshold))
 
 
 def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
@@ -183,6 +206,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
         "planted_defects": dict(zip(("images", "passed"), model.planted_defects(), strict=True)),
         "seconds": round(seconds, 3),
     }
+    if card.defects is not None:
+        payload["defects"] = card.defects.model_dump(mode="json")
     if card.audit is not None:
         payload["audit"] = card.audit.model_dump(mode="json")
     if card.routing is not None:
@@ -248,6 +273,29 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "seconds": f"{payload['seconds']:.1f}",
         },
     )
+
+
+def _defects_table(card: DefectsCard) -> Any:
+    from edgead.cli._output import table
+
+    kinds = ", ".join(f"{kind} {escapes} of {images}" for kind, (images, escapes) in card.kinds.items())
+    title = f"{card.images} defects at hand, not fitted on; escapes at the threshold: {kinds}"
+    if card.costs is not None:
+        title += (
+            f". Chosen by costs; judged without the image: {card.costs.escape_rate:.1%} escapes, "
+            f"{card.costs.false_alarm_rate:.1%} false alarms, {card.costs.cost_per_1000:.4g} for 1,000 parts"
+        )
+    rows = [
+        [
+            f"{point.target_false_alarm_rate:.2%}" + (" (the model's)" if point.own else ""),
+            f"{point.threshold:.5g}",
+            f"{point.false_alarms} of {point.normals}",
+            f"{point.escapes} of {card.images}",
+            f"{point.escape_low:.1%} to {point.escape_high:.1%}",
+        ]
+        for point in card.points
+    ]
+    return table(title, ["aims at false alarms", "threshold", "false alarms", "escapes", "of such defects"], rows)
 
 
 def _budget_table(card: BudgetCard) -> Any:

@@ -124,7 +124,7 @@ def _category(
     train, test, validation = (
         tuple(sorted(samples, key=lambda sample: relative_name(sample.path, root))) for samples in splits
     )
-    return Category(root.resolve().name, root, layout, train, test, validation, omitted)
+    return Category(root.resolve().name, root, layout, train, test, validation, omitted=omitted)
 
 
 def _check(category: Category, given: Path, train_only: bool, need_test: bool) -> None:

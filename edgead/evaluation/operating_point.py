@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from edgead.data import Category, Sample
 from edgead.data.layouts import list_defects
+from edgead.model.card_sections import CostCard, DefectsCard, PointCard
 from edgead.model.model import TrainedModel
-from edgead.model.model_card import CostCard, DefectsCard, PointCard
 from edgead.runtime.decision.threshold import Threshold, calibrate, share_interval, threshold_at
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
 
 # False-alarm rates whose thresholds are shown beside the model's own.
 _RATES = (0.01, 0.02, 0.05, 0.1)
+_Share = NDArray[np.float64] | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,15 @@ class Costs:
         return 1000 * np.asarray(
             self.defect_rate * self.escape * escapes + (1 - self.defect_rate) * self.false_alarm * false_alarms
         )
+
+
+def parse_costs(escape: float | None, false_alarm: float | None, defect_rate: float) -> Costs | None:
+    """Return the costs of the command line, None where there are none; raises `ConfigError` where one is missing."""
+    if escape is None and false_alarm is None:
+        return None
+    if escape is None or false_alarm is None:
+        raise ConfigError("give both --cost-escape and --cost-false-alarm; only their ratio matters")
+    return Costs(escape, false_alarm, defect_rate)
 
 
 def defects_at_hand(category: Category, folder: str | Path | None) -> tuple[Sample, ...]:

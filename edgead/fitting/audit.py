@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgead.data import Category
 from edgead.data.survey import Survey
-from edgead.model.model_card import AuditCard
+from edgead.model.card_sections import AuditCard
 from edgead.runtime.errors import ConfigError, DataError, suggest
 
 # The command line shows what this logger says as its own warnings.

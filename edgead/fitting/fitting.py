@@ -31,8 +31,9 @@ from edgead.fitting.audit import AS_ASKED, exclude_images, image_names, make_aud
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
 from edgead.fitting.wide_files import warn_of_unused_bits
+from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
-from edgead.model.model_card import AuditCard, Geometry, GoodParts, Method, make_card
+from edgead.model.model_card import Geometry, GoodParts, Method, make_card
 from edgead.runtime.bundle.layout import check_member_name, fold_name
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from edgead.detectors.dfc import PooledFit
 from edgead.detectors.learned import LearnedFit, LearnedModule
 from edgead.detectors.routing import RoutedModule
 from edgead.features.scoring import ScoringModule
-from edgead.model.model_card import CategoryCard, RoutingCard, TrainingCard
+from edgead.model.card_sections import CategoryCard, RoutingCard, TrainingCard
 from edgead.runtime.bundle.manifest_schema import ThresholdSection
 from edgead.runtime.decision.threshold import calibrate
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from edgead.features.backbones import BackboneInfo, BackboneSpec
+from edgead.model.card_sections import AuditCard, BudgetCard, CardSection, DefectsCard, RoutingCard, TrainingCard
 from edgead.runtime.bundle.manifest_schema import (
     FileBits,
     NormalsSection,
@@ -27,176 +28,12 @@ from edgead.runtime.imaging.preprocess import RESIZE_RULE
 from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.version import __version__
-from edgead.training.training_log import TrainingLog
 
 FORMAT_VERSION = 1
 CARD_FILE = "model.json"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class CategoryCard(_Section):
-    """One category of a routed model.
-
-    Attributes:
-        threshold: in standard deviations over the category's held-out normals, as the head's scores are.
-        minimum_similarity: below it an image is not taken for a part of the category.
-        sources: folder name -> number of its images that the category got.
-    """
-
-    threshold: ThresholdSection
-    minimum_similarity: float
-    sources: dict[str, int]
-
-
-class RoutingCard(_Section):
-    """How a routed model was made.
-
-    Attributes:
-        head: detector of the heads.
-        categories: by name, in the order of the router's columns.
-        silhouettes: number of categories -> mean silhouette, where the number was looked for.
-        purity: share of the images that lie in a category together with most of their folder's.
-    """
-
-    head: str
-    categories: dict[str, CategoryCard]
-    silhouettes: dict[int, float]
-    purity: float
-
-
-class RungCard(_Section):
-    """One point of a budget's curve.
-
-    Attributes:
-        settings: those that vary along the curve.
-        auroc: of painted defects against good images, which the model of this point never saw.
-        bytes: of the bundle on disk, an upper bound.
-        ms: median from camera to decision.
-        fits: whether it keeps within the budget.
-    """
-
-    settings: dict[str, Any]
-    auroc: float
-    standard_error: float
-    bytes: int
-    ms: float
-    fits: bool
-
-
-class BudgetCard(_Section):
-    """How settings were chosen by measurement, see `edgead.budget.choose`.
-
-    Attributes:
-        budget_mb: 10^6 bytes of the bundle on disk; budget_ms: median from camera to decision. None: no limit.
-        fitted, held_out, probes: good images that each point was fitted on, good images and painted ones it judged.
-        strength: of the painted defects.
-        frame_size: ``(width, height)`` of the frames that were timed; frames: how many a point.
-        backend: what ran them; machine: where.
-        curve: cheap to expensive.
-        chosen: index of the curve.
-    """
-
-    budget_mb: float | None
-    budget_ms: float | None
-    fitted: int
-    held_out: int
-    probes: int
-    strength: float
-    frame_size: tuple[int, int]
-    frames: int
-    backend: dict[str, Any]
-    machine: dict[str, Any]
-    curve: tuple[RungCard, ...]
-    chosen: int
-
-
-class TrainingCard(_Section):
-    """How a network was trained.
-
-    Attributes:
-        held_out: indices of the training images that it did not see, ascending; ``normal_scores`` are theirs.
-        log: losses, and the judgements by which the state to keep was selected.
-    """
-
-    held_out: tuple[int, ...]
-    log: TrainingLog
-
-
-class AuditCard(_Section):
-    """What a fit found in its training images; names are relative to their category's folder.
-
-    Attributes:
-        parts: images that are no copy of another.
-        copies: groups of images that are copies of each other.
-        odd: image unlike the others -> why.
-        unusual: the images with the highest scores, from the highest down, by models that did not see them.
-        excluded: image that was left out of the fit -> why.
-    """
-
-    parts: int
-    copies: tuple[tuple[str, ...], ...]
-    odd: dict[str, str]
-    unusual: dict[str, float]
-    excluded: dict[str, str]
-
-
-class PointCard(_Section):
-    """One threshold and what it does.
-
-    Attributes:
-        target_false_alarm_rate: that it aims at.
-        false_alarms: of so many held-out normals, those above it. escapes: defects that would pass.
-        escape_low, escape_high: 95 % interval of the share of defects like these that would pass.
-        own: whether it is the model's threshold.
-    """
-
-    threshold: float
-    target_false_alarm_rate: float
-    false_alarms: int
-    normals: int
-    escapes: int
-    escape_low: float
-    escape_high: float
-    own: bool
-
-
-class CostCard(_Section):
-    """The threshold of least cost.
-
-    Attributes:
-        defect_rate: share of defective parts among all.
-        escape_rate, false_alarm_rate: judged by thresholds that were chosen without the image; cost_per_1000: of parts,
-            at these rates.
-    """
-
-    value: float
-    cost_escape: float
-    cost_false_alarm: float
-    defect_rate: float
-    escape_rate: float
-    false_alarm_rate: float
-    cost_per_1000: float
-
-
-class DefectsCard(_Section):
-    """What the model makes of the defects at hand, which it was not fitted on.
-
-    Attributes:
-        kinds: kind -> (images, those that would pass).
-        points: thresholds from high to low.
-        costs: where the threshold was chosen by costs.
-    """
-
-    images: int
-    kinds: dict[str, tuple[int, int]]
-    points: tuple[PointCard, ...]
-    costs: CostCard | None = None
-
-
-class ModelCard(_Section):
+class ModelCard(CardSection):
     """The content of ``model.json``.
 
     Attributes:
@@ -237,7 +74,7 @@ class ModelCard(_Section):
     categories: dict[str, int]
     fingerprint: dict[str, str]
     versions: dict[str, str]
-    normals: dict[str, NormalsSection] = {}
+    normals: dict[str, NormalsSection] = Field(default_factory=dict)
     routing: RoutingCard | None = None
     budget: BudgetCard | None = None
     region: RegionSection | None = None

@@ -24,8 +24,8 @@ from edgead.features.backbones import BackboneSpec, build_backbone
 from edgead.features.features import FeatureExtractor, build_extractor
 from edgead.fitting import fit
 from edgead.metrics.metrics import image_auroc
+from edgead.model.card_sections import RungCard
 from edgead.model.model import load_model
-from edgead.model.model_card import RungCard
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.progress import silent
 
