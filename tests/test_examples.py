@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 JETSON = EXAMPLES / "jetson"
@@ -42,6 +44,50 @@ def test_every_command_of_the_unit_file_exists():
     verbs = [line.split("bin/edgead ")[1].split()[0] for line in lines]
     assert verbs == ["check", "run"]
     assert set(verbs) <= set(known)
+
+
+BOOT = """
+mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /sys/fs/cgroup && mkdir /sys/fs/cgroup/systemd || exit 1
+mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd || exit 1
+mkdir -p /run/systemd/system && cp "$1"/*.service "$1"/all.target /run/systemd/system || exit 1
+exec /lib/systemd/systemd --system --unit=all.target --log-target=console
+"""
+
+
+@pytest.mark.slow
+def test_a_real_systemd_starts_the_station_again_after_a_fault_while_running_only(tmp_path):
+    if os.geteuid() != 0 or not Path("/lib/systemd/systemd").exists():
+        pytest.skip("needs root and systemd, which is started in namespaces of its own")
+    # The rules of the unit that is shipped; what it runs here ends with a code at once.
+    rules = re.findall(r"^(?:Restart|StartLimit)\w*=.*$", (JETSON / "edgead.service").read_text(), re.MULTILINE)
+    limits = [line for line in rules if line.startswith("StartLimit")]
+    restarts = [line for line in rules if line not in limits and not line.startswith("RestartSec")]
+    codes = (1, 2, 3, 4)
+    for code in codes:
+        head = ["[Unit]", "DefaultDependencies=no", *limits, "[Service]", *restarts, "RestartSec=0.1"]
+        run = f"ExecStart=/bin/sh -c 'echo started >> {tmp_path}/{code}.log; exit {code}'"
+        (tmp_path / f"station{code}.service").write_text("\n".join([*head, run, ""]))
+    wanted = " ".join(f"station{code}.service" for code in codes)
+    (tmp_path / "all.target").write_text(f"[Unit]\nDefaultDependencies=no\nWants={wanted}\n")
+    command = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", BOOT, "sh"]
+
+    def starts(code: int) -> int:
+        log = tmp_path / f"{code}.log"
+        return log.read_text().count("\n") if log.exists() else 0
+
+    with (tmp_path / "console").open("wb") as console:
+        child = subprocess.Popen(
+            [*command, str(tmp_path)], stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
+        )
+    try:
+        wait_for(lambda: child.poll() is not None or starts(4) >= 12)
+        if child.poll() is not None:
+            pytest.skip(f"systemd cannot be started here: {(tmp_path / 'console').read_text()[-200:]}")
+        assert starts(1) > 5
+        assert (starts(2), starts(3)) == (1, 1)
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_the_notebook_runs(tmp_path):
