@@ -166,7 +166,7 @@ class _Work:
         else:
             together = 1 if cut is None else cut.count
             closed = fit_closed_form(self._method, images, extractor, seed=seed, progress=progress, tiles=together)
-            outcome = of_closed_form(closed, self._opened[0].name)
+            outcome = of_closed_form(closed, self._opened[0].name, len(self._samples))
         return _Fitted(outcome, images, info, cut, budget)
 
     def assemble(self, fitted: _Fitted) -> TrainedModel:
