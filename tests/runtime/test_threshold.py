@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, expon, norm
 
 from edgead.runtime.decision.threshold import calibrate, false_alarm_interval, normals_needed
 from edgead.runtime.errors import ConfigError, DataError
 
 
-def test_order_statistic_midway_to_the_next_score():
+def test_order_statistic_and_halfway_to_the_next_score_where_that_is_near():
     scores = np.arange(1.0, 200.0)  # n = 199: k = ceil(200 * 0.99) = 198
     threshold = calibrate(scores, 0.01)
     assert threshold.value == 198.5
@@ -23,7 +25,7 @@ def test_order_statistic_midway_to_the_next_score():
 def test_too_few_normals_is_said_plainly():
     threshold = calibrate(np.array([1.0, 2.0, 4.0]), 0.01)
     assert not threshold.supported
-    assert threshold.value == 5.0  # the largest score plus half the last gap
+    assert threshold.value == 5.5  # the largest score plus the median of the last gaps
     assert "cannot support" in threshold.explain()
     assert "99 good parts" in threshold.explain()
     assert normals_needed(0.01) == 99
@@ -32,11 +34,55 @@ def test_too_few_normals_is_said_plainly():
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=300), st.sampled_from([0.3, 0.1, 0.01, 0.001]))
-def test_never_on_a_score_and_rate_holds_on_the_calibration_set(scores, target):
+def test_above_its_score_also_as_float32_and_the_rate_holds_on_the_calibration_set(scores, target):
     threshold = calibrate(scores, target)
-    assert threshold.value not in scores
+    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - target) - 1e-9))
+    anchor = sorted(scores)[rank - 1]
+    larger = [score for score in scores if score > anchor]
+    following = np.nextafter(np.float32(anchor), np.float32(np.inf))
+    assert threshold.value > anchor
+    assert np.float32(threshold.value) > np.float32(anchor)
+    assert not larger or threshold.value < min(larger) or min(larger) == following
     assert np.mean(np.array(scores) > threshold.value) <= target
     assert 0.0 <= threshold.low <= threshold.high <= 1.0
+
+
+@pytest.mark.parametrize("largest", [199.0, 1000.0, 1e6])
+def test_one_odd_image_does_not_move_the_threshold_far(largest):
+    threshold = calibrate([*np.arange(1.0, 199.0), largest], 0.01)
+    assert threshold.value == (198.5 if largest == 199.0 else 199.0)  # a usual gap above 198
+    assert (threshold.low, threshold.high) == pytest.approx(beta.ppf([0.025, 0.975], 2, 198), abs=1e-9)
+
+
+def test_without_enough_normals_one_odd_image_is_below_by_a_usual_gap():
+    assert calibrate([1.0, 2.0, 3.0, 4.0, 90.0], 0.01).value == 90.0 + (1.0 + 86.0) / 2  # three scores have two gaps
+    assert calibrate([*np.arange(40.0), 1000.0], 0.01).value == 1001.0
+
+
+@pytest.mark.parametrize("score", [0.0, 7.25, -3.0, 1e6])
+def test_equal_scores(score):
+    for n in (2, 150):
+        threshold = calibrate([score] * n, 0.01)
+        assert score < threshold.value <= score + 1e-3 * max(abs(score), 1e-3)
+        assert np.float32(threshold.value) > score
+
+
+def test_neighbours_in_float32():
+    anchor = np.float32(1e6)
+    scores = [float(anchor)] * 98 + [float(np.nextafter(anchor, np.float32(np.inf)))]
+    threshold = calibrate(scores, 0.02)
+    assert np.float32(threshold.value) > anchor
+    # Nothing fits between the two, so that none of the 99 is an anomaly, and the interval says so.
+    assert (threshold.low, threshold.high) == pytest.approx(beta.ppf([0.025, 0.975], 1, 99), abs=1e-9)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05])
+@pytest.mark.parametrize("draw", ["standard_normal", "standard_exponential"])
+def test_the_mean_false_alarm_rate_is_the_target(draw, target):
+    rng = np.random.default_rng(0)
+    survival = {"standard_normal": norm.sf, "standard_exponential": expon.sf}[draw]
+    rates = [survival(calibrate(getattr(rng, draw)(200), target).value) for _ in range(800)]
+    assert 0.85 * target < np.mean(rates) <= 1.03 * target
 
 
 def test_interval_covers_the_true_rate():
