@@ -94,7 +94,7 @@ def audit(
         >>> audit("data/screw").card.copies
         (('train/good/053.png', 'train/good/173.png'),)
     """
-    config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits)
+    config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits, keep_stray=True)
     with _unsaid():
         model, blind, names = _fit_twice(folder, config, progress)
     card = model.card.audit
@@ -111,7 +111,7 @@ def _fit_twice(
     model = fit(folder, config, progress=progress)
     card = model.card.audit
     assert card is not None
-    names = list(dict.fromkeys([*card.odd, *card.unusual]))
+    names = list(dict.fromkeys([*card.stray, *card.odd, *card.unusual]))
     # Enough must be left to say what is normal.
     without = names[: sum(model.card.categories.values()) // 2]
     return model, fit(folder, config, exclude=without, progress=progress), names
@@ -135,7 +135,7 @@ def _refuse(_record: logging.LogRecord) -> bool:
 def _show(
     blind: TrainedModel, files: dict[str, Path], names: Sequence[str], card: AuditCard, bits: int
 ) -> list[AuditedImage]:
-    shown = []
+    shown, odd = [], card.stray | card.odd
     with blind.inspector("audit") as inspector:
         for name in names:
             pixels = read_image(files[name], bits)
@@ -143,7 +143,11 @@ def _show(
             result = inspector(pixels)
             shown.append(
                 AuditedImage(
-                    name, card.unusual.get(name), card.odd.get(name, ""), jpeg(small), jpeg(overlay(small, result))
+                    name,
+                    card.unusual.get(name),
+                    odd.get(name, ""),
+                    jpeg(small),
+                    jpeg(overlay(small, result)),
                 )
             )
     return shown

@@ -339,7 +339,7 @@ def test_a_fit_that_is_killed_leaves_a_whole_model_or_what_was_there(
     fixed: dict[str, Any] = {"target": str(target), "model": str(made.directory)}
     fixed["folders"] = [str(folder) for folder in given(made.name, folders)]
     fixed["arguments"] = {"detector": made.name, "settings": settings(made.name), "size": SIZE}
-    stages = ("training",) if learns(made.name) else ("features", "out-of-fold scores")
+    stages = ("training",) if learns(made.name) else ("features", "held-out scores")
     for stage in stages:
         assert ask("kill", stage=stage, files=0, **fixed)
         assert not target.exists()

@@ -70,8 +70,9 @@ def _tables(report: AuditReport) -> list[Any]:
     shown: list[Any] = [
         listing(f"Audit of {report.name}", {"normal images": f"{report.images}, of {card.parts} parts"})
     ]
-    if card.odd:
-        shown.append(listing("Unlike the others", card.odd))
+    for title, found in (("Stray: a fit omits them", card.stray), ("Unlike the others: look at them", card.odd)):
+        if found:
+            shown.append(listing(title, found))
     scores = [[name, f"{score:.4g}"] for name, score in card.unusual.items()]
     shown.append(table(f"Highest scores (a threshold would be {report.threshold:.4g})", ["image", "score"], scores))
     if card.copies:

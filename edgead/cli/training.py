@@ -69,8 +69,9 @@ def fit(
         list[str] | None,
         typer.Option(metavar="NAME", help="A training image to omit; repeat it.", show_default=False),
     ] = None,
-    robust: Annotated[
-        bool, typer.Option("--robust", help="Omit the training images that are unlike the others, and name them.")
+    keep_stray: Annotated[
+        bool,
+        typer.Option("--keep-stray", help="Learn also from images that show nothing or score far beyond the others."),
     ] = False,
     defects: Annotated[
         Path | None,
@@ -156,7 +157,7 @@ def fit(
             seed=seed,
             false_alarm_rate=false_alarm_rate,
             exclude=exclude or (),
-            robust=robust,
+            keep_stray=keep_stray,
             defects=defects,
             costs=costs,
             budget_mb=budget_mb,

@@ -41,10 +41,12 @@ class Odd:
     Attributes:
         index: of the image.
         why: one clause, such as ``its brightness is 3, of the others 98 to 120``.
+        stray: it shows no part, so that nothing should be learned from it.
     """
 
     index: int
     why: str
+    stray: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def _odd_sizes(sizes: Sequence[tuple[int, int]]) -> Iterable[Odd]:
 def _empty(contrasts: NDArray[np.float64]) -> Iterable[Odd]:
     usual = float(np.median(contrasts))
     for index in np.flatnonzero((contrasts < _EMPTY) & (usual > _TIMES * contrasts) & (usual > _EMPTY)).tolist():
-        yield Odd(index, "it shows nothing, all its pixels are nearly alike")
+        yield Odd(index, "it shows nothing, all its pixels are nearly alike", stray=True)
 
 
 def _odd_values(name: str, values: NDArray[np.float64], least: float | None) -> Iterable[Odd]:

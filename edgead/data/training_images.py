@@ -60,10 +60,12 @@ class TrainingImages:
         return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
 
     def select(self, indices: Sequence[int]) -> TrainingImages:
-        if self._tiles is not None:
+        tiles = 1 if self._tiles is None else self._tiles.count
+        pictures = [index // tiles for index in indices[::tiles]]
+        if list(indices) != [picture * tiles + tile for picture in pictures for tile in range(tiles)]:
             raise ConfigError("tiles of one picture are not told apart")
-        chosen = [self._samples[index] for index in indices]
-        return TrainingImages(chosen, self._height, self._width, self._region, signals=self._signals)
+        chosen = [self._samples[picture] for picture in pictures]
+        return TrainingImages(chosen, self._height, self._width, self._region, self._tiles, self._signals)
 
     def survey(self, counts: Sequence[int]) -> list[Survey]:
         """Look at all images once for copies and odd ones, at each category's ``counts`` images by themselves."""

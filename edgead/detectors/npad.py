@@ -207,13 +207,17 @@ class _Neighbourhoods:
 
     Everything is kept for each fold, so that every model comes from one pass: the PCA, the Gaussians and the centroids
     of a held-out fold never saw it, and neither did the distances that set its z-scores.
+
+    An image cannot be left out afterwards, by algebra: it moves the PCA in which all else is computed, and centroids of
+    k-means without it are others. So each fold has a model of its own.
     """
 
     def __init__(self, settings: NPad.Settings, images: int, extractor: FeatureExtractor, seed: int) -> None:
         self._settings = settings
         self._seed = seed
         self._grid = extractor.grid
-        self._folds = min(base.FOLDS, images)
+        self._folds = 0  # that have come
+        most = min(base.FOLDS, images)
         cells = extractor.grid[0] * extractor.grid[1]
         width = extractor.channels
         if settings.projection == "random":
@@ -223,18 +227,20 @@ class _Neighbourhoods:
         self._dimensions = min(settings.dimensions, width)
         first = width < extractor.channels
         self._first = random_orthonormal(extractor.channels, width, seed) if first else None
-        self._channels = ChannelStatistics(self._folds, width) if self._dimensions < width else None
+        self._channels = ChannelStatistics(most, width) if self._dimensions < width else None
         self._locations = self._sample = self._maps = None
         if settings.fusion != "centroid":
             dtype = torch.float64 if width <= _EXACT_CHANNELS else torch.float32
-            self._locations = LocationStatistics(self._folds, cells, width, dtype)
+            self._locations = LocationStatistics(most, cells, width, dtype)
         if settings.fusion != "mahalanobis":
             self._sample = PatchReservoir(settings.max_patches, images, cells, width, seed)
         if settings.fusion == "zscore":
-            self._maps = MapReservoir(self._folds, seed)
+            self._maps = MapReservoir(most, seed)
         self._held_out: dict[int, Tensor] = {}
 
     def update(self, features: Tensor, folds: NDArray[np.int64]) -> None:
+        # Fewer than the images would fill, where tiles or near-duplicates share a fold.
+        self._folds = max(self._folds, int(folds.max()) + 1)
         rows = features.flatten(2).transpose(1, 2)
         if self._first is not None:
             rows = rows @ self._first.float()

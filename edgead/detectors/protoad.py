@@ -87,7 +87,11 @@ class PrototypeHead(nn.Module):
 
 
 class _Prototypes:
-    """A sample of unit patches and the clusters of it."""
+    """A sample of unit patches and the clusters of it.
+
+    An image cannot be left out afterwards: clusters are means over many images, and without one of them they would not
+    be these less its patches, but others. So each fold has clusters of its own.
+    """
 
     def __init__(self, settings: ProtoAD.Settings, images: int, extractor: FeatureExtractor, seed: int) -> None:
         self._settings = settings

@@ -51,6 +51,11 @@ class PatchReservoir:
         self._filled = end
         self._seen += len(rows)
 
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """Index ``(m,)`` of the image that each patch is of."""
+        return np.asarray(self._kept // self._cells, np.int64)
+
     def patches(self, without: Collection[int] = ()) -> Tensor:
         """Return the patches ``(m, C)`` of every image, or of all but those of some folds."""
         if not without:

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgead.data import Category, Sample
 from edgead.runtime.errors import DataError
 
-OUT_OF_FOLD = "training images, scored out of fold"
+UNSEEN = "training images, scored as unseen ones"
 HELD_OUT = "training images that were held out"
 VALIDATION = "validation images"
 PHOTOS = "normal images"
@@ -41,7 +41,7 @@ class Normals:
     Attributes:
         samples: what is planted on.
         scores: of good images by models that had not seen them; None: the inspector is to judge ``samples``.
-        source: `OUT_OF_FOLD`, `HELD_OUT`, `VALIDATION` or `PHOTOS`.
+        source: `UNSEEN`, `HELD_OUT`, `VALIDATION` or `PHOTOS`.
     """
 
     category: Category
@@ -76,11 +76,11 @@ def read_training_record(path: str | Path) -> TrainingRecord:
 def find_normals(category: Category, trained: TrainingRecord) -> Normals:
     """Choose the good images for the probes of a category, none of them a test image.
 
-    Where the category is what the model was fitted on and the model has out-of-fold scores, probes are planted on the
-    training images, and compared with those scores. That is fair enough: the planted place is new to the model, and
-    all the rest of the image it has seen, so the probe image scores lower, if anything, than it would on a new image;
-    the good ones were scored by models that had seen less. The figures err on the low side. A learned detector held
-    some of its training images out, and those are taken. Otherwise the category's
+    Where the category is what the model was fitted on and the model has a score of each image as if it had not seen
+    it, probes are planted on the training images, and compared with those scores. That is fair enough: the planted
+    place is new to the model, and all the rest of the image it has seen, so the probe image scores lower, if anything,
+    than it would on a new image; the good ones were scored by models that had seen less. The figures err on the low
+    side. A learned detector held some of its training images out, and those are taken. Otherwise the category's
     validation images, or a folder (or list) of normal images that is not what the model was fitted on.
 
     A folder is recognised by its fingerprint, whatever its place. A selection or copy of training images under other
@@ -97,14 +97,14 @@ def find_normals(category: Category, trained: TrainingRecord) -> Normals:
             samples = tuple(category.train[index] for index in trained.held_out)
             return Normals(category, samples, trained.normal_scores, HELD_OUT)
     elif seen and trained.normal_scores is not None and len(trained.normal_scores) == len(category.train):
-        return Normals(category, category.train, trained.normal_scores, OUT_OF_FOLD)
+        return Normals(category, category.train, trained.normal_scores, UNSEEN)
     if len(category.validation) >= 2:
         return Normals(category, category.validation, None, VALIDATION)
     need = "give a folder of normal images that it has not seen"
     if seen:
         raise DataError(
             f"{trained.name} was trained on the good images of {category.root}, and probes need others: {need}, "
-            "or probe the model directory of that one category, which has out-of-fold scores"
+            "or probe the model directory of that one category, which has scores for them"
         )
     if category.layout == "mvtec":
         raise DataError(

@@ -34,7 +34,7 @@ class ScoringModule(nn.Module):
         return self.score_features(self.extractor(images))
 
     def score_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Score features that were extracted before, ``(N, C, gh, gw)``; used for out-of-fold scores."""
+        """Score features that were extracted before, ``(N, C, gh, gw)``; used for the scores of training images."""
         return self.finish(*self.head(features))
 
     def finish(self, raw: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ _UNUSUAL = 12  # images with the highest scores that are kept by name
 _NAMED = 3  # in one line
 AS_ASKED = "as asked for"  # why an image is excluded
 # The tail above this quantile of the other scores is taken for exponential; a score that is less likely in it than
-# this, with all scores counted, is no part of it. Real normal images have heavier tails: 5 sets gave no false one.
+# this, with all scores counted, is no part of it. Real tails are heavier, so it must also be so many times the next.
 _TAIL, _CHANCE, _MOST = 0.8, 1e-3, 0.05
+_TIMES = 1.5
 
 
 def exclude_images(categories: Sequence[Category], names: Sequence[str]) -> list[Category]:
@@ -66,7 +67,7 @@ def image_names(categories: Sequence[Category]) -> list[str]:
     ]
 
 
-def odd_scores(scores: NDArray[np.float64]) -> dict[int, str]:
+def stray_scores(scores: NDArray[np.float64]) -> dict[int, str]:
     """Return the scores far beyond the tail of the others: position -> why, a clause."""
     order, ordered = np.argsort(-scores, kind="stable"), np.sort(scores)
     count, found = len(scores), 0
@@ -76,7 +77,9 @@ def odd_scores(scores: NDArray[np.float64]) -> dict[int, str]:
         beyond = others[others > edge] - edge
         if not len(beyond):
             break
-        if scores[order[number - 1]] - edge > beyond.mean() * math.log((1 - _TAIL) * count / _CHANCE):
+        score = scores[order[number - 1]]
+        unlikely = score - edge > beyond.mean() * math.log((1 - _TAIL) * count / _CHANCE)
+        if unlikely and score > _TIMES * others[-1]:
             found = number
     highest = float(ordered[count - found - 1])
     return {
@@ -95,20 +98,24 @@ def make_audit(
         excluded: image -> why it was left out of the fit.
     """
     odd: dict[int, str] = {}
+    stray: dict[int, str] = {}
     copies: list[tuple[str, ...]] = []
     first = 0
     for look in surveys:
-        odd |= {first + one.index: one.why for one in look.odd}
+        for one in look.odd:
+            (stray if one.stray else odd)[first + one.index] = one.why
         copies += [tuple(names[first + index] for index in group) for group in look.copies]
         first += len(look.groups)
     indices = list(scored)
     values = np.array([scored[index] for index in indices])
-    for position, why in odd_scores(values).items():
-        odd.setdefault(indices[position], why)
+    for position, why in stray_scores(values).items():
+        stray.setdefault(indices[position], why)
+    odd = {index: why for index, why in odd.items() if index not in stray}
     highest = np.argsort(-values, kind="stable")[:_UNUSUAL].tolist()
     return AuditCard(
         parts=sum(look.parts for look in surveys),
         copies=tuple(copies),
+        stray={names[index]: stray[index] for index in sorted(stray)},
         odd={names[index]: odd[index] for index in sorted(odd)},
         unusual={names[indices[position]]: float(values[position]) for position in highest},
         excluded=dict(excluded),
@@ -120,7 +127,15 @@ def warn_of_images(card: AuditCard, images: int, threshold: float) -> None:
     left_out = {name: why for name, why in card.excluded.items() if why != AS_ASKED}
     if left_out:
         shown = "; ".join(f"{name} ({why})" for name, why in left_out.items())
-        _log.warning("%d training images are omitted, for they are unlike the others: %s", len(left_out), shown)
+        _log.warning(
+            "%d stray training images are omitted from the fit: %s; look at them ('edgead audit'), and move them away, "
+            "or keep them with --keep-stray",
+            len(left_out),
+            shown,
+        )
+    if card.stray:
+        shown = "; ".join(f"{name} ({why})" for name, why in [*card.stray.items()][:_NAMED])
+        _log.warning("stray training images are in the model, and left out of the threshold: %s", shown)
     if card.copies:
         shown = "; ".join(" = ".join(group[:_NAMED]) for group in card.copies[:_NAMED])
         _log.warning(
@@ -135,13 +150,13 @@ def warn_of_images(card: AuditCard, images: int, threshold: float) -> None:
         shown = "; ".join(f"{name} ({why})" for name, why in [*card.odd.items()][:_NAMED])
         more = f"; and {len(card.odd) - _NAMED} more" if len(card.odd) > _NAMED else ""
         _log.warning(
-            "%d training images are unlike the others, and left out of the threshold: %s%s; look at them ('edgead "
-            "audit'), and omit what is no good part with --exclude NAME, or all of them with --robust",
+            "%d training images look unlike the others: %s%s; look at them ('edgead audit'), and omit what is no good "
+            "part with --exclude NAME",
             len(card.odd),
             shown,
             more,
         )
-    above = [name for name, score in card.unusual.items() if score > threshold and name not in card.odd]
+    above = [name for name, score in card.unusual.items() if score > threshold and name not in {*card.odd, *card.stray}]
     if above:
         _log.info(
             "the threshold lies below the scores of %s; look whether they show good parts ('edgead audit')",

@@ -36,7 +36,7 @@ class FitOptions(TypedDict, total=False):
     seed: int
     false_alarm_rate: float
     exclude: Sequence[str]
-    robust: bool
+    keep_stray: bool
     defects: str | Path | None
     costs: Costs | None
     budget_mb: float | None
@@ -60,7 +60,8 @@ class FitConfig:
         seed: decides every random choice.
         false_alarm_rate: share of normal parts that may be rejected.
         exclude: training images to omit, named as `edgead audit` names them.
-        robust: omit the training images that are unlike the others; the model's card says which and why.
+        keep_stray: learn also from images that show nothing, or whose score is far beyond the others'. Otherwise they
+            are omitted, with a warning, and the model's card names them; the threshold never counts them.
         defects: folder of defective images, each folder in it a kind; with those in ``train/<kind>`` of the category
             they say what the threshold lets pass, and are not fitted on.
         costs: of mistakes; the threshold is then the one that costs least on normals and defects.
@@ -82,7 +83,7 @@ class FitConfig:
     seed: int = 0
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
     exclude: Sequence[str] = ()
-    robust: bool = False
+    keep_stray: bool = False
     defects: str | Path | None = None
     costs: Costs | None = None
     budget_mb: float | None = None

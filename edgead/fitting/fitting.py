@@ -94,10 +94,10 @@ def fit(
         work = _Work(config, method, size, opened, region, progress)
         fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
         card = work.audit(fitted, excluded)
-        if not (config.robust and card.odd):
+        if config.keep_stray or not card.stray:
             break
-        excluded |= card.odd
-        opened = exclude_images(opened, list(card.odd))
+        excluded |= card.stray
+        opened = exclude_images(opened, list(card.stray))
     model = work.assemble(fitted, card)
     if fitted.budget is not None:
         fitted.budget.require_within(model.exportable("model"))
@@ -189,8 +189,16 @@ class _Work:
             outcome = of_pool(found, self._method.settings.head, config.false_alarm_rate)
         else:
             together = 1 if cut is None else cut.count
-            closed = fit_closed_form(self._method, images, extractor, seed=seed, progress=progress, tiles=together)
-            outcome = of_closed_form(closed, self._opened[0].name)
+            closed = fit_closed_form(
+                self._method,
+                images,
+                extractor,
+                seed=seed,
+                progress=progress,
+                tiles=together,
+                groups=surveys[0].groups,
+            )
+            outcome = of_closed_form(closed, self._opened[0].name, len(self._samples))
         return _Fitted(outcome, images, info, surveys, cut, budget)
 
     def audit(self, fitted: _Fitted, excluded: Mapping[str, str]) -> AuditCard:
@@ -222,8 +230,8 @@ class _Work:
         return TrainedModel(card, outcome.module, self._references, calibration, self._region)
 
     def _usual(self, outcome: Outcome, audit: AuditCard) -> NDArray[np.float64]:
-        """Return the scores of the images that are like the others: a stray one must not move the threshold."""
-        usual = np.array([self.names[image] not in audit.odd for image in outcome.images])
+        """Return the scores of the images that are no stray ones, which must not move the threshold."""
+        usual = np.array([self.names[image] not in audit.stray for image in outcome.images])
         return outcome.scores[usual] if usual.sum() > 1 else outcome.scores
 
 

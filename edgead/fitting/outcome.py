@@ -50,16 +50,16 @@ class Outcome:
         return [self.images[row] for row in chosen], self.scores[chosen], self.levels[chosen]
 
 
-def of_closed_form(fitted: Fit, name: str) -> Outcome:
-    images = range(len(fitted.normal_scores))
+def of_closed_form(fitted: Fit, name: str, images: int) -> Outcome:
+    """Return the outcome of one category, called ``name``, of so many images."""
     return Outcome(
         module=fitted.module,
         grid=fitted.module.extractor.grid,
         scores=fitted.normal_scores,
         levels=fitted.normal_levels,
-        images=images,
-        counts={name: len(images)},
-        scored={name: images},
+        images=fitted.scored.tolist(),
+        counts={name: images},
+        scored={name: range(len(fitted.scored))},
     )
 
 

@@ -108,13 +108,15 @@ class AuditCard(CardSection):
     Attributes:
         parts: images that are no copy of another.
         copies: groups of images that are copies of each other.
-        odd: image unlike the others -> why.
+        stray: image that should not be learned from -> why: it shows nothing, or its score is far beyond the others'.
+        odd: image that looks unlike the others -> why.
         unusual: the images with the highest scores, from the highest down, by models that did not see them.
         excluded: image that was left out of the fit -> why.
     """
 
     parts: int
     copies: tuple[tuple[str, ...], ...]
+    stray: dict[str, str]
     odd: dict[str, str]
     unusual: dict[str, float]
     excluded: dict[str, str]

@@ -1,6 +1,6 @@
 """The threshold of a reduced precision, moved to where its scores have moved.
 
-A threshold comes from scores of normals that the model had not seen, out of fold, by models that no longer exist; a
+A threshold comes from scores of normals by models without them, left out or out of fold, which no longer exist; a
 precision has no such scores of its own. What it has are the same images scored by both: reduced scores follow the FP32
 ones but for a small shift, which may grow with the score (rounding adds to every distance). So the shift is fitted as a
 line over the FP32 score (Theil-Sen: medians, which a few odd images do not bend) and the threshold moved by its value

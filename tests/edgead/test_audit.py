@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgead.data import open_category
+from edgead.evaluation.evaluation import evaluate
 from edgead.fitting import fit
-from edgead.fitting.audit import odd_scores
+from edgead.fitting.audit import stray_scores
 from edgead.runtime.errors import ConfigError, DataError
 
 QUICK = {"detector": "padim", "settings": {"dimensions": 24}, "size": 96}
@@ -29,35 +31,43 @@ def stray(plate: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_stray_image_is_named_and_moves_no_threshold(plate, stray, caplog):
+def escapes(model, folder: Path) -> int:
+    with model.inspector("plate") as inspector:
+        return evaluate(inspector, open_category(folder, need_test=True), bootstrap=0).decisions.escapes
+
+
+def test_a_stray_image_is_named_and_not_learned_from(plate, stray, caplog):
     clean = fit(plate, **QUICK)
-    assert clean.card.audit.odd == {}
+    assert clean.card.audit.stray == clean.card.audit.odd == clean.card.audit.excluded == {}
     with caplog.at_level(logging.WARNING):
         model = fit(stray, **QUICK)
-    assert list(model.card.audit.odd) == ["train/good/dark.png"]
-    (said,) = [one.getMessage() for one in caplog.records if "unlike" in one.getMessage()]
-    assert "train/good/dark.png" in said
-    assert "--exclude" in said
+    assert list(model.card.audit.excluded) == ["train/good/dark.png"]
+    (said,) = [one.getMessage() for one in caplog.records if "stray" in one.getMessage()]
+    assert "train/good/dark.png (it shows nothing" in said
+    assert "--keep-stray" in said
+    assert model.threshold == clean.threshold
+    assert model.card.normal_scores == clean.card.normal_scores
+    assert model.card.categories == {"stray": 16}
+    assert escapes(model, plate) == escapes(clean, plate)
+
+
+def test_a_stray_image_that_is_kept_moves_no_threshold(stray, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = fit(stray, keep_stray=True, **QUICK)
+    assert list(model.card.audit.stray) == ["train/good/dark.png"]
+    assert model.card.audit.excluded == {}
+    assert model.card.categories == {"stray": 17}
     # The model has seen the black frame, the threshold has not.
-    assert model.threshold.n_normals == clean.threshold.n_normals == 16
-    assert model.threshold.value < 1.25 * clean.threshold.value
+    assert model.threshold.n_normals == 16
+    assert any("in the model, and left out of the threshold" in one.getMessage() for one in caplog.records)
 
 
-def test_excluded_and_robust_fits_are_those_of_the_clean_set(plate, stray):
+def test_an_excluded_image_is_as_one_that_is_not_there(plate, stray):
     clean = fit(plate, **QUICK)
     excluded = fit(stray, exclude=["dark.png"], **QUICK)
-    robust = fit(stray, robust=True, **QUICK)
-    assert excluded.threshold == robust.threshold == clean.threshold
-    assert excluded.card.normal_scores == robust.card.normal_scores == clean.card.normal_scores
+    assert excluded.threshold == clean.threshold
+    assert excluded.card.normal_scores == clean.card.normal_scores
     assert excluded.card.audit.excluded == {"dark.png": "as asked for"}
-    assert list(robust.card.audit.excluded) == ["train/good/dark.png"]
-    assert robust.card.categories == {"stray": 16}
-
-
-def test_a_robust_fit_of_clean_images_omits_none(plate):
-    model = fit(plate, robust=True, **QUICK)
-    assert model.card.audit.excluded == {}
-    assert model.card.categories == {"plate": 16}
 
 
 @pytest.mark.parametrize(
@@ -76,10 +86,10 @@ def test_a_score_far_beyond_the_tail_is_odd_and_a_heavy_tail_is_not():
     random = np.random.default_rng(0)
     for _ in range(20):
         scores = random.standard_t(5, 200) + 20
-        assert len(odd_scores(scores)) <= 1
-        assert 200 in odd_scores(np.append(scores, 60.0))
-    assert odd_scores(np.full(10, 3.0)) == {}
-    assert odd_scores(np.array([1.0, 2.0])) == {}
+        assert len(stray_scores(scores)) <= 1
+        assert 200 in stray_scores(np.append(scores, 60.0))
+    assert stray_scores(np.full(10, 3.0)) == {}
+    assert stray_scores(np.array([1.0, 2.0])) == {}
 
 
 def test_audit_ranks_and_shows_what_should_be_looked_at(edgead, stray, tmp_path):
@@ -93,10 +103,10 @@ def test_audit_ranks_and_shows_what_should_be_looked_at(edgead, stray, tmp_path)
     assert report["schema"] == "edgead.audit/1"
     assert (report["images"], report["parts"]) == (18, 17)
     assert report["copies"] == [[f"train/good/{first.name}", "train/good/zz_copy.png"]]
-    assert list(report["odd"]) == ["train/good/dark.png"]
+    assert list(report["stray"]) == ["train/good/dark.png"]
     assert next(iter(report["unusual"])) == "train/good/dark.png"
     text = page.read_text()
-    assert text.count("<figure>") == len({*report["odd"], *report["unusual"]})
+    assert text.count("<figure>") == len({*report["stray"], *report["odd"], *report["unusual"]})
     assert "it shows nothing" in text
     assert sorted(path.name for path in stray.iterdir()) == ["ground_truth", "test", "train"]
 

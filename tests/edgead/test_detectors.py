@@ -182,22 +182,6 @@ def test_padim_keeps_all_channels_where_there_are_no_more(extractor: FeatureExtr
 SMALL: dict[str, dict[str, Any]] = {"patchcore": {"bank_size": 256}, "padim": {"dimensions": 16}}
 
 
-def test_out_of_fold_scores_of_patchcore_never_saw_their_fold(extractor: FeatureExtractor) -> None:
-    found = fit(extractor, "patchcore", Images(), **EVERYTHING).normal_scores
-    patches, folds = features(extractor, Images()), assign_folds(COUNT, SEED)
-    for image in range(COUNT):
-        others = patches[folds != folds[image]].reshape(-1, patches.shape[2])
-        assert found[image] == pytest.approx(nearest(patches[image], others).max(), rel=1e-4)
-
-
-def test_out_of_fold_scores_of_padim_never_saw_their_fold(extractor: FeatureExtractor) -> None:
-    fitted = fit(extractor, "padim", Images(), dimensions=20, smooth=False)
-    normals, folds = features(fitted.module.extractor, Images()), assign_folds(COUNT, SEED)
-    for image in range(COUNT):
-        expected = mahalanobis(normals[image : image + 1], normals[folds != folds[image]]).max()
-        assert fitted.normal_scores[image] == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_an_odd_training_image_is_scored_as_one_that_was_not_seen(name: str, extractor: FeatureExtractor) -> None:
     images = Images(outlier=3)
@@ -245,7 +229,7 @@ def test_progress_of_each_stage_ends_complete(name: str, extractor: FeatureExtra
         stages[stage] = (done, total)
 
     fit_closed_form(detector, Images(), extractor, seed=SEED, progress=progress, batch=4)
-    assert stages["features"] == stages["out-of-fold scores"] == (COUNT, COUNT)
+    assert stages["features"] == stages["held-out scores"] == (COUNT, COUNT)
     assert all(done == total for done, total in stages.values())
 
 

@@ -188,7 +188,6 @@ def test_without_window_and_centroids_it_is_padim(settings: dict[str, Any]) -> N
         fit_closed_form(detector, images, plain, seed=SEED, progress=silent, batch=4)
         for detector in (ours, create_detector("padim", common))
     ]
-    np.testing.assert_allclose(results[0].normal_scores, results[1].normal_scores, rtol=1e-5)
     test = torch.from_numpy(Images(4, seed=1).pixels)
     with torch.inference_mode():
         maps = [result.module(test)[1].numpy() for result in results]

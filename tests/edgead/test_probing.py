@@ -15,8 +15,8 @@ from PIL import Image
 from edgead.data import open_category
 from edgead.evaluation.probing import ProbePlan, ProbeReport, probe
 from edgead.evaluation.validation_normals import (
-    OUT_OF_FOLD,
     PHOTOS,
+    UNSEEN,
     VALIDATION,
     TrainingRecord,
     find_normals,
@@ -72,7 +72,7 @@ def new_photos(made_images, tmp_path_factory) -> Path:
 
 def test_a_model_beats_chance_on_flaws_and_a_broken_one_does_not(tiny_model_path, parts):
     normals = find_normals(open_category(parts, train_only=True), read_training_record(tiny_model_path))
-    assert (normals.source, len(normals.samples)) == (OUT_OF_FOLD, 12)
+    assert (normals.source, len(normals.samples)) == (UNSEEN, 12)
     with open_inspector(tiny_model_path, threads=1) as inspector:
         report = probe(inspector, normals, ProbePlan(kinds=STRUCTURAL, per_kind=6, bootstrap=200))
     assert [one.kind for one in report.kinds] == list(STRUCTURAL)
@@ -187,7 +187,7 @@ def test_bundles_refuse_what_they_were_trained_on(plate, plate_model, plate_bund
         with pytest.raises(DataError, match=r"was trained on the good images of .* give a folder of normal images"):
             find_normals(category, of_bundle)
         found = find_normals(category, of_model)
-        assert (found.source, found.scores) == (OUT_OF_FOLD, of_model.normal_scores)
+        assert (found.source, found.scores) == (UNSEEN, of_model.normal_scores)
     found = find_normals(open_category(new_photos, train_only=True), of_bundle)
     assert (found.source, found.scores, len(found.samples)) == (PHOTOS, None, 5)
     assert find_normals(open_category(new_photos, train_only=True), of_model).source == PHOTOS
@@ -244,7 +244,7 @@ def test_the_command_reports_in_json_and_to_people(edgead, plate, plate_model, p
     assert (report["schema"], report["seed"], report["strength"]) == ("edgead.probe/1", 3, 1.5)
     assert report["backend"]["name"] == "torch"
     found = report["categories"]["plate"]
-    assert found["normals"] == {"source": OUT_OF_FOLD, "n": 16, "false_alarms": 0}
+    assert found["normals"] == {"source": UNSEEN, "n": 16, "false_alarms": 0}
     assert list(found["kinds"]) == ["scratch", "missing"]
     shares = ("caught", "share_caught", "raised", "share_raised")
     for one in (*found["kinds"].values(), found["all"]):

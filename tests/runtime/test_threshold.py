@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, expon, norm
 
 from edgead.runtime.decision.threshold import calibrate, false_alarm_interval, normals_needed
 from edgead.runtime.errors import ConfigError, DataError
 
 
-def test_order_statistic_midway_to_the_next_score():
+def test_order_statistic_and_halfway_to_the_next_score_where_that_is_near():
     scores = np.arange(1.0, 200.0)  # n = 199: k = ceil(200 * 0.99) = 198
     threshold = calibrate(scores, 0.01)
     assert threshold.value == 198.5
@@ -23,8 +25,10 @@ def test_order_statistic_midway_to_the_next_score():
 def test_too_few_normals_is_said_plainly():
     threshold = calibrate(np.array([1.0, 2.0, 4.0]), 0.01)
     assert not threshold.supported
-    assert threshold.value == 5.0  # the largest score plus half the last gap
+    # Two scores above the edge of 1, with excesses 1 and 3: their median, 2, is ln 2 times the scale of the tail.
+    assert threshold.value == pytest.approx(1.0 + 2.0 / math.log(2) * math.log(2 * 2 / (0.01 * 3)))
     assert "cannot support" in threshold.explain()
+    assert "extrapolated from 3 held-out good parts" in threshold.explain()
     assert "99 good parts" in threshold.explain()
     assert normals_needed(0.01) == 99
     assert calibrate(np.arange(99.0), 0.01).supported
@@ -32,11 +36,71 @@ def test_too_few_normals_is_said_plainly():
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=300), st.sampled_from([0.3, 0.1, 0.01, 0.001]))
-def test_never_on_a_score_and_rate_holds_on_the_calibration_set(scores, target):
+def test_above_its_score_also_as_float32_and_the_rate_holds_on_the_calibration_set(scores, target):
     threshold = calibrate(scores, target)
-    assert threshold.value not in scores
-    assert np.mean(np.array(scores) > threshold.value) <= target
     assert 0.0 <= threshold.low <= threshold.high <= 1.0
+    above = np.array(scores) > threshold.value
+    if not threshold.supported:
+        # Too few to say: it may lie below an odd one, never below the bulk.
+        assert above.mean() <= 0.5
+        return
+    anchor = sorted(scores)[math.ceil((len(scores) + 1) * (1 - target) - 1e-9) - 1]
+    larger = [score for score in scores if score > anchor]
+    following = np.nextafter(np.float32(anchor), np.float32(np.inf))
+    assert threshold.value > anchor
+    assert np.float32(threshold.value) > np.float32(anchor)
+    assert not larger or threshold.value < min(larger) or min(larger) == following
+    assert above.mean() <= target
+
+
+@pytest.mark.parametrize("largest", [199.0, 1000.0, 1e6])
+def test_one_odd_image_does_not_move_the_threshold_far(largest):
+    threshold = calibrate([*np.arange(1.0, 199.0), largest], 0.01)
+    assert threshold.value == (198.5 if largest == 199.0 else 199.0)  # a usual gap above 198
+    assert (threshold.low, threshold.high) == pytest.approx(beta.ppf([0.025, 0.975], 2, 198), abs=1e-9)
+
+
+@pytest.mark.parametrize("odd", [45.0, 90.0, 1000.0])
+def test_without_enough_normals_one_odd_image_moves_the_threshold_little(odd):
+    usual = calibrate([*np.arange(40.0)], 0.01)
+    moved = calibrate([*np.arange(40.0), odd], 0.01)
+    assert abs(moved.value - usual.value) < 6.0
+    assert (moved.supported, moved.n_normals) == (False, 41)
+    if odd > moved.value:
+        assert (moved.low, moved.high) == pytest.approx(beta.ppf([0.025, 0.975], 2, 40), abs=1e-9)
+
+
+def test_the_extrapolated_rate_is_near_the_target_for_an_exponential_tail():
+    rng = np.random.default_rng(0)
+    rates = [expon.sf(calibrate(rng.standard_exponential(60), 0.01).value) for _ in range(2000)]
+    # Half the target is aimed at; the chance in so few scores gives some of it back.
+    assert 0.004 < np.mean(rates) < 0.01
+
+
+@pytest.mark.parametrize("score", [0.0, 7.25, -3.0, 1e6])
+def test_equal_scores(score):
+    for n in (2, 150):
+        threshold = calibrate([score] * n, 0.01)
+        assert score < threshold.value <= score + 1e-3 * max(abs(score), 1e-3)
+        assert np.float32(threshold.value) > score
+
+
+def test_neighbours_in_float32():
+    anchor = np.float32(1e6)
+    scores = [float(anchor)] * 98 + [float(np.nextafter(anchor, np.float32(np.inf)))]
+    threshold = calibrate(scores, 0.02)
+    assert np.float32(threshold.value) > anchor
+    # Nothing fits between the two, so that none of the 99 is an anomaly, and the interval says so.
+    assert (threshold.low, threshold.high) == pytest.approx(beta.ppf([0.025, 0.975], 1, 99), abs=1e-9)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05])
+@pytest.mark.parametrize("draw", ["standard_normal", "standard_exponential"])
+def test_the_mean_false_alarm_rate_is_the_target(draw, target):
+    rng = np.random.default_rng(0)
+    survival = {"standard_normal": norm.sf, "standard_exponential": expon.sf}[draw]
+    rates = [survival(calibrate(getattr(rng, draw)(200), target).value) for _ in range(800)]
+    assert 0.85 * target < np.mean(rates) <= 1.03 * target
 
 
 def test_interval_covers_the_true_rate():
