@@ -24,7 +24,7 @@ def require_layout(layout: str) -> None:
         ConfigError: unknown name.
     """
     if layout not in _LAYOUTS:
-        raise ConfigError(f"unknown layout '{layout}'.{suggest(str(layout), _LAYOUTS)}")
+        raise ConfigError(f"unknown layout '{layout}'.{suggest(str(layout).lower(), _LAYOUTS)}")
 
 
 @dataclass(frozen=True, slots=True)

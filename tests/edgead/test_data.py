@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.data import list_images, load_images, load_mask, open_category, prefetch
+from edgead.data import list_images, load_images, load_mask, open_category, prefetch, unclear_masks
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.decode import find_images, read_image
 from edgead.runtime.imaging.preprocess import resize
+from edgead.runtime.sources import open_source
 
 
 def save(path: Path, *, size: tuple[int, int] = (12, 10), seed: int = 0, **options) -> Path:
@@ -484,3 +485,72 @@ def test_real_categories(made_images: Path, name: str, train: int, normal: int, 
         sample = next(sample for sample in category.test if sample.anomalous)
         height, width = read_image(sample.path).shape[:2]
         assert 0 < load_mask(sample, (height, width), 256, 256).mean() < 0.9
+
+
+# One rule of what is an image
+
+
+def put(path, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 90, 90)).save(path, "PNG")
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "@eaDir/1.png/SYNOPHOTO_THUMB_XL.jpg",
+        "#recycle/1.png",
+        "@Recycle/1.png",
+        "__MACOSX/1.png",
+        "$RECYCLE.BIN/1.png",
+        ".ipynb_checkpoints/1-checkpoint.png",
+        ".thumbnails/1.png",
+        "Ground_Truth/bad/1_mask.png",
+        "ground_truth/bad/1.png",
+        "1_mask.png",
+    ],
+)
+def test_every_door_takes_the_same_images(tmp_path, noise):
+    good = tmp_path / "part" / "train" / "good"
+    for number in range(4):
+        put(good / f"{number}.png")
+    put(good / noise)
+    assert len(open_category(tmp_path / "part", train_only=True).train) == 4
+    assert len(list_images(good)) == 4
+    assert len(find_images([good])) == 4
+    with open_source(good) as source:
+        assert len(source.paths) == 4
+
+
+def test_masks_are_found_in_a_folder_of_any_case(tmp_path):
+    put(tmp_path / "test" / "good" / "0.png")
+    put(tmp_path / "test" / "bad" / "0.png")
+    put(tmp_path / "Ground_Truth" / "bad" / "0_mask.png")
+    category = open_category(tmp_path, need_test=True)
+    assert category.has_masks
+
+
+def test_what_is_omitted_is_counted_and_other_suffixes_of_jpeg_are_read(tmp_path):
+    good = tmp_path / "train" / "good"
+    for number in range(3):
+        put(good / f"{number}.png")
+    put(good / "3.jfif")
+    put(good / "4.JPE")
+    (good / "5.heic").write_bytes(b"x")
+    (good / "notes.txt").write_text("x")
+    put(good / "0_mask.png")
+    category = open_category(tmp_path, train_only=True)
+    assert len(category.train) == 5
+    assert category.omitted == {".heic": 1, ".txt": 1, "masks": 1}
+
+
+def test_masks_with_soft_edges_are_named_and_labels_are_not(tmp_path):
+    sides = {"soft": [0, 3, 128, 255], "sharp": [0, 255], "labels": [0, 1, 2, 7], "loco": [0, 200]}
+    for kind, levels in sides.items():
+        put(tmp_path / "test" / kind / "0.png")
+        (tmp_path / "ground_truth" / kind).mkdir(parents=True)
+        mask = np.resize(np.array(levels, np.uint8), (8, 8))
+        Image.fromarray(mask).save(tmp_path / "ground_truth" / kind / "0_mask.png")
+    put(tmp_path / "test" / "good" / "0.png")
+    found = unclear_masks(open_category(tmp_path, need_test=True).test)
+    assert [path.parent.name for path in found] == ["soft"]

@@ -171,7 +171,7 @@ def test_frames_of_a_camera_keep_their_distance_and_lost_ones_are_left_out(make_
 def test_what_the_numbers_cannot_bear_is_said(make_bundle, folder, tmp_path):
     report = calibrate_bundle(make_bundle(), folder, tmp_path / "new.edgead")
     assert not report.new["fp32"].supported
-    assert any("20 cannot support a false-alarm rate of 1.00%" in warning for warning in report.warnings)
+    assert any("20 held-out good parts, which cannot support a false-alarm rate of 1.00%" in warning for warning in report.warnings)
     same = Camera(parts(1) * 5)
     report = calibrate_bundle(make_bundle(), same, tmp_path / "new.edgead", n=5)
     assert any("4 of 5 images have exactly the score of another" in warning for warning in report.warnings)
@@ -208,6 +208,17 @@ def test_an_image_without_a_score_is_refused(make_bundle, tiny_model, folder, tm
     out = tmp_path / "new.edgead"
     broken = type(tiny_model)(np.full_like(tiny_model.weights, np.nan))
     refused(BackendError, r"00\.png was not inspected \(.*finite", make_bundle(model=broken), folder, out)
+
+
+@pytest.mark.parametrize("layout", ["train/good test/good test/scratch ground_truth/scratch", "good bad", "test/good"])
+def test_the_folder_of_a_category_is_refused_and_the_right_one_named(make_bundle, folder, tmp_path, layout):
+    # Its defects, and the masks beside them, would count as good parts, and raise the threshold above them.
+    category = tmp_path / "plate"
+    for name in layout.split():
+        shutil.copytree(folder, category / name)
+    right = category / ("test/good" if "test" in layout else "good")
+    refused(DataError, f"only images of normal parts.*give {right}", make_bundle(), category, tmp_path / "new.edgead")
+    calibrate_bundle(make_bundle(), right, tmp_path / "new.edgead")
 
 
 def test_bad_sources_are_refused(make_bundle, folder, tmp_path):

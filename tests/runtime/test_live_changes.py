@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import multiprocessing
+import re
 import threading
 import time
 
@@ -15,6 +17,7 @@ from edgead.runtime.backends import batch_size
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.frame import Decision, Frame
+from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sources import open_source
 from edgead.runtime.sources.push import PushSource
@@ -325,6 +328,40 @@ def test_leaving_or_cancelling_async_for_releases_everything():
         wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgead")])
 
 
+# Forks
+
+
+def _try_in_copy(call, answers):
+    try:
+        call()
+        answers.put("it came back")
+    except ConfigError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_gets_an_error_instead_of_a_lock_that_nobody_releases():
+    backend = Brightness()
+    picture = np.full((8, 8, 3), 16, np.uint8)  # held by the backend until it may go
+    used, context = inspector(backend), multiprocessing.get_context("fork")
+    busy = threading.Thread(target=used, args=(picture,))
+    busy.start()
+    assert backend.entered.wait(LONG_S)
+    stream = used.stream(PushSource())
+    answers = context.Queue()
+    for call in (lambda: used(picture), lambda: used.swap("x.edgead"), used.self_test, stream.run):
+        child = context.Process(target=_try_in_copy, args=(call, answers))
+        child.start()
+        assert "opened before the process was forked" in answers.get(timeout=LONG_S)
+        child.join(LONG_S)
+        assert child.exitcode == 0
+    backend.go.set()
+    busy.join(LONG_S)
+    stream.close()
+    used.close()
+
+
 # Pushed frames
 
 
@@ -341,6 +378,42 @@ def test_pushed_frames_are_judged_in_order_with_their_own_times():
     assert [result.timestamp_ns for result in results[:5]] == [stamp + level for level in range(5)]
     assert results[2].name == "part-2"
     check_ledger(runner.stream, results)
+
+
+@pytest.mark.parametrize("layout", ["rgb", "bgr"])
+def test_a_buffer_that_the_camera_fills_again_changes_no_frame(layout):
+    source, buffer = PushSource("camera", policy="every", layout=layout), np.zeros((8, 8, 3), np.uint8)
+    for level in (10, 100, 200):
+        buffer[:] = level
+        source.push(buffer)
+    grey = np.full((8, 8), 50, np.uint8)
+    source.push(grey)
+    grey[:] = 0
+    source.end()
+    assert [int(frame.image.mean()) for frame in source.frames()] == [10, 100, 200, 50]
+
+
+def test_a_buffer_is_shared_where_that_is_asked_for():
+    source, buffer = PushSource(copy=False), np.zeros((8, 8, 3), np.uint8)
+    source.push(buffer)
+    assert np.shares_memory(next(source.frames()).image, buffer)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: PushSource(layout="RGB"), "unknown layout 'RGB'. Did you mean 'rgb'"),
+        (lambda: PushSource(layout="gray"), "order of three channels"),
+        (lambda: PushSource(policy="all"), "unknown policy 'all'"),
+        (lambda: PushSource(max_age_s=0.0), "max_age_s must be above 0"),
+        (lambda: Frame(np.zeros((8, 8, 3), np.uint8), 0, 0, "x", "brg"), "unknown layout 'brg'"),
+        (lambda: resize(np.zeros((8, 8, 3), np.uint8), 4, 4, "BGR"), "unknown layout 'BGR'"),
+    ],
+)
+def test_names_that_are_not_known_are_refused(make, said):
+    # A layout that is taken for another one mixes up the channels, and every decision after it.
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        make()
 
 
 def test_pushing_never_waits_for_the_judge():

@@ -312,6 +312,31 @@ def test_pictures_beyond_the_limits_go_oldest_first(tmp_path, parameters, left):
     assert strange.read_text() == "not ours"
 
 
+@pytest.mark.parametrize("jump_days", [-20000, -1, 1, 20000])
+def test_setting_the_clock_removes_no_picture_of_this_run(tmp_path, monkeypatch, jump_days):
+    real = time.time
+    offset = 0.0
+    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    with open_sink(f"images:{tmp_path}?only=all&max_age=8h") as sink:
+        for index in range(6):
+            sink.write(result(index), frame(index))
+            if index == 2:
+                offset = jump_days * 86400.0
+    assert len(list(tmp_path.glob("line-*"))) == 6
+
+
+def test_pictures_from_before_the_clock_was_set_count_as_new(tmp_path):
+    with open_sink(f"images:{tmp_path}?only=all") as sink:
+        for index in range(3):
+            sink.write(result(index), frame(index))
+    # As a board without a battery stamps them, as a clock that ran ahead does, and an old one.
+    for index, stamp in enumerate((3600.0, time.time() + 1e6, time.time() - 1e6)):
+        os.utime(tmp_path / f"line-{index:06d}-OK.jpg", (stamp, stamp))
+    with open_sink(f"images:{tmp_path}?only=all&max_age=8h") as sink:
+        sink.write(result(3), frame(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"line-{i:06d}-OK.jpg" for i in (0, 1, 3)]
+
+
 def test_pictures_that_somebody_removed_are_no_error(tmp_path):
     with open_sink(f"images:{tmp_path}?only=all&keep=2") as sink:
         for index in range(5):
