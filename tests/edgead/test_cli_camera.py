@@ -204,7 +204,7 @@ def test_calibrate_writes_a_bundle_that_passes_the_check(edgead, plate, plate_bu
 def test_calibrate_says_what_the_numbers_cannot_bear(edgead, plate, plate_bundle, tmp_path):
     outcome = edgead("calibrate", plate_bundle, "--source", plate / "test" / "good", "-o", tmp_path / "a.edgead")
     assert outcome.code == 0
-    assert "4 cannot support a false-alarm rate of 1.00%" in outcome.err
+    assert "4 held-out good parts, which cannot support a false-alarm rate of 1.00%" in outcome.err
     assert "threshold" in outcome.out
 
 

@@ -43,7 +43,7 @@ def test_fit_reports_what_it_made(edgead, plate, fit_arguments, tmp_path):
     # 16 good parts cannot support 1 %, and that is said, on stderr too.
     assert threshold["supported"] is False
     assert f"Warning: {threshold['meaning']}" in outcome.err
-    assert "16 cannot support a false-alarm rate of 1.00%" in threshold["meaning"]
+    assert "16 held-out good parts, which cannot support a false-alarm rate of 1.00%" in threshold["meaning"]
     planted = sorted((tmp_path / "m").glob("*/probe-*.png"))
     with open_inspector(tmp_path / "m") as inspector:
         passed = sum(inspector(read_image(path)).decision is Decision.OK for path in planted)

@@ -171,7 +171,10 @@ def test_frames_of_a_camera_keep_their_distance_and_lost_ones_are_left_out(make_
 def test_what_the_numbers_cannot_bear_is_said(make_bundle, folder, tmp_path):
     report = calibrate_bundle(make_bundle(), folder, tmp_path / "new.edgead")
     assert not report.new["fp32"].supported
-    assert any("20 held-out good parts, which cannot support a false-alarm rate of 1.00%" in warning for warning in report.warnings)
+    assert any(
+        "20 held-out good parts, which cannot support a false-alarm rate of 1.00%" in warning
+        for warning in report.warnings
+    )
     same = Camera(parts(1) * 5)
     report = calibrate_bundle(make_bundle(), same, tmp_path / "new.edgead", n=5)
     assert any("4 of 5 images have exactly the score of another" in warning for warning in report.warnings)
