@@ -185,6 +185,8 @@ class _Work:
             scores=outcome.scores.tolist(),
             threshold=calibrate(outcome.scores, config.false_alarm_rate),
             normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
+            # The card of a training lists the images itself.
+            scored=outcome.images if not self._trained and len(outcome.images) < len(self._samples) else None,
         )
         geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles)
         card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)

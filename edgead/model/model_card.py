@@ -133,8 +133,9 @@ class ModelCard(_Section):
         height, width: network size in pixels.
         resize: the resize rule the model was trained with.
         threshold: see `edgead.runtime.decision.threshold.Threshold`.
-        normal_scores: score of each training image by a model that never saw it, in image order; of a learned
-            detector, of those that were held out.
+        normal_scores: score of each training image by a model that never saw it, in image order; of near-duplicates the
+            highest alone; of a learned detector, of those that were held out.
+        scored: indices of the images that ``normal_scores`` are of, where near-duplicates left some without; else None.
         categories: category name -> number of training images.
         fingerprint: folder name -> digest of its training images.
         normals: category name -> what its good parts looked like, for the drift watch.
@@ -167,6 +168,7 @@ class ModelCard(_Section):
     region: RegionSection | None = None
     training: TrainingCard | None = None
     tiles: TilesSection | None = None
+    scored: tuple[int, ...] | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Return where the model comes from, as bundles and reports state it; ready for JSON."""
@@ -243,6 +245,7 @@ class GoodParts:
         categories: name -> number of images; fingerprint: folder -> digest of the images.
         scores: of images that the model was not fitted on; threshold: from these.
         normals: category -> what its images look like, for the drift watch.
+        scored: see `ModelCard`.
     """
 
     categories: Mapping[str, int]
@@ -250,6 +253,7 @@ class GoodParts:
     scores: Sequence[float]
     threshold: Threshold
     normals: Mapping[str, NormalsSection]
+    scored: Sequence[int] | None = None
 
 
 def make_card(
@@ -287,6 +291,7 @@ def make_card(
         region=None if region is None else RegionSection.from_region(region),
         training=method.training,
         tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
+        scored=None if good.scored is None else tuple(good.scored),
     )
 
 
