@@ -67,7 +67,7 @@ def print_report(document: dict[str, Any]) -> None:
                     f"| {found['decision']:.1f} | {found['image_auroc']:.3f} |"
                 )
         print(f"| | anomalib, own engine, raw score | | | {row['anomalib_raw_image_auroc']:.3f} |")
-    print("\n| fit | images | anomalib s | edgead s, with out-of-fold thresholds |\n|---|---|---|---|")
+    print("\n| fit | images | anomalib s | edgead s, with thresholds |\n|---|---|---|---|")
     for row in document["rows"]:
         seconds = row["fit"]["anomalib"].get("fit_s")
         theirs = f"{seconds:.1f}" if seconds is not None else "not run"

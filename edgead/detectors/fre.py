@@ -148,7 +148,11 @@ class ResidualHead(nn.Module):
 
 
 class _LocalSubspace:
-    """Means at each location and the covariance about them, pooled over all locations."""
+    """Means at each location and the covariance about them, pooled over all locations.
+
+    An image could be left out of them exactly, but as all its locations leave the pooled covariance, each image would
+    take an eigendecomposition of its own, where a fold takes one for a fifth of them.
+    """
 
     def __init__(self, settings: Fre.Settings, images: int, extractor: FeatureExtractor) -> None:
         self._settings = settings
@@ -193,7 +197,10 @@ class _LocalSubspace:
 
 
 class _GlobalSubspace:
-    """The features of every image, up to a limit, and their principal components by the Gram matrix of the images."""
+    """The features of every image, up to a limit, and their principal components by the Gram matrix of the images.
+
+    As for the local subspace, leaving single images out would take an eigendecomposition each.
+    """
 
     def __init__(self, settings: Fre.Settings, images: int, extractor: FeatureExtractor, seed: int) -> None:
         self._settings = settings

@@ -26,12 +26,14 @@ class TrainingRecord:
             None where there are none, or where several categories share them.
         held_out: of a learned detector, the indices of ``category.train`` that it was not trained on;
             ``normal_scores`` are then theirs.
+        scored: where near-duplicates count once, the indices that ``normal_scores`` are of; None: all.
     """
 
     name: str
     fingerprints: frozenset[str] | None
     normal_scores: tuple[float, ...] | None = None
     held_out: tuple[int, ...] | None = None
+    scored: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def read_training_record(path: str | Path) -> TrainingRecord:
         # The scores of several categories lie in one list, of which nothing says whose they are.
         scores = tuple(card.normal_scores) if len(card.categories) == 1 else None
         held_out = None if card.training is None else card.training.held_out
-        return TrainingRecord(str(path), frozenset(card.fingerprint.values()), scores, held_out)
+        return TrainingRecord(str(path), frozenset(card.fingerprint.values()), scores, held_out, card.scored)
     from edgead.runtime.bundle.bundle import Bundle
 
     with Bundle.open(path) as bundle:
@@ -96,8 +98,11 @@ def find_normals(category: Category, trained: TrainingRecord) -> Normals:
         if max(trained.held_out, default=-1) < len(category.train):
             samples = tuple(category.train[index] for index in trained.held_out)
             return Normals(category, samples, trained.normal_scores, HELD_OUT)
-    elif seen and trained.normal_scores is not None and len(trained.normal_scores) == len(category.train):
-        return Normals(category, category.train, trained.normal_scores, UNSEEN)
+    elif seen and trained.normal_scores is not None:
+        scored = range(len(category.train)) if trained.scored is None else trained.scored
+        if len(trained.normal_scores) == len(scored) and max(scored, default=-1) < len(category.train):
+            samples = tuple(category.train[index] for index in scored)
+            return Normals(category, samples, trained.normal_scores, UNSEEN)
     if len(category.validation) >= 2:
         return Normals(category, category.validation, None, VALIDATION)
     need = "give a folder of normal images that it has not seen"

@@ -80,18 +80,18 @@ def fit(
     config = replace(config or FitConfig(), **options)
     paths = [categories] if isinstance(categories, str | Path) else list(categories)
     method = create_detector(config.detector, config.settings)
-    size = config.network_size()
+    config.network_size()  # refuses what no backbone takes, before any work
     config.check(len(paths))
     bits = ALL_BITS if config.bits is None else config.bits
     opened = [open_category(Path(path).expanduser(), train_only=True).with_bits(bits) for path in paths]
     _check_names(opened)
-    opened = exclude_images(opened, config.exclude)
+    given, opened = opened, exclude_images(opened, config.exclude)
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
     region = _region(opened[0], config.roi, config.mask)
     excluded = dict.fromkeys(config.exclude, AS_ASKED)
     while True:
-        work = _Work(config, method, size, opened, region, progress)
+        work = _Work(config, method, given, opened, region, progress)
         fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
         card = work.audit(fitted, excluded)
         if config.keep_stray or not card.stray:
@@ -111,19 +111,20 @@ class _Work:
     """One fit: what its steps share.
 
     Args:
-        method: detector with its settings; size: network size; opened: categories; region: what of an image is judged.
+        method: detector with its settings; region: what of an image is judged.
+        given: the categories; opened: what of them is fitted on.
     """
 
     def __init__(
         self,
         config: FitConfig,
         method: Any,
-        size: tuple[int, int],
+        given: Sequence[Category],
         opened: Sequence[Category],
         region: Region | None,
         progress: Progress,
     ) -> None:
-        self._config, self._method, self._size, self._opened = config, method, size, opened
+        self._config, self._method, self._size, self._opened = config, method, config.network_size(), opened
         self._region, self._progress = region, progress
         self._trained, self._pooled = learns(config.detector), pools_categories(config.detector)
         self._spec = BackboneSpec.parse(config.backbone, config.taps)
@@ -131,7 +132,8 @@ class _Work:
             self._spec = method.backbone(self._spec)
         self._samples = [sample for category in opened for sample in category.train]
         self.names = image_names(opened)
-        self._fingerprint = {category.name: category.fingerprint("train") for category in opened}
+        self._all = image_names(given)
+        self._fingerprint = {category.name: category.fingerprint("train") for category in given}
         self._kept = [
             KeptImages(
                 category,
@@ -151,7 +153,8 @@ class _Work:
         spec, info = self._spec, NO_BACKBONE_INFO
         if spec.strides:
             info = describe_backbone(spec, build_backbone(spec, self._size))
-        key = _run_key(self._method, info, self._size, self._config, self._fingerprint)
+        used = self._fingerprint | {"images": self.names}
+        key = _run_key(self._method, info, self._size, self._config, used)
         learned = fit_learned(
             self._method,
             images,
@@ -209,12 +212,16 @@ class _Work:
     def assemble(self, fitted: _Fitted, audit: AuditCard) -> TrainedModel:
         """Return the model with its card, references and calibration images."""
         outcome, config = fitted.outcome, self._config
+        # What others know is the folder as it is, with what was left out of the fit.
+        place = {name: index for index, name in enumerate(self._all)}
+        images = [place[self.names[index]] for index in outcome.images]
+        training = None if outcome.training is None else outcome.training.model_copy(update={"held_out": tuple(images)})
         method = Method(
             self._method.name,
             self._method.settings.stated() if self._trained else self._method.settings,
             config.seed,
             None if fitted.budget is None else fitted.budget.card,
-            outcome.training,
+            training,
         )
         good = GoodParts(
             categories=outcome.counts,
@@ -223,6 +230,8 @@ class _Work:
             threshold=calibrate(self._usual(outcome, audit), config.false_alarm_rate),
             normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
             audit=audit,
+            # The card of a training lists the images itself.
+            scored=None if self._trained or len(images) == len(self._all) else images,
         )
         geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles, self._samples[0].bits)
         card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)
@@ -248,7 +257,7 @@ class _Fitted:
 
 
 def _run_key(
-    method: Any, info: BackboneInfo, size: tuple[int, int], config: FitConfig, fingerprint: Mapping[str, str]
+    method: Any, info: BackboneInfo, size: tuple[int, int], config: FitConfig, train: Mapping[str, Any]
 ) -> str:
     """Return what a checkpoint must carry to be of this very training."""
     return run_key(
@@ -259,7 +268,7 @@ def _run_key(
             "size": size,
             "seed": config.seed,
             "bits": config.bits or ALL_BITS,
-            "train": dict(fingerprint),
+            "train": dict(train),
             "versions": [__version__, torch.__version__, np.__version__],
         }
     )

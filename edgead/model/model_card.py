@@ -43,8 +43,9 @@ class ModelCard(CardSection):
         height, width: network size in pixels.
         resize: the resize rule the model was trained with.
         threshold: see `edgead.runtime.decision.threshold.Threshold`.
-        normal_scores: score of each training image by a model that never saw it, in image order; of a learned
-            detector, of those that were held out.
+        normal_scores: score of each training image by a model that never saw it, in image order; of near-duplicates the
+            highest alone; of a learned detector, of those that were held out.
+        scored: indices of the images that ``normal_scores`` are of, where near-duplicates left some without; else None.
         categories: category name -> number of training images.
         fingerprint: folder name -> digest of its training images.
         normals: category name -> what its good parts looked like, for the drift watch.
@@ -83,6 +84,7 @@ class ModelCard(CardSection):
     bits: FileBits = ALL_BITS
     audit: AuditCard | None = None
     defects: DefectsCard | None = None
+    scored: tuple[int, ...] | None = None
 
     def with_threshold(self, threshold: Threshold) -> ModelCard:
         """Return the card with another threshold."""
@@ -168,6 +170,7 @@ class GoodParts:
         scores: of images that the model was not fitted on; threshold: from these.
         normals: category -> what its images look like, for the drift watch.
         audit: of the images.
+        scored: see `ModelCard`.
     """
 
     categories: Mapping[str, int]
@@ -176,6 +179,7 @@ class GoodParts:
     threshold: Threshold
     normals: Mapping[str, NormalsSection]
     audit: AuditCard
+    scored: Sequence[int] | None = None
 
 
 def make_card(
@@ -215,6 +219,7 @@ def make_card(
         tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
         bits=geometry.bits,
         audit=good.audit,
+        scored=None if good.scored is None else tuple(good.scored),
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgead.data import open_category
 from edgead.evaluation.evaluation import evaluate
+from edgead.evaluation.validation_normals import UNSEEN, find_normals, read_training_record
 from edgead.fitting import fit
 from edgead.fitting.audit import stray_scores
 from edgead.runtime.errors import ConfigError, DataError
@@ -116,3 +117,16 @@ def test_audit_of_nothing_is_one_line(edgead, tmp_path):
     assert outcome.code == 2
     assert "does not exist" in outcome.error
     assert edgead("audit", tmp_path, "-o", tmp_path / "no" / "a.html").code == 2
+
+
+def test_a_folder_with_a_stray_image_is_still_known_as_the_training_set(stray, tmp_path):
+    model = fit(stray, **QUICK)
+    model.save(tmp_path / "m.model")
+    assert model.card.scored is not None
+    names = sorted(path.name for path in (stray / "train" / "good").iterdir())
+    assert [names[index] for index in model.card.scored] == [name for name in names if name != "dark.png"]
+    record = read_training_record(tmp_path / "m.model")
+    found = find_normals(open_category(stray), record)
+    assert found.source == UNSEEN
+    assert [sample.path.name for sample in found.samples] == [name for name in names if name != "dark.png"]
+    assert len(found.scores) == 16

@@ -28,7 +28,6 @@ from edgead.features.scoring import ScoringModule
 from edgead.fitting import fit
 from edgead.model.model import load_model
 from edgead.runtime.backends import open_backend
-from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.progress import silent
 
@@ -340,8 +339,8 @@ def shifted(count: int, reach: int, seed: int) -> Tensor:
 
 
 def test_a_window_forgives_parts_that_lie_elsewhere() -> None:
-    normals, moved = shifted(40, 0, seed=1), shifted(100, 2, seed=2)
-    false_alarms = {}
+    normals, moved = shifted(100, 0, seed=1), shifted(200, 2, seed=2)
+    above = {}  # share of pairs in which the moved part scores higher than the other, which its model has not seen
     for window, search in ((1, 1), (3, 1), (3, 3)):
         settings = {"dimensions": 6, "window": window, "evaluation_window": search, "fusion": "mahalanobis"}
         collector, folds = gather(normals, settings)
@@ -349,10 +348,10 @@ def test_a_window_forgives_parts_that_lie_elsewhere() -> None:
         models = {k: ScoringModule(plain, collector.head(k, silent), smooth=False) for k in (0, 1, 2, 3, 4, None)}
         with torch.inference_mode():
             own = [models[int(fold)].score_features(one[None])[0] for one, fold in zip(normals, folds, strict=True)]
-            threshold = calibrate(torch.cat(own).double().numpy(), 0.05).value
-            false_alarms[window, search] = int((models[None].score_features(moved)[0] > threshold).sum())
-    assert false_alarms[3, 1] < 0.9 * false_alarms[1, 1]
-    assert false_alarms[3, 3] < false_alarms[3, 1]
+            score = models[None].score_features(moved)[0]
+        above[window, search] = float((score[:, None] > torch.cat(own)).double().mean())
+    assert above[3, 1] < above[1, 1] - 0.02
+    assert above[3, 3] < above[3, 1]
 
 
 # Cheaper forms

@@ -188,6 +188,9 @@ def test_bundles_refuse_what_they_were_trained_on(plate, plate_model, plate_bund
             find_normals(category, of_bundle)
         found = find_normals(category, of_model)
         assert (found.source, found.scores) == (UNSEEN, of_model.normal_scores)
+        # Where near-duplicates count once, the images without a score are left out.
+        some = dataclasses.replace(of_model, normal_scores=of_model.normal_scores[:2], scored=(1, 4))
+        assert find_normals(category, some).samples == (category.train[1], category.train[4])
     found = find_normals(open_category(new_photos, train_only=True), of_bundle)
     assert (found.source, found.scores, len(found.samples)) == (PHOTOS, None, 5)
     assert find_normals(open_category(new_photos, train_only=True), of_model).source == PHOTOS
