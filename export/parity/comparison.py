@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from edgead.runtime.bundle.manifest_schema import ParityRecord
 from edgead.runtime.decision.verdict import BORDERLINE_SHARE, Verdict
-from edgead.runtime.frame import Decision
 
 _RESAMPLES = 500
 
@@ -82,7 +81,7 @@ class Comparison:
         p99 = float(np.quantile(difference, 0.99))
         epsilon = min(p99, BORDERLINE_SHARE * self.scale)
         changed = self.changed
-        borderline = sum(self._near(index, epsilon) for index in changed)
+        borderline = sum(self.reference[index].borderline(self.candidate[index], epsilon) for index in changed)
         worst = int(np.argmax(difference))
         grid = np.array(self.map_difference)
         defects = self.defects
@@ -103,13 +102,6 @@ class Comparison:
             note=note,
             **labelled,
         )
-
-    def _near(self, index: int, epsilon: float) -> bool:
-        """Whether a changed decision is one of the threshold only, and lay within epsilon of it on either side."""
-        reference, candidate = self.reference[index], self.candidate[index]
-        judged = Decision.NOT_INSPECTED not in (reference.decision, candidate.decision)
-        same = judged and reference.category == candidate.category
-        return same and any(abs(side.score - side.threshold) <= epsilon for side in (reference, candidate))
 
     @staticmethod
     def _scores(verdicts: Sequence[Verdict]) -> NDArray[np.float64]:

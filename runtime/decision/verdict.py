@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +28,22 @@ class Verdict(NamedTuple):
     def same(self, other: Verdict) -> bool:
         """Whether another verdict says the same of the part: its decision and, where routed, its category."""
         return self.decision is other.decision and self.category == other.category
+
+    def borderline(self, other: Verdict, within: float) -> bool:
+        """Whether a decision that changed is one of the threshold only, with a score within so much of it on a side."""
+        judged = Decision.NOT_INSPECTED not in (self.decision, other.decision)
+        same = judged and self.category == other.category
+        return same and any(abs(one.score - one.threshold) <= within for one in (self, other))
+
+
+def score_margin(verdicts: Sequence[Verdict], threshold: float) -> float:
+    """Return how far the threshold lies from the median score of the parts of one category that are `OK`.
+
+    It is the scale of score differences. Without a part that is `OK`, the distance of the median defect is the best
+    scale there is.
+    """
+    scores = [one.score for one in verdicts if one.decision is Decision.OK] or [one.score for one in verdicts]
+    return abs(threshold - statistics.median(scores))
 
 
 # How a reason begins, so that an evaluation can tell a part that nobody knows from a failure.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from edgead.runtime.backends import Backend
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.references import expected_inferences
-from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.decision.verdict import Limits, score_margin
 from edgead.runtime.errors import BackendError, BundleError
 from edgead.runtime.frame import Decision, Inference
 from edgead.runtime.imaging.decode import decode_image
@@ -130,13 +129,10 @@ def _references(bundle: Bundle) -> list[_Reference]:
 
 
 def _margin(reference: _Reference, references: Sequence[_Reference], limits: Limits) -> float:
-    """Return the way from the median good reference of the same category to the threshold."""
+    """Return the score margin of the reference's category."""
     own = limits.judge(reference.expected, 0)
     verdicts = [limits.judge(other.expected, 0) for other in references]
-    scores = [verdict.score for verdict in verdicts if verdict.category == own.category]
-    # Without a reference that torch calls OK, the distance of the median defect is the best scale there is.
-    good = [score for score in scores if score <= own.threshold] or scores
-    return abs(own.threshold - statistics.median(good))
+    return score_margin([one for one in verdicts if one.category == own.category], own.threshold)
 
 
 def _replay(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.paired_auroc import Ranking
-from edgead.runtime.decision.verdict import BORDERLINE_SHARE, Verdict
+from edgead.runtime.decision.verdict import BORDERLINE_SHARE, Verdict, score_margin
 from edgead.runtime.device.tuning.search_space import Setup
 from edgead.runtime.frame import Decision
 
@@ -115,11 +114,11 @@ def judge(
         differences = _shares(judged, before)
         shares |= {f"picture {name}": share for name, share in differences.items()}
         near = 0.0 if trial.setup.exact else min(_p99(differences.values()), BORDERLINE_SHARE)
-        ways = _ways(before)
+        margins = _margins(before)
         for name in names:
             if before[name].same(judged[name]):
                 continue
-            if _close(before[name], judged[name], near * ways[before[name].category]):
+            if before[name].borderline(judged[name], near * margins[before[name].category]):
                 borderline += 1
             else:
                 flips.append(name)
@@ -155,22 +154,20 @@ def _verdict(values: Sequence[Any]) -> Verdict:
     return Verdict(math.nan if score is None else score, threshold, Decision(decision), category, None)
 
 
-def _ways(verdicts: Mapping[str, Verdict]) -> dict[str | None, float]:
-    """Return category -> the way from its median good score to its threshold."""
-    ways = {}
+def _margins(verdicts: Mapping[str, Verdict]) -> dict[str | None, float]:
+    """Return category -> its score margin."""
+    margins = {}
     for category in {verdict.category for verdict in verdicts.values()}:
         own = [verdict for verdict in verdicts.values() if verdict.category == category]
-        # Without one that is called OK, the distance of the median defect is the best scale there is.
-        scores = [verdict.score for verdict in own if verdict.decision is Decision.OK] or [one.score for one in own]
-        ways[category] = max(abs(own[0].threshold - statistics.median(scores)), 1e-12)
-    return ways
+        margins[category] = max(score_margin(own, own[0].threshold), 1e-12)
+    return margins
 
 
 def _shares(found: Mapping[str, Verdict], expected: Mapping[str, Verdict]) -> dict[str, float]:
-    ways = _ways(expected)
+    margins = _margins(expected)
     shares = {}
     for name, verdict in found.items():
-        share = abs(verdict.score - expected[name].score) / ways[expected[name].category]
+        share = abs(verdict.score - expected[name].score) / margins[expected[name].category]
         shares[name] = share if math.isfinite(share) else math.inf
     return shares
 
@@ -178,12 +175,6 @@ def _shares(found: Mapping[str, Verdict], expected: Mapping[str, Verdict]) -> di
 def _p99(values: Any) -> float:
     ordered = sorted(values)
     return ordered[math.ceil(0.99 * len(ordered)) - 1] if ordered else 0.0
-
-
-def _close(before: Verdict, after: Verdict, near: float) -> bool:
-    inspected = Decision.NOT_INSPECTED not in (before.decision, after.decision)
-    same = inspected and before.category == after.category
-    return same and any(abs(one.score - one.threshold) <= near for one in (before, after))
 
 
 def _rank_pictures(pictures: Sequence[Picture], judged: Mapping[str, Verdict]) -> Ranking | None:
