@@ -173,7 +173,7 @@ def fit_closed_form(
     """Fit on all normals and score each of them by a model that has not seen it (design section 7).
 
     That is the model without the image alone where the detector's collector `LeavesOut`; else the model without a fold,
-    which costs a fit a fold and scores a little higher, since it has seen a fifth less.
+    which costs a fit a fold, and has seen a fifth less than the model that is kept.
     Features of few images are kept between fitting and scoring; of more they are computed twice, so that memory does
     not grow with the image count.
     Where so many ``tiles`` after each other make one picture, they are held out together, since they overlap, and the
