@@ -28,6 +28,7 @@ from edgead.fitting import fit
 from edgead.metrics.shares import RATES
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
+from edgead.runtime.frame import Decision
 from examples.demo import prepare
 
 OTHER_RATE = 0.05
@@ -63,8 +64,9 @@ def measure(category: Category, detector: str, seed: int, size: int | None) -> R
     other = fit(category.root, detector=detector, seed=seed, size=size, false_alarm_rate=OTHER_RATE).threshold.value
     with model.inspector() as inspector:
         report = evaluate(inspector, category, bootstrap=0)
-    good = [image.score for image in report.images if not image.anomalous]
-    defective = [image.score for image in report.images if image.anomalous]
+    inspected = [image for image in report.images if image.decision is not Decision.NOT_INSPECTED]
+    good = [image.score for image in inspected if not image.anomalous]
+    defective = [image.score for image in inspected if image.anomalous]
     return Row(
         category=category.name,
         detector=detector,
