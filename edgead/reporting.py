@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgead.data import Category, Sample, load_mask, open_category
-from edgead.evaluation.evaluation import CategoryReport, ImageScore, evaluate
+from edgead.evaluation.decisions import ImageScore
+from edgead.evaluation.evaluation import CategoryReport, evaluate
 from edgead.evaluation.worst_images import Worst, jpeg, thumbnail, worst_images
-from edgead.metrics.metrics import image_auroc
 from edgead.opening import open_inspector
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.bundle.bundle import Bundle
@@ -54,17 +53,6 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Defect:
-    """One kind of defect: how many images, escapes, not inspected, and its image AUROC against all good ones."""
-
-    label: str
-    images: int
-    escapes: int
-    not_inspected: int
-    image_auroc: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class About:
     """Where the model came from.
 
@@ -99,7 +87,6 @@ class Report:
     about: About
     backend: BackendInfo
     evaluation: CategoryReport
-    defects: tuple[Defect, ...]
     pictures: tuple[Picture, ...]
     worst: tuple[Worst, ...]
     latency: BenchReport | None
@@ -124,7 +111,6 @@ class Report:
             },
             "category": self.evaluation.name,
             **self.evaluation.to_dict(images=True),
-            "defects": [{name: getattr(one, name) for name in Defect.__slots__} for one in self.defects],
             "backend": self.backend.to_dict(),
             "parity": None
             if parity is None
@@ -178,7 +164,6 @@ def make_report(
         about=about,
         backend=info,
         evaluation=found,
-        defects=_defects(found.images),
         pictures=tuple(pictures),
         worst=worst,
         latency=latency,
@@ -220,21 +205,6 @@ def _picture(inspector: Inspector, category: Category, sample: Sample, image: Im
     if has_mask:
         photo[outline(load_mask(sample, (rows, columns), height, width), 1)] = _MASK_COLOUR
     return Picture(group, image, jpeg(photo), jpeg(overlay(small, result)), has_mask)
-
-
-def _defects(images: Sequence[ImageScore]) -> tuple[Defect, ...]:
-    good = [image.score for image in images if not image.anomalous and math.isfinite(image.score)]
-    result = []
-    for label in sorted({image.label or "defect" for image in images if image.anomalous}):
-        members = [image for image in images if image.anomalous and (image.label or "defect") == label]
-        scores = [image.score for image in members if math.isfinite(image.score)]
-        auroc = None
-        if good and scores:
-            labels = [False] * len(good) + [True] * len(scores)
-            auroc = image_auroc([*good, *scores], labels, bootstrap=0).value
-        escapes = sum(image.decision is Decision.OK for image in members)
-        result.append(Defect(label, len(members), escapes, len(members) - len(scores), auroc))
-    return tuple(result)
 
 
 def _latency(model: Path, frames: int, progress: Progress) -> tuple[BenchReport | None, str | None]:

@@ -40,7 +40,8 @@ console = Console()
 def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(DEMO, ignore_errors=True)
-    prepare()
+    for folder, count in prepare(CATEGORY).items():
+        console.print(f"{(CATEGORY / folder).relative_to(ROOT)}: {count} images")
     fitted = edgead("fit", CATEGORY, "--detector", "patchcore", "-o", MODEL)
     edgead("export", MODEL, "-o", BUNDLE, "--images", CATEGORY / "test")
     evaluated = edgead("eval", BUNDLE, CATEGORY)
@@ -61,8 +62,8 @@ def main() -> None:
     console.print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at [bold]{SHEET.relative_to(ROOT)}[/bold].")
 
 
-def prepare() -> None:
-    """Copy the images of the package into the folders of a category."""
+def prepare(category: Path) -> dict[str, int]:
+    """Copy the images of the package into the folders of a category, and return how many each of them holds."""
     try:
         import elpv_dataset
     except ImportError:
@@ -79,11 +80,11 @@ def prepare() -> None:
         "test/defective": defective[:N_TEST],
     }
     for folder, paths in parts.items():
-        target = CATEGORY / folder
+        target = category / folder
         target.mkdir(parents=True)
         for path in paths:
             shutil.copyfile(path, target / path.name)
-    console.print(f"{CATEGORY.relative_to(ROOT)}: " + ", ".join(f"{len(p)} in {f}" for f, p in parts.items()))
+    return {folder: len(paths) for folder, paths in parts.items()}
 
 
 def _shuffled(paths: list[Path]) -> list[Path]:
@@ -140,17 +141,27 @@ def report(
     manifest = _manifest()
     table = Table(title="edgead on real solar cells", show_header=False)
     table.add_row("fit", f"{fitted['seconds']:.0f} s, {N_TRAIN} good images")
+    decisions = category["decisions"]
+    for name, of, count, what in (
+        ("escape_rate", "anomalous", "escapes", "defective cells passed"),
+        ("false_alarm_rate", "normal", "false_alarms", "good cells rejected"),
+    ):
+        share = category[name]
+        table.add_row(
+            count.replace("_", " "),
+            f"{decisions[count]} of {decisions[of]} {what} at the threshold  "
+            f"(95 %: {share['low']:.1%} to {share['high']:.1%})",
+        )
+    table.add_row(
+        "allowed escapes",
+        ", ".join(f"{point['escapes']} at {point['at_false_alarm_rate'] * 100:g} %" for point in category["allowed"])
+        + " false alarms, by thresholds chosen on these test images",
+    )
     for name in ("image_auroc", "f1_max", "false_alarm_rate_at_zero_escapes"):
         metric = category[name]
         table.add_row(
             name.replace("_", " "), f"{metric['value']:.4f}  (95 %: {metric['low']:.4f} to {metric['high']:.4f})"
         )
-    decisions = category["decisions"]
-    table.add_row(
-        "at the threshold",
-        f"{decisions['false_alarms']} of {decisions['normal']} good cells rejected, "
-        f"{decisions['escapes']} of {decisions['anomalous']} defective cells passed",
-    )
     for runtime, record in manifest["parity"]["model.fp32.onnx"].items():
         changed = record["flips"] + record["borderline"]
         table.add_row(

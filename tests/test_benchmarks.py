@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import deciding
 from benchmarks.floor import Ceilings, count_work
 from benchmarks.peer_report import print_report, summary
 from benchmarks.worker import Worker, WorkerError
@@ -160,3 +162,45 @@ def test_a_worker_answers_in_turn_and_says_what_went_wrong(tmp_path: Path) -> No
         with pytest.raises(WorkerError, match="ended with code 3"):
             worker.ask("leave")
     assert "and later" in (tmp_path / "log").read_text()
+
+
+def decided(seed: int, escapes: int, allowed: tuple[int, ...] = (9, 9, 4), auroc: float = 0.9) -> deciding.Row:
+    return deciding.Row("plate", "padim", seed, 26, 71, escapes, 1, escapes - 1, 2, allowed, auroc)
+
+
+def test_decisions_are_medians_over_seeds_with_their_range() -> None:
+    rows = [decided(0, 5), decided(1, 8, (9, 7, 4), 0.95), decided(2, 6)]
+    heading, _, line = deciding.markdown(rows).splitlines()
+    cells = ["plate", "padim", "3", "6 (5–8) of 71", "1 of 26", "5 (4–7) of 71", "2 of 26"]
+    cells += ["9 of 71", "9 (7–9) of 71", "4 of 71", "0.9000 (0.9000–0.9500)"]
+    assert line == "| " + " | ".join(cells) + " |"
+    assert heading.count("|") == line.count("|")
+    assert heading.index("escapes") < heading.index("image AUROC")
+
+
+def test_a_fit_is_judged_at_both_thresholds(made_images: Path) -> None:
+    from edgead.data import open_category
+    from edgead.evaluation.evaluation import evaluate
+    from edgead.fitting import fit
+
+    category = open_category(made_images / "plate", need_test=True)
+    row = deciding.measure(category, "padim", 0, 64)
+    for rate, escapes, alarms in (
+        (0.01, row.escapes, row.false_alarms),
+        (0.05, row.other_escapes, row.other_false_alarms),
+    ):
+        with fit(category.root, detector="padim", size=64, false_alarm_rate=rate).inspector() as inspector:
+            found = evaluate(inspector, category, bootstrap=0).decisions
+        assert (found.escapes, found.false_alarms) == (escapes, alarms)
+        assert (found.anomalous, found.normal) == (row.anomalous, row.normal)
+    assert list(row.allowed) == sorted(row.allowed, reverse=True)
+
+
+def test_deciding_says_how_it_is_called() -> None:
+    command = [sys.executable, "-m", "benchmarks.deciding"]
+    told = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    for option in ("--detectors", "--seeds", "--solar-cells"):
+        assert option in told.stdout
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert refused.returncode == 2
+    assert "give a category folder" in refused.stderr

@@ -133,7 +133,7 @@ def fit(
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
-    from edgead.evaluation.operating_point import parse_costs
+    from edgead.evaluation.costs import parse_costs
     from edgead.fitting import fit as fit_model
     from edgead.model.model import check_model_path
     from edgead.runtime.imaging.roi import parse_box

@@ -31,7 +31,7 @@ class Figure(_Section):
 
 
 class ImageRow(_Section):
-    """What was said of one test image; see `edgead.evaluation.evaluation.ImageScore`."""
+    """What was said of one test image; see `edgead.evaluation.decisions.ImageScore`."""
 
     path: str
     label: str | None
@@ -44,7 +44,7 @@ class ImageRow(_Section):
 
 
 class DecisionCounts(_Section):
-    """See `edgead.evaluation.evaluation.Decisions`."""
+    """See `edgead.evaluation.decisions.Decisions`."""
 
     false_alarms: int
     normal: int

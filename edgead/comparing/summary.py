@@ -4,6 +4,7 @@
 - *interval*: 95 % percentile bootstrap of the seed mean. All seeds meet the same resample of test images, so it says
   how far the mean would move with other test images. Where seeds did not score the same images (a router left some
   out), it is the mean of the seeds' own intervals, which is wide rather than narrow.
+- *escapes, false alarms*: the mean of the seeds' shares, with the exact interval of one seed's, or the mean of theirs.
 - *difference*: detector minus the first one, on the images that both scored in every seed. Image AUROC: DeLong's test
   of the seed means (`edgead.metrics.delong`), and p adjusted by Holm's method for the number of comparisons. The other
   metrics: the joint bootstrap above, without a test.
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.comparing.rows import Outcome, Row
+from edgead.comparing.shares import allowed, decided
 from edgead.evaluation.evaluation import METRICS
 from edgead.metrics.delong import compare_auroc, holm
 from edgead.runtime.errors import DataError
@@ -109,6 +111,8 @@ def _summary(group: Group, first: Group | None) -> dict[str, Any]:
         "pooled": row.pooled,
         "n_normal": outcomes[0].n_normal,
         "n_anomalous": outcomes[0].n_anomalous,
+        **decided(outcomes),
+        "allowed": allowed(outcomes),
         "metrics": {name: _figure(outcomes, name) for name in METRICS},
         "decisions": {
             name: sum(getattr(one.decisions, name) for one in outcomes)

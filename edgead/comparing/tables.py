@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgead.comparing.rows import Row
+from edgead.comparing.shares import of_outcome
 from edgead.evaluation.evaluation import METRICS
+from edgead.metrics.shares import RATES
 
 COLUMNS = (
     "category",
     "detector",
     "seeds",
+    "escapes at the threshold (mean, 95 % interval)",
+    "false alarms at the threshold (mean, 95 % interval)",
+    *(f"escapes that the scores allow at {rate * 100:g} % false alarms" for rate in RATES),
     "image AUROC (mean, 95 % interval; range)",
     "pixel AUROC",
     "AUPRO",
@@ -47,6 +52,7 @@ def cells(one: dict[str, Any]) -> list[str]:
         one["category"],
         one["label"] + (f" (one model of {len(one['pooled'])})" if one["pooled"] else ""),
         str(len(one["seeds"])),
+        *decisions(one),
         _with_interval(metrics["image_auroc"]),
         *(figure(metrics[name]) for name in ("pixel_auroc", "aupro", "false_alarm_rate_at_zero_escapes")),
         left_out(one),
@@ -57,6 +63,27 @@ def cells(one: dict[str, Any]) -> list[str]:
         worst(one),
         difference(one),
     ]
+
+
+def decisions(one: dict[str, Any]) -> list[str]:
+    """Return escapes and false alarms at the threshold, and the escapes that the scores allow at each of `RATES`."""
+    allowed = [point["escape_rate"] for point in one["allowed"]] or [None] * len(RATES)
+    return [share(one["escape_rate"]), share(one["false_alarm_rate"]), *(percent(found) for found in allowed)]
+
+
+def share(found: dict[str, Any] | None) -> str:
+    """Return the mean share with its interval."""
+    return MISSING if found is None else f"{percent(found)} ({interval(found)})"
+
+
+def percent(found: dict[str, Any] | None) -> str:
+    """Return the mean share."""
+    return MISSING if found is None else f"{found['mean'] * 100:.1f} %"
+
+
+def interval(found: dict[str, Any]) -> str:
+    """Return the interval of a share."""
+    return f"{found['low'] * 100:.1f}–{found['high'] * 100:.1f} %"
 
 
 def figure(metric: dict[str, Any] | None) -> str:
@@ -149,11 +176,12 @@ def _flat(row: Row) -> dict[str, Any]:
     if row.outcome is None:
         return line
     one = row.outcome
+    line |= one.decisions.model_dump()
+    line |= {f"escapes_allowed_at_{point.rate * 100:g}_percent": point.escapes.count for point in of_outcome(one)}
     for name in METRICS:
         metric = one.metrics[name]
         for end in ("value", "low", "high"):
             line[name if end == "value" else f"{name}_{end}"] = "" if metric is None else getattr(metric, end)
-    line |= one.decisions.model_dump()
     line |= {"threshold": one.threshold.value, "threshold_supported": one.threshold.supported}
     line |= {"fit_seconds": one.fit_seconds, "fit_peak_rss_bytes": one.fit_peak_rss_bytes, "bytes": one.bytes}
     for runtime, record in one.parity.items():

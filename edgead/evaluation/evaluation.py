@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from edgead.data import Category, Sample, load_mask, prefetch, unclear_masks
 from edgead.data.category import relative_name
+from edgead.evaluation.costs import Costs
+from edgead.evaluation.decisions import Decisions, Defect, ImageScore, by_defect, count_decisions
 from edgead.metrics.metrics import BOOTSTRAP, Metric, f1_max, false_alarm_rate_at_zero_escapes, image_auroc
 from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
+from edgead.metrics.shares import Allowed, allowed_escapes
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import DataError
@@ -47,49 +50,6 @@ class Inspecting(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageScore:
-    """What was said of one test image; ``path`` is relative to the category, ``score`` is NaN where there is none."""
-
-    path: str
-    label: str | None
-    anomalous: bool
-    score: float
-    threshold: float
-    decision: Decision
-    reason: str | None = None
-    category: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "label": self.label,
-            "anomalous": self.anomalous,
-            "score": self.score if math.isfinite(self.score) else None,
-            "threshold": self.threshold,
-            "decision": self.decision.value,
-            "reason": self.reason,
-            "category": self.category,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """How often the threshold was right: ``false_alarms`` of ``normal`` and ``escapes`` of ``anomalous`` images.
-
-    Both totals count inspected images only. The ``not_inspected`` ones never pass the line, whatever they are.
-    """
-
-    false_alarms: int
-    normal: int
-    escapes: int
-    anomalous: int
-    not_inspected: int
-
-    def to_dict(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
 class CategoryReport:
     """The evaluation of one category.
 
@@ -100,6 +60,7 @@ class CategoryReport:
             metrics, and for the pixel metrics as images without a defect.
         unclear_masks: files with more than two levels, see `edgead.data.loading.unclear_masks`.
         images: in the order of ``category.test``.
+        costs: what mistakes cost; None where nobody said.
         routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """
 
@@ -115,6 +76,28 @@ class CategoryReport:
     empty_masks: int
     unclear_masks: tuple[str, ...]
     images: tuple[ImageScore, ...]
+    costs: Costs | None = None
+
+    @property
+    def allowed(self) -> tuple[Allowed, ...]:
+        """The escapes that the scores of the inspected images allow, none where no good image was inspected."""
+        known = [(one.score, one.anomalous) for one in self.images if one.decision is not Decision.NOT_INSPECTED]
+        if all(anomalous for _, anomalous in known):
+            return ()
+        return allowed_escapes([score for score, _ in known], [anomalous for _, anomalous in known])
+
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """Each kind of defect, by name."""
+        return by_defect(self.images)
+
+    @property
+    def cost_per_1000(self) -> float | None:
+        """The cost of 1,000 parts at the threshold; None without costs, or where a share is not known."""
+        escapes, alarms = self.decisions.escape_share.value, self.decisions.false_alarm_share.value
+        if self.costs is None or escapes is None or alarms is None:
+            return None
+        return float(self.costs.of(escapes, alarms))
 
     @property
     def routed_to(self) -> dict[str, int]:
@@ -127,9 +110,15 @@ class CategoryReport:
 
     def to_dict(self, *, images: bool = False) -> dict[str, Any]:
         """Return the JSON form of this category, with the image scores where asked for."""
-        result: dict[str, Any] = {name: _metric_dict(self.metric(name)) for name in METRICS}
-        result |= {"n_normal": self.n_normal, "n_anomalous": self.n_anomalous}
-        result |= {"decisions": self.decisions.to_dict(), "empty_masks": self.empty_masks}
+        result: dict[str, Any] = {"n_normal": self.n_normal, "n_anomalous": self.n_anomalous}
+        result["decisions"] = self.decisions.to_dict()
+        result["escape_rate"] = self.decisions.escape_share.to_dict()
+        result["false_alarm_rate"] = self.decisions.false_alarm_share.to_dict()
+        result["allowed"] = [one.to_dict() for one in self.allowed]
+        result["defects"] = [one.to_dict() for one in self.defects]
+        result |= {"costs": self.costs and asdict(self.costs), "cost_per_1000": self.cost_per_1000}
+        result |= {name: _metric_dict(self.metric(name)) for name in METRICS}
+        result["empty_masks"] = self.empty_masks
         result["unclear_masks"] = list(self.unclear_masks)
         if self.routed_to:
             result["routed_to"] = self.routed_to
@@ -180,6 +169,7 @@ def evaluate(
     *,
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
+    costs: Costs | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CategoryReport:
     """Judge every test image as the camera loop would, and compare with the labels.
@@ -191,6 +181,7 @@ def evaluate(
         inspector: opened; its threshold gives the decisions.
         category: opened with ``need_test=True``.
         bootstrap, seed: of the intervals, see `edgead.metrics.metrics`.
+        costs: of mistakes, for the cost of 1,000 parts at the threshold.
         progress: called with (images done, images in all) after every image.
 
     Raises:
@@ -223,10 +214,11 @@ def evaluate(
         aupro=overlap,
         f1_max=best,
         false_alarm_rate_at_zero_escapes=rate,
-        decisions=_decisions([one.image for one in judged if not one.routed_away], len(judged)),
+        decisions=count_decisions([one.image for one in judged]),
         empty_masks=sum(one.mask is not None and not one.mask.any() for one in judged),
         unclear_masks=tuple(relative_name(path, category.root) for path in unclear_masks(category.test)),
         images=tuple(one.image for one in judged),
+        costs=costs,
     )
 
 
@@ -234,7 +226,6 @@ class _Judged(NamedTuple):
     image: ImageScore
     map: NDArray[np.float32] | None  # kept only where there are masks to compare it with
     mask: NDArray[np.bool_] | None
-    routed_away: bool
 
 
 def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, int], None] | None) -> list[_Judged]:
@@ -254,7 +245,7 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
             name = category.relative(sample)
             result = inspector(Frame(pixels, len(judged), time.monotonic_ns(), name))
             where = f"{category.name}/{name}"
-            routed_away = _routed_away(result, where)
+            _require_score(result, where)
             image = ImageScore(
                 path=name,
                 label=sample.label,
@@ -272,31 +263,18 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
                         f"{category.name}/{name}: the anomaly map is missing or not finite; refit the model"
                     )
                 kept = np.array(result.map, np.float32)  # a backend may use its output buffer again
-            judged.append(_Judged(image, kept, mask, routed_away))
+            judged.append(_Judged(image, kept, mask))
             if progress is not None:
                 progress(len(judged), len(category.test))
     return judged
 
 
-def _routed_away(result: Result, name: str) -> bool:
-    """Return whether the image was routed away; raises `DataError` where it was not inspected for another reason."""
+def _require_score(result: Result, name: str) -> None:
+    """Raise `DataError` where an image was not inspected for another reason than that it was routed away."""
     if result.decision is not Decision.NOT_INSPECTED:
-        return False
-    if result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY):
-        return True
-    raise DataError(f"{name} was not inspected ({result.reason or 'no reason given'}); metrics need a score for it")
-
-
-def _decisions(judged: list[ImageScore], total: int) -> Decisions:
-    normal = [image for image in judged if not image.anomalous]
-    anomalous = [image for image in judged if image.anomalous]
-    return Decisions(
-        false_alarms=sum(image.decision is Decision.ANOMALY for image in normal),
-        normal=len(normal),
-        escapes=sum(image.decision is Decision.OK for image in anomalous),
-        anomalous=len(anomalous),
-        not_inspected=total - len(judged),
-    )
+        return
+    if result.reason is None or not result.reason.startswith(UNKNOWN_CATEGORY):
+        raise DataError(f"{name} was not inspected ({result.reason or 'no reason given'}); metrics need a score for it")
 
 
 def _metric_dict(metric: Metric | None) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgead.budget import check_budget
 from edgead.detectors import default_size, learns, pools_categories
-from edgead.evaluation.operating_point import Costs
+from edgead.evaluation.costs import Costs
 from edgead.features.backbones import (
     DEFAULT_BACKBONE,
     DEFAULT_TAPS,

@@ -38,7 +38,8 @@ _READING = (
     "comparisons on this page; it answers for the draw of test images, with these fits given. The other differences "
     "have a paired bootstrap interval and no test.",
     "F1-max and false alarms at zero escapes choose their threshold on the test images: what a line gets is no better. "
-    "Decisions at the threshold use the model's own, from good training parts only.",
+    "Decisions at the threshold use the model's own, from good training parts only. The interval of a share is that of "
+    "Clopper and Pearson (1934); of several seeds, which judged the same images, it is the mean of their intervals.",
     "Latency is the median over the seeds, taken in the same process right after the export, one model after the "
     "other: network alone, and from camera frame to decision.",
 )
@@ -61,13 +62,13 @@ def compare_page(payload: dict[str, Any], groups: Sequence[Group]) -> str:
     ]
     if summary:
         parts += [
+            section("Escapes and false alarms", *_decisions(summary), anchor="decisions"),
             section("Result", _main_table(summary), _overall(payload["overall"]), anchor="result"),
             section("How sure", _metric_dots(summary, series), anchor="intervals"),
             _differences(summary, series),
             _speed(summary, series),
             section("ROC", _legend_note(), element("div", *_rocs(groups, series), class_="grid"), anchor="roc"),
             section("Image scores", *_histograms(groups), anchor="scores"),
-            section("Decisions at the threshold", _decisions(summary), anchor="decisions"),
             section("Export", _parity(summary), anchor="export"),
         ]
     parts += [

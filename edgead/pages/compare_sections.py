@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 
 from edgead.comparing.rows import Outcome
 from edgead.comparing.summary import Group
-from edgead.comparing.tables import MISSING
+from edgead.comparing.tables import MISSING, interval, percent
+from edgead.metrics.shares import RATES
 from edgead.pages import plots
 from edgead.pages.markup import Markup, cell, element, facts, number, section, table
 
+ALLOWED = (
+    "Escapes allowed: the threshold is the smallest one at which at most that share of the good test images lies above "
+    "it. It is chosen on these test images, so the figure says what the scores allow, not what a line gets."
+)
 _HISTOGRAMS = 60  # more would make the page slow; the scores are in the rows
 
 
@@ -102,18 +107,37 @@ def _histograms(groups: Sequence[Group]) -> list[Markup]:
     return [element("div", *figures, class_="grid"), *([note] if note else [])]
 
 
-def _decisions(summary: Sequence[dict[str, Any]]) -> Markup:
+def _decisions(summary: Sequence[dict[str, Any]]) -> list[Markup]:
     rows = []
     for one in summary:
         found = one["decisions"]
-        counts = (
-            ("false_alarms", f"{found['false_alarms']} of {found['normal']} good"),
-            ("escapes", f"{found['escapes']} of {found['anomalous']} defective"),
-            ("not_inspected", str(found["not_inspected"])),
+        allowed = [point["escape_rate"] for point in one["allowed"]] or [None] * len(RATES)
+        rows.append(
+            [
+                *_name(one),
+                _share(f"{found['escapes']} of {found['anomalous']} defective", one["escape_rate"]),
+                _share(f"{found['false_alarms']} of {found['normal']} good", one["false_alarm_rate"]),
+                number(str(found["not_inspected"]), found["not_inspected"]),
+                *(
+                    _share(None if share is None else f"{share['count']} of {share['images']}", share)
+                    for share in allowed
+                ),
+            ]
         )
-        rows.append([*_name(one), *(number(text, found[name]) for name, text in counts)])
-    note = "All seeds together. Images that were not inspected (a router did not know the part) never pass the line."
-    return table(["category", "detector", "false alarms", "escapes", "not inspected"], rows, text_columns=2, note=note)
+    headings = ["category", "detector", "escapes", "false alarms", "not inspected"]
+    headings += [f"escapes allowed at {rate * 100:g} % false alarms" for rate in RATES]
+    note = (
+        "All seeds together, below each count the mean share with its 95 % interval. Escapes are defective parts that "
+        "pass, false alarms good parts that are rejected, both at the model's threshold. Images that were not "
+        "inspected (a router did not know the part) never pass the line."
+    )
+    return [table(headings, rows, text_columns=2, note=note), element("p", ALLOWED, class_="note")]
+
+
+def _share(text: str | None, share: dict[str, Any] | None) -> Markup:
+    if text is None or share is None:
+        return number(text or MISSING, None)
+    return number(text, share["mean"], f"{percent(share)} ({interval(share)})")
 
 
 def _parity(summary: Sequence[dict[str, Any]]) -> Markup:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from edgead.evaluation.evaluation import METRICS, ImageScore
+from edgead.evaluation.decisions import ImageScore
+from edgead.evaluation.evaluation import METRICS
 from edgead.metrics.metrics import Metric
 from edgead.pages import plots
 from edgead.pages.compare_page import TITLES
 from edgead.pages.markup import Markup, cell, document, element, facts, image, number, section, table
+from edgead.pages.report_decisions import decisions
 from edgead.reporting import ESCAPES, FALSE_ALARMS, LEFT_OUT, Report
 from edgead.runtime.bundle.manifest_schema import ParityRecord
 from edgead.runtime.device.bench_report import BenchReport, BenchRow
@@ -41,8 +41,8 @@ def report_page(report: Report) -> str:
         element("p", lead, class_="lead"),
         *_warnings(report),
         _tiles(report),
-        section("Decisions", *_decisions(report), anchor="decisions"),
-        section("Metrics", _metrics(report), *_defects(report), anchor="metrics"),
+        section("Decisions", *decisions(report), anchor="decisions"),
+        section("Metrics", _metrics(report), anchor="metrics"),
         section("Images", *_gallery(report), anchor="images"),
         section("Export", _parity(report), *_worst(report), anchor="export"),
         section("Latency", *_latency(report), anchor="latency"),
@@ -62,16 +62,25 @@ def _warnings(report: Report) -> list[Markup]:
 
 
 def _tiles(report: Report) -> Markup:
-    found, decisions = report.evaluation, report.evaluation.decisions
+    found, judged = report.evaluation, report.evaluation.decisions
+    escapes, alarms = judged.escape_share, judged.false_alarm_share
     tiles = [
+        (
+            "escapes",
+            f"{escapes.count} of {escapes.n}",
+            f"defective images passed at the threshold: {escapes.percent}, {escapes.interval}",
+        ),
+        (
+            "false alarms",
+            f"{alarms.count} of {alarms.n}",
+            f"good images rejected at the threshold: {alarms.percent}, {alarms.interval}",
+        ),
         ("image AUROC", _value(found.image_auroc), _interval(found.image_auroc)),
         ("pixel AUROC", _value(found.pixel_auroc), _interval(found.pixel_auroc)),
         ("AUPRO", _value(found.aupro), _interval(found.aupro)),
-        ("false alarms", f"{decisions.false_alarms} of {decisions.normal}", "good images rejected at the threshold"),
-        ("escapes", f"{decisions.escapes} of {decisions.anomalous}", "defective images passed at the threshold"),
     ]
-    if decisions.not_inspected:
-        tiles.append(("not inspected", str(decisions.not_inspected), "the router did not know the part"))
+    if judged.not_inspected:
+        tiles.append(("not inspected", str(judged.not_inspected), "the router did not know the part"))
     if report.latency:
         fastest = min(report.latency.rows, key=lambda row: row.latency.p50)
         text = f"camera to decision, p50, {fastest.backend.name}"
@@ -91,41 +100,6 @@ def _interval(metric: Metric | None) -> str:
     return "no masks" if metric is None else f"{metric.low:.4f} – {metric.high:.4f}"
 
 
-def _decisions(report: Report) -> list[Markup]:
-    known = [one for one in report.evaluation.images if math.isfinite(one.score)]
-    scores = np.array([one.score for one in known], np.float64)
-    labels = np.array([one.anomalous for one in known], bool)
-    name, found = report.evaluation.name, report.evaluation.decisions
-    rejected, caught = plots.roc_curve(scores, labels)
-    point = (found.false_alarms / max(1, found.normal), 1 - found.escapes / max(1, found.anomalous))
-    histogram = plots.histogram(
-        scores[~labels],
-        scores[labels],
-        plots.usual_threshold([one.threshold for one in known]),
-        f"Image scores of good and defective images, {name}",
-        width=5.6,
-    )
-    auroc = report.evaluation.image_auroc.value
-    roc = plots.roc([plots.Curve(f"AUROC {auroc:.4f}", 0, rejected, caught)], f"ROC curve, {name}", point=point)
-    caught_text = f"{found.anomalous - found.escapes} of {found.anomalous} defects found"
-    alarms = f"{found.false_alarms} of {found.normal} good images rejected"
-    threshold = report.about.threshold
-    meaning = f"{_first_upper(threshold.explain())}. At it" if threshold.supported else "At the threshold"
-    return [
-        element("p", f"{meaning} {caught_text}, {alarms}."),
-        element(
-            "div",
-            element("figure", element("figcaption", element("b", "Image scores")), histogram),
-            element("figure", element("figcaption", element("b", "ROC")), roc),
-            class_="pair",
-        ),
-    ]
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _metrics(report: Report) -> Markup:
     rows = []
     for name in METRICS:
@@ -140,23 +114,6 @@ def _metrics(report: Report) -> Markup:
         )
     note = "Intervals: 95 % bootstrap over the test images, good and defective ones resampled separately."
     return table(["metric", "value", "95 % interval", "what it says"], rows, note=note, text_last=True)
-
-
-def _defects(report: Report) -> list[Markup]:
-    if len(report.defects) < 2:
-        return []
-    rows = [
-        [
-            one.label,
-            number(one.images, one.images),
-            number(one.escapes, one.escapes),
-            number(one.not_inspected, one.not_inspected),
-            number("–" if one.image_auroc is None else f"{one.image_auroc:.4f}", one.image_auroc),
-        ]
-        for one in report.defects
-    ]
-    headings = ["defect", "images", "escapes", "not inspected", "image AUROC against all good"]
-    return [element("h3", "By kind of defect"), table(headings, rows)]
 
 
 def _gallery(report: Report) -> list[Markup]:

@@ -253,7 +253,6 @@ def _make_row(
             "not_inspected": len(left_out),
         },
         empty_masks=0,
-        unclear_masks=(),
         images=[
             {
                 "path": f"test/{i}.png",

@@ -74,10 +74,40 @@ def test_random_weights_are_said_loudly(edgead, plate, fit_arguments, tmp_path):
 def test_people_get_a_table(edgead, plate, plate_model, plate_bundle):
     outcome = edgead("eval", plate_model, plate)
     assert outcome.code == 0
+    # A line lives on escapes and false alarms, so they come before every figure of separation.
+    order = ("Decisions at the threshold", "Escapes that the scores allow", "at 5 % false alarms", "image AUROC")
+    assert sorted(order, key=outcome.out.index) == list(order)
+    assert "by kind of defect" not in outcome.out  # there is one kind
+    assert "1,000 parts" not in outcome.out
     for expected in ("image AUROC", "AUPRO", "F1-max", "zero escapes", "of 4 good", "of 4 defective", " to "):
         assert expected in outcome.out
     outcome = edgead("eval", plate_bundle, plate)
     assert "backend: auto: " in outcome.err
+
+
+def test_kinds_of_defects_and_costs_are_told(edgead, plate, plate_bundle, tmp_path):
+    two = tmp_path / "two"
+    shutil.copytree(plate, two)
+    for folder in ("test", "ground_truth"):
+        (two / folder / "dent").mkdir()
+        for path in sorted((two / folder / "defect").iterdir())[:1]:
+            path.rename(two / folder / "dent" / path.name)
+    costs = ("--cost-escape", "50", "--cost-false-alarm", "2", "--defect-rate", "0.02")
+    outcome = edgead("eval", plate_bundle, two, *costs)
+    assert outcome.code == 0, outcome.err
+    order = ("cost of 1,000 parts", "by kind of defect", "dent", "image AUROC")
+    assert sorted(order, key=outcome.out.index) == list(order)
+    found = edgead("eval", plate_bundle, two, *costs, "--json").json["categories"]["two"]
+    assert [(kind["label"], kind["images"]) for kind in found["defects"]] == [("defect", 3), ("dent", 1)]
+    assert sum(kind["escapes"] for kind in found["defects"]) == found["decisions"]["escapes"]
+    escapes, alarms = found["escape_rate"]["value"], found["false_alarm_rate"]["value"]
+    assert found["cost_per_1000"] == pytest.approx(20 * escapes * 50 + 980 * alarms * 2)
+    half = edgead("eval", plate_bundle, two, "--cost-escape", "50")
+    assert half.code == 2
+    assert "--cost-false-alarm" in half.error
+    probed = edgead("eval", plate_bundle, two, *costs, "--probe")
+    assert probed.code == 2
+    assert "omit --probe or the costs" in probed.error
 
 
 def test_eval_of_the_bundle_equals_eval_of_the_model(edgead, plate, plate_model, plate_bundle):

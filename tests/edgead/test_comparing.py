@@ -14,6 +14,7 @@ from edgead.comparing.summary import group_rows, summarise
 from edgead.comparing.tables import markdown, to_csv
 from edgead.metrics.delong import compare_auroc
 from edgead.metrics.metrics import image_auroc
+from edgead.runtime.decision.threshold import share_interval
 from edgead.runtime.errors import ConfigError, DataError
 
 
@@ -226,6 +227,55 @@ def test_images_that_were_left_out_leave_both(make_row):
     mixed = summarise([make_row("b", 0, left_out=(25, 31)), make_row("b", 1)])["summary"][0]["metrics"]["image_auroc"]
     assert mixed["interval"] == "mean of the seeds' intervals"
     assert mixed["low"] <= mixed["mean"] <= mixed["high"]
+
+
+def test_escapes_and_false_alarms_are_means_over_seeds(make_row, tmp_path):
+    write_row(tmp_path, make_row("a", 0))
+    (path,) = (tmp_path / "rows").iterdir()
+    rows = [read_row(path), make_row("a", 1)]  # a row holds scores and decisions, whatever version wrote it
+    (one,) = summarise(rows[:1])["summary"]
+    low, high = share_interval(1, 20)
+    assert one["escape_rate"]["mean"] == 1 / 20
+    assert (one["escape_rate"]["low"], one["escape_rate"]["high"]) == (low, high)
+    assert one["escape_rate"]["interval"] == "exact"
+    assert one["false_alarm_rate"]["mean"] == 2 / 20
+    (one,) = summarise(rows)["summary"]
+    # The same images twice make no narrower interval.
+    assert (one["escape_rate"]["low"], one["escape_rate"]["high"]) == (low, high)
+    assert (one["escape_rate"]["count"], one["escape_rate"]["images"]) == (2, 40)
+    expected = []
+    for row in rows:
+        good = sorted(image.score for image in row.outcome.images if not image.anomalous)
+        bad = [image.score for image in row.outcome.images if image.anomalous]
+        expected.append([sum(score <= good[-1 - most] for score in bad) for most in (0, 0, 1)])
+    assert [point["at_false_alarm_rate"] for point in one["allowed"]] == [0.0, 0.01, 0.05]
+    for point, counts in zip(one["allowed"], np.transpose(expected), strict=True):
+        assert point["escape_rate"]["count"] == counts.sum()
+        assert point["escape_rate"]["mean"] == pytest.approx(counts.mean() / 20)
+
+
+def test_tables_begin_with_escapes_and_false_alarms(make_row):
+    payload = summarise([make_row("a")])
+    heading, _, line = markdown(payload).splitlines()[:3]
+    order = ("escapes at the threshold", "false alarms at the threshold", "allow at 5 % false alarms", "image AUROC")
+    assert sorted(order, key=heading.index) == list(order)
+    assert "| 5.0 % (0.1–24.9 %) | 10.0 % (1.2–31.7 %) |" in line
+    names = to_csv([make_row("a")]).splitlines()[0].split(",")
+    assert max(map(names.index, ("escapes", "false_alarms", "escapes_allowed_at_5_percent"))) < names.index(
+        "image_auroc"
+    )
+    keys = list(payload["summary"][0])
+    assert max(map(keys.index, ("escape_rate", "false_alarm_rate", "allowed"))) < keys.index("metrics")
+
+
+def test_a_category_without_an_inspected_good_image_has_no_shares(make_row):
+    row = make_row("a", left_out=range(19))
+    decisions = row.outcome.decisions.model_copy(update={"normal": 0, "false_alarms": 0})
+    images = [image.model_copy(update={"decision": "NOT_INSPECTED"}) for image in row.outcome.images[:20]]
+    update = {"decisions": decisions, "images": [*images, *row.outcome.images[20:]]}
+    (one,) = summarise([row.model_copy(update={"outcome": row.outcome.model_copy(update=update)})])["summary"]
+    assert (one["false_alarm_rate"], one["allowed"]) == (None, [])
+    assert "| – | – | – | – |" in markdown({"summary": [one], "failed": []})
 
 
 def test_too_few_shared_images_give_a_reason(make_row):

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from edgead.data import Category, load_images, load_mask, open_category
+from edgead.evaluation.costs import Costs
 from edgead.evaluation.evaluation import METRICS, CategoryReport, EvalReport, evaluate
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.errors import BackendError, DataError
@@ -124,8 +125,34 @@ def test_json_form(widget: Category) -> None:
         assert content["mean"][name] == pytest.approx(category[name])
     assert (category["n_normal"], category["n_anomalous"]) == (8, 8)
     assert set(category["decisions"]) == {"false_alarms", "normal", "escapes", "anomalous", "not_inspected"}
+    good = [one.score for one in report.categories[0].images if not one.anomalous]
+    bad = [one.score for one in report.categories[0].images if one.anomalous]
+    assert [point["at_false_alarm_rate"] for point in category["allowed"]] == [0.0, 0.01, 0.05]
+    for point in category["allowed"]:  # of eight good images, none may be rejected at 5 % either
+        assert (point["threshold"], point["false_alarms"], point["normal"]) == (max(good), 0, 8)
+        assert (point["escapes"], point["anomalous"]) == (sum(score <= max(good) for score in bad), 8)
+        assert set(point["escape_rate"]) == {"value", "low", "high"}
+    escapes = category["decisions"]["escapes"]
+    assert category["escape_rate"]["value"] == escapes / 8
+    assert category["escape_rate"]["low"] < escapes / 8 < category["escape_rate"]["high"]
+    assert category["false_alarm_rate"]["value"] == category["decisions"]["false_alarms"] / 8
+    (kind,) = category["defects"]
+    assert (kind["label"], kind["images"], kind["escapes"]) == ("scratch", 8, escapes)
+    assert (category["costs"], category["cost_per_1000"]) == (None, None)
+    keys = list(category)
+    assert max(map(keys.index, ("decisions", "allowed", "defects"))) < min(map(keys.index, METRICS))
     assert category["images"][0]["path"] == "test/good/0.png"
     assert "images" not in report.to_dict()["categories"]["widget"]
+
+
+def test_costs_are_those_of_the_threshold(widget: Category) -> None:
+    costs = Costs(escape=100.0, false_alarm=1.0, defect_rate=0.02)
+    report = evaluate(inspector_of(widget), widget, bootstrap=0, costs=costs)
+    escapes, alarms = report.decisions.escapes / 8, report.decisions.false_alarms / 8
+    assert escapes > 0
+    content = report.to_dict()
+    assert content["cost_per_1000"] == pytest.approx(20 * 100 * escapes + 980 * alarms)
+    assert content["costs"] == {"escape": 100.0, "false_alarm": 1.0, "defect_rate": 0.02}
 
 
 def test_without_masks_pixel_metrics_are_null(widget: Category) -> None:
@@ -207,6 +234,7 @@ def test_images_that_a_router_does_not_know_are_counted_apart(widget: Category) 
     assert report.decisions.not_inspected == 2
     assert (report.decisions.normal, report.decisions.anomalous) == (7, 7)
     assert (report.n_normal, report.n_anomalous) == (8, 8)
+    assert {(one.escapes.n, one.false_alarms.n) for one in report.allowed} == {(7, 7)}
     assert report.image_auroc.value == 1  # the invisible scratch is gone
     content = report.to_dict(images=True)["images"][0]
     assert (content["score"], content["decision"]) == (None, "NOT_INSPECTED")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgead.comparing.summary import group_rows, summarise
-from edgead.evaluation.evaluation import ImageScore
+from edgead.evaluation.decisions import ImageScore
 from edgead.pages import plots
 from edgead.pages.compare_page import compare_page
 from edgead.pages.markup import Markup, document, element, join, number, table
@@ -114,7 +114,14 @@ def test_the_comparison_shows_the_figures_of_the_json(both):
     for one in payload["overall"]:
         assert f"{one['metrics']['image_auroc']['mean']:.4f}" in page.words
     assert "2 of 80" in page.words  # borderline changes of two seeds of 40 images
-    assert "4 of 40 good" in page.words
+    assert "2 of 40 defective 5.0 % (0.1–24.9 %)" in page.words
+    assert "4 of 40 good 10.0 % (1.2–31.7 %)" in page.words
+    for one in payload["summary"]:
+        for point in one["allowed"]:
+            share = point["escape_rate"]
+            assert f"{share['count']} of {share['images']} {share['mean'] * 100:.1f} %" in page.words
+    order = ("Escapes and false alarms", "escapes allowed at 5 % false alarms", "not what a line gets", "image AUROC")
+    assert sorted(order, key=page.words.index) == list(order)
     assert "openvino-bf16 reduced precision, not gated" in page.words
     assert "3.50" in page.words  # median of 3 and 4 ms
 
@@ -250,7 +257,13 @@ def test_a_report_shows_the_figures_of_the_evaluation(edgead, plate, plate_bundl
     for name in ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes"):
         assert payload[name] == found[name]
         assert f"{found[name]['value']:.4f} {found[name]['low']:.4f} – {found[name]['high']:.4f}" in page.words
-    assert payload["decisions"] == found["decisions"]
+    for name in ("decisions", "escape_rate", "false_alarm_rate", "allowed", "defects"):
+        assert payload[name] == found[name]
+    for point in found["allowed"]:
+        share = point["escape_rate"]["value"]
+        assert f"{point['escapes']} of {point['anomalous']} {share * 100:.1f} %" in page.words
+    assert page.words.index("Escapes that the scores allow") < page.words.index(" ROC ") < page.words.index("F1-max")
+    assert page.words.index("escapes") < page.words.index("false alarms") < page.words.index("image AUROC")
     assert f"{4 - found['decisions']['escapes']} of 4 defects found" in page.words
     assert payload["model"]["threshold"]["meaning"] in page.words
     for row in payload["latency"]["results"]:
@@ -294,7 +307,8 @@ def test_a_report_of_a_model_directory(edgead, plate, plate_model, tmp_path):
     out = tmp_path / "r.html"
     outcome = edgead("report", plate_model, plate, "-o", out)
     assert outcome.code == 0
-    assert "image AUROC" in outcome.out
+    order = ("escapes", "false alarms", "allowed escapes", "image AUROC")
+    assert sorted(order, key=outcome.out.index) == list(order)
     page = check(out.read_text())
     assert "A model directory runs on torch and has no export record" in page.words
     assert "Not measured: only bundles are timed" in page.words

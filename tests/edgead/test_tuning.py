@@ -67,7 +67,7 @@ def test_too_little_to_paint_on_is_one_line(tmp_path):
 
     for index in range(2):
         Image.new("RGB", (20, 20), (90, 90, 90)).save(tmp_path / f"{index}.png")
-    with pytest.raises(DataError, match=r"at least 32 pixels.* comparing takes 2"):
+    with pytest.raises(DataError, match=r"from 32 pixels a side on.* comparing takes 2"):
         list(good_pictures(sorted(tmp_path.iterdir()), None))
 
 
