@@ -25,6 +25,7 @@ AS_ASKED = "as asked for"  # why an image is excluded
 # this, with all scores counted, is no part of it. Real tails are heavier, so it must also be so many times the next.
 _TAIL, _CHANCE, _MOST = 0.8, 1e-3, 0.05
 _TIMES = 1.5
+_FEWEST = 20  # scores; fewer show no tail
 
 
 def exclude_images(categories: Sequence[Category], names: Sequence[str]) -> list[Category]:
@@ -71,6 +72,8 @@ def stray_scores(scores: NDArray[np.float64]) -> dict[int, str]:
     """Return the scores far beyond the tail of the others: position -> why, a clause."""
     order, ordered = np.argsort(-scores, kind="stable"), np.sort(scores)
     count, found = len(scores), 0
+    if count < _FEWEST:
+        return {}
     for number in range(1, max(1, int(_MOST * count)) + 1):
         others = ordered[: count - number]
         edge = float(np.quantile(others, _TAIL))

@@ -154,7 +154,7 @@ def bank_and_owners(
 
 @pytest.mark.usefixtures("_features_are")
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("bank_size", [150, 100_000])
+@pytest.mark.parametrize("bank_size", [200, 100_000])
 @pytest.mark.parametrize("case", CASES)
 def test_patchcore_without_an_image_has_the_bank_without_its_rows(
     extractor: FeatureExtractor, case: str, bank_size: int, seed: int
@@ -170,9 +170,9 @@ def test_patchcore_without_an_image_has_the_bank_without_its_rows(
 
 @pytest.mark.parametrize("neighbours", [3, 64])
 def test_the_neighbourhood_of_the_weight_has_no_own_rows_either(extractor: FeatureExtractor, neighbours: int) -> None:
-    fitted = fit(extractor, "patchcore", Images(), bank_size=120, reweight=True, neighbours=neighbours)
+    fitted = fit(extractor, "patchcore", Images(), bank_size=200, reweight=True, neighbours=neighbours)
     patches = features(extractor, Images())
-    bank, owners = bank_and_owners(patches, 120, 0)
+    bank, owners = bank_and_owners(patches, 200, 0)
     for image, queries in enumerate(patches):
         rest = bank[owners != image]
         apart = np.linalg.norm(queries[:, None] - rest, axis=2)
@@ -183,7 +183,7 @@ def test_the_neighbourhood_of_the_weight_has_no_own_rows_either(extractor: Featu
         assert fitted.normal_scores[image] == pytest.approx((1 - 1 / exponents.sum()) * apart[worst, row], rel=1e-3)
 
 
-@pytest.mark.parametrize("bank_size", [1, 60])
+@pytest.mark.parametrize("bank_size", [1, 150])
 def test_a_bank_of_few_rows_an_image_is_made_anew_for_each_fold(extractor: FeatureExtractor, bank_size: int) -> None:
     fitted = fit(extractor, "patchcore", Images(), bank_size=bank_size)
     patches, folds = features(extractor, Images()), assign_folds(COUNT, 0)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edgead.data import open_category
-from edgead.evaluation.operating_point import Costs, _cheapest, _least, parse_costs
+from edgead.evaluation.costs import Costs, parse_costs
+from edgead.evaluation.operating_point import _cheapest, _least
 from edgead.fitting import fit
 from edgead.model.model import load_model
 from edgead.runtime.decision.threshold import share_interval, threshold_at
