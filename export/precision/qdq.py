@@ -258,7 +258,8 @@ def _write_cpu(
     graph: onnx.GraphProto, layout: _Layout, weights: Mapping[str, _Weights], ranges: Ranges, writer: _Writer
 ) -> None:
     fused = set(layout.behind.values())
-    quantised = {conv.input[0] for conv in layout.convs} | fused
+    # In the order of the graph: a set's order would be another one in each process, and so the bytes of the graph.
+    quantised = dict.fromkeys([*(conv.input[0] for conv in layout.convs), *layout.behind.values()])
     scales: dict[str, float] = {}
     results: dict[str, str] = {}
     for name in quantised:
@@ -275,7 +276,7 @@ def _write_cpu(
             # gives exists in 8 bits only.
             if node.name in names or name in fused or (node.op_type == "Add" and node.output[0] in layout.inner):
                 node.input[place] = results[name]
-    if quantised & outputs:
+    if quantised.keys() & outputs:
         raise ExportError("a convolution gives an output of the graph itself; --int8 cannot quantise that")
     for conv in layout.convs:
         source = conv.input[0].removesuffix("_u8_dq")
