@@ -21,6 +21,7 @@ _log = logging.getLogger("edgead.fit")
 _UNUSUAL = 12  # images with the highest scores that are kept by name
 _NAMED = 3  # in one line
 AS_ASKED = "as asked for"  # why an image is excluded
+_COPY = "a copy of "
 # The tail above this quantile of the other scores is taken for exponential; a score that is less likely in it than
 # this, with all scores counted, is no part of it. Real tails are heavier, so it must also be so many times the next.
 _TAIL, _CHANCE, _MOST = 0.8, 1e-3, 0.05
@@ -66,6 +67,25 @@ def image_names(categories: Sequence[Category]) -> list[str]:
         for category in categories
         for sample in category.train
     ]
+
+
+def images_to_omit(names: Sequence[str], surveys: Sequence[Survey], *, stray: bool, copies: bool) -> dict[str, str]:
+    """Return which images a fit omits by their looks alone: name -> why.
+
+    Args:
+        names, surveys: as of `make_audit`.
+        stray: omit those that show nothing. copies: keep one image of each group of copies.
+    """
+    omitted: dict[str, str] = {}
+    first = 0
+    for look in surveys:
+        if stray:
+            omitted |= {names[first + one.index]: one.why for one in look.odd if one.stray}
+        for group in look.copies if copies else ():
+            kept, *others = (names[first + index] for index in group)
+            omitted |= {name: f"{_COPY}{kept}" for name in others if name not in omitted}
+        first += len(look.groups)
+    return omitted
 
 
 def stray_scores(scores: NDArray[np.float64]) -> dict[int, str]:
@@ -127,7 +147,16 @@ def make_audit(
 
 def warn_of_images(card: AuditCard, images: int, threshold: float) -> None:
     """Say in a line each what a user should look at before the model is used."""
-    left_out = {name: why for name, why in card.excluded.items() if why != AS_ASKED}
+    copies = {name: why for name, why in card.excluded.items() if why.startswith(_COPY)}
+    if copies:
+        shown = "; ".join(f"{name} is {why}" for name, why in [*copies.items()][:_NAMED])
+        _log.warning(
+            "%d training images are omitted, for they are copies of others: %s%s; show more parts instead",
+            len(copies),
+            shown,
+            " …" if len(copies) > _NAMED else "",
+        )
+    left_out = {name: why for name, why in card.excluded.items() if why != AS_ASKED and name not in copies}
     if left_out:
         shown = "; ".join(f"{name} ({why})" for name, why in left_out.items())
         _log.warning(

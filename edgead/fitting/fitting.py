@@ -27,7 +27,14 @@ from edgead.features.backbones import (
     describe_backbone,
 )
 from edgead.features.features import build_extractor
-from edgead.fitting.audit import AS_ASKED, exclude_images, image_names, make_audit, warn_of_images
+from edgead.fitting.audit import (
+    AS_ASKED,
+    exclude_images,
+    image_names,
+    images_to_omit,
+    make_audit,
+    warn_of_images,
+)
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
 from edgead.fitting.wide_files import warn_of_unused_bits
@@ -92,6 +99,11 @@ def fit(
     excluded = dict.fromkeys(config.exclude, AS_ASKED)
     while True:
         work = _Work(config, method, given, opened, region, progress)
+        omitted = work.look()
+        if omitted:
+            excluded |= omitted
+            opened = exclude_images(opened, list(omitted))
+            continue
         fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
         card = work.audit(fitted, excluded)
         if config.keep_stray or not card.stray:
@@ -132,6 +144,8 @@ class _Work:
             self._spec = method.backbone(self._spec)
         self._samples = [sample for category in opened for sample in category.train]
         self.names = image_names(opened)
+        self._images = TrainingImages(self._samples, *self._size, self._region)
+        self._surveys: list[Survey] = []
         self._all = image_names(given)
         self._fingerprint = {category.name: category.fingerprint("train") for category in given}
         self._kept = [
@@ -146,10 +160,22 @@ class _Work:
         ]
         self._references = tuple(one for kept in self._kept for one in kept.references())
 
+    def look(self) -> dict[str, str]:
+        """Return the images that nothing is learned from, and why, before anything is fitted.
+
+        Where the closed-form detectors hold copies out together, the others would train on one and judge another.
+        """
+        self._surveys = self._images.survey([len(category.train) for category in self._opened])
+        return images_to_omit(
+            self.names,
+            self._surveys,
+            stray=not self._config.keep_stray,
+            copies=self._trained or self._pooled,
+        )
+
     def train(self, checkpoint: Path | None) -> _Fitted:
         """Train a learned detector."""
-        images = TrainingImages(self._samples, *self._size, self._region)
-        surveys = images.survey([len(category.train) for category in self._opened])
+        images = self._images
         spec, info = self._spec, NO_BACKBONE_INFO
         if spec.strides:
             info = describe_backbone(spec, build_backbone(spec, self._size))
@@ -164,7 +190,7 @@ class _Work:
             progress=self._progress,
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint, key),
         )
-        return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info, surveys)
+        return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info)
 
     def fit_closed_form(self) -> _Fitted:
         """Fit what needs no training, with settings chosen by measurement where there is a budget."""
@@ -172,8 +198,9 @@ class _Work:
         info = describe_backbone(self._spec, network)
         extractor = build_extractor(network, self._size)
         cut = None if config.tiles is None else Tiles(*config.tiles, config.tile_overlap, extractor.grid)
-        images = TrainingImages(self._samples, *self._size, self._region, cut)
-        surveys = images.survey([len(category.train) for category in self._opened])
+        images = self._images
+        if cut is not None:
+            images = TrainingImages(self._samples, *self._size, self._region, cut)
         sources = [category.name for category in self._opened for _ in category.train]
         budget = None
         if config.budgeted:
@@ -199,15 +226,15 @@ class _Work:
                 seed=seed,
                 progress=progress,
                 tiles=together,
-                groups=surveys[0].groups,
+                groups=self._surveys[0].groups,
             )
             outcome = of_closed_form(closed, self._opened[0].name, len(self._samples))
-        return _Fitted(outcome, images, info, surveys, cut, budget)
+        return _Fitted(outcome, images, info, cut, budget)
 
     def audit(self, fitted: _Fitted, excluded: Mapping[str, str]) -> AuditCard:
         """Return what is known of the training images once a model was fitted."""
         scored = dict(zip(fitted.outcome.images, fitted.outcome.scores.tolist(), strict=True))
-        return make_audit(self.names, fitted.surveys, scored, excluded)
+        return make_audit(self.names, self._surveys, scored, excluded)
 
     def assemble(self, fitted: _Fitted, audit: AuditCard) -> TrainedModel:
         """Return the model with its card, references and calibration images."""
@@ -251,7 +278,6 @@ class _Fitted:
     outcome: Outcome
     images: TrainingImages
     backbone: BackboneInfo
-    surveys: Sequence[Survey]
     tiles: Tiles | None = None
     budget: Budget | None = None
 

@@ -130,3 +130,41 @@ def test_a_folder_with_a_stray_image_is_still_known_as_the_training_set(stray, t
     assert found.source == UNSEEN
     assert [sample.path.name for sample in found.samples] == [name for name in names if name != "dark.png"]
     assert len(found.scores) == 16
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"detector": "dfc", "settings": {"head": "padim", "categories": 1, "head.dimensions": 24}, "size": 96},
+        {"detector": "cutpaste", "settings": {"steps": 4, "batch": 2, "width": 8, "evaluations": 2}, "size": 64},
+    ],
+    ids=["dfc", "cutpaste"],
+)
+def test_a_detector_that_does_not_hold_copies_out_together_omits_them(plate, tmp_path, options, caplog):
+    folder = tmp_path / "plate"
+    shutil.copytree(plate, folder)
+    good = folder / "train" / "good"
+    for number, path in enumerate(sorted(good.iterdir())[:3]):
+        shutil.copy(path, good / f"zz-{number}.png")
+    with caplog.at_level(logging.WARNING):
+        model = fit(folder, **options)
+    assert sum(model.card.categories.values()) == 16
+    assert set(model.card.audit.excluded) == {f"train/good/zz-{number}.png" for number in range(3)}
+    assert "3 training images are omitted, for they are copies of others" in caplog.text
+
+
+def test_copies_count_once_in_a_closed_form_threshold(plate, tmp_path, caplog):
+    folder = tmp_path / "plate"
+    shutil.copytree(plate, folder)
+    good = folder / "train" / "good"
+    for number, path in enumerate(sorted(good.iterdir())):
+        for copy in range(5):
+            shutil.copy(path, good / f"zz-{number}-{copy}.png")
+    with caplog.at_level(logging.WARNING):
+        model = fit(folder, **QUICK)
+    clean = fit(plate, **QUICK)
+    assert (model.threshold.n_normals, clean.threshold.n_normals) == (16, 16)
+    assert "96 training images show 16 parts" in caplog.text
+    with model.inspector("plate") as inspector:
+        report = evaluate(inspector, open_category(plate, need_test=True), bootstrap=0)
+    assert report.decisions.false_alarms <= 1
