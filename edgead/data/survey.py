@@ -116,7 +116,9 @@ def group_copies(details: NDArray[np.float32]) -> NDArray[np.int64]:
     from scipy.sparse.csgraph import connected_components
 
     count = len(details)
-    own = details - details.mean(axis=0)
+    # Of one length each before the mean is taken: one sharp stray image would be most of it, and make all others alike.
+    scaled = details / np.maximum(np.linalg.norm(details, axis=1, keepdims=True), 1e-6)
+    own = scaled - scaled.mean(axis=0)
     own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-6)
     first: list[NDArray[np.int64]] = []
     second: list[NDArray[np.int64]] = []

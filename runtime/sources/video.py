@@ -69,8 +69,8 @@ class Capture:
             log.setLogLevel(level)
         self.opened = bool(self._capture.isOpened())
         self._packets = False
-        # How a backend is asked for packets, and for pictures again.
-        self._asking = ("FORMAT", -1, 0) if backend == "FFMPEG" else ("CONVERT_RGB", 0, 1)
+        # How a backend is asked for packets.
+        self._asking = ("FORMAT", -1) if backend == "FFMPEG" else ("CONVERT_RGB", 0)
         if self.opened and backend == "FFMPEG":
             self.ask_for_packets()
 
@@ -83,7 +83,7 @@ class Capture:
     def ask_for_packets(self) -> None:
         """Have motion JPEG come as it was sent; of a device, once its pixel format is set."""
         code = int(self.get("FOURCC")).to_bytes(4, "little", signed=True)
-        name, packets, _ = self._asking
+        name, packets = self._asking
         if code.upper() in _JPEG_CODES:
             self._packets = bool(self._capture.set(getattr(self._cv2, f"CAP_PROP_{name}"), packets))
 
@@ -116,10 +116,6 @@ class Capture:
 
     def _decode(self, packet: bytes, index: int, timestamp_ns: int, source_id: str) -> Frame | BadFrame:
         if not packet.startswith(_JPEG_START):
-            # A driver that gives pictures all the same: as before, from the next one on.
-            name, _, pictures = self._asking
-            self.set(name, pictures)
-            self._packets = False
             return BadFrame(index, timestamp_ns, source_id, "the camera's packet is no JPEG picture")
         try:
             return Frame(decode_image(packet, "the picture"), index, timestamp_ns, source_id)

@@ -43,7 +43,7 @@ def test_different_parts_are_no_copies_and_none_is_odd(cells):
     [
         lambda image: image,
         lambda image: np.clip(image * 1.1 + 4, 0, 255).astype(np.uint8),
-        lambda image: compressed(image, 99),
+        lambda image: compressed(image, 100),
     ],
     ids=["equal", "brighter", "compressed"],
 )
@@ -84,3 +84,8 @@ def test_an_odd_size_is_named_and_two_usual_ones_are_not(cells):
     (odd,) = survey(cells, sizes).odd
     assert (odd.index, odd.why) == (39, "it has 64x48 pixels, most have 300x300")
     assert survey(cells, [(300, 300)] * 20 + [(310, 300)] * 20).odd == ()
+
+
+def test_one_sharp_stray_image_makes_no_others_copies(cells):
+    board = np.kron(np.indices((32, 32)).sum(axis=0) % 2, np.ones((8, 8)))[:, :, None] * np.full(3, 255)
+    assert look([*cells[:10], board.astype(np.uint8)]).copies == []
