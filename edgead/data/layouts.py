@@ -82,6 +82,9 @@ def list_defects(folder: Path) -> tuple[Sample, ...]:
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder} of defects; check the path")
+    if splits := sorted({inner.name for inner in _folders(folder)} & {"train", "test"}):
+        held = ", ".join(splits)
+        raise DataError(f"{folder} is a category (it holds {held}), and only defects may be here; name their folder")
     direct = [Sample(image, "defect", True) for _, image in _scan(folder, recursive=False)]
     found = (*direct, *_defects(folder, folder / _TRUTH))
     if not found:
