@@ -118,7 +118,10 @@ def _folder(root: Path, train_only: bool) -> Category:
             raise DataError(f"{root} is no category but holds some: {', '.join(inner[:6])}; name one of them")
         raise DataError(f"{root} holds no images and no train/good folder; put images of normal parts into {root}")
     defects = [] if train_only or direct else _defects(root, _truth(root))
-    return _category(root, "folder", (direct or good, defects, []), listed.unexpected if direct else omitted)
+    if direct:
+        omitted = Counter(listed.unexpected)
+        omitted["in folders below"] = len(list_files(root).files) - len(direct)
+    return _category(root, "folder", (direct or good, defects, []), +Counter(omitted))
 
 
 def _category(

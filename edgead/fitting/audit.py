@@ -14,6 +14,7 @@ from edgead.data import Category
 from edgead.data.survey import Survey
 from edgead.model.card_sections import AuditCard
 from edgead.runtime.errors import ConfigError, DataError, suggest
+from edgead.runtime.imaging.listing import explain_omitted
 
 # The command line shows what this logger says as its own warnings.
 _log = logging.getLogger("edgead.fit")
@@ -39,7 +40,8 @@ def exclude_images(categories: Sequence[Category], names: Sequence[str]) -> list
     known = image_names(categories)
     gone: set[str] = set()
     for name in names:
-        found = [path for path in known if path == name or path.endswith(f"/{name}")]
+        # A whole path is meant as such, though another one may end like it.
+        found = [name] if name in known else [path for path in known if path.endswith(f"/{name}")]
         if not found:
             raise ConfigError(f"there is no training image {name} to exclude.{suggest(name, known)}")
         if len(found) > 1:
@@ -143,6 +145,13 @@ def make_audit(
         unusual={names[indices[position]]: float(values[position]) for position in highest},
         excluded=dict(excluded),
     )
+
+
+def warn_of_omitted(categories: Sequence[Category]) -> None:
+    """Say what lies among the training images and is none by its name or place."""
+    for category in categories:
+        if category.omitted:
+            _log.warning("%s: %s", category.root, explain_omitted(category.omitted))
 
 
 def warn_of_images(card: AuditCard, images: int, threshold: float) -> None:

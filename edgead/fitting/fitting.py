@@ -34,6 +34,7 @@ from edgead.fitting.audit import (
     images_to_omit,
     make_audit,
     warn_of_images,
+    warn_of_omitted,
 )
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
@@ -95,6 +96,7 @@ def fit(
     given, opened = opened, exclude_images(opened, config.exclude)
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
+    warn_of_omitted(opened)
     region = _region(opened[0], config.roi, config.mask)
     excluded = dict.fromkeys(config.exclude, AS_ASKED)
     while True:

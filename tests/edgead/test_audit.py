@@ -83,6 +83,30 @@ def test_what_cannot_be_excluded_is_named(stray, names, error, said):
         fit(stray, exclude=names, **QUICK)
 
 
+def test_a_whole_path_is_meant_as_such(stray):
+    good = stray / "train" / "good"
+    (good / "sub").mkdir()
+    shutil.copy(sorted(good.glob("*.png"))[0], good / "sub" / "dark.png")
+    rows = [f"{path.relative_to(good).as_posix()},good,train" for path in sorted(good.rglob("*.png"))]
+    (good / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    # The black frame is dark.png beside the list, and another image ends like it.
+    model = fit(good / "list.csv", **QUICK)
+    assert list(model.card.audit.excluded) == ["dark.png"]
+    with pytest.raises(ConfigError, match=r"there is no training image ark\.png"):
+        fit(good / "list.csv", exclude=["ark.png"], **QUICK)
+
+
+def test_what_is_omitted_from_a_training_folder_is_said(plate, tmp_path, caplog):
+    folder = tmp_path / "plate"
+    shutil.copytree(plate / "train" / "good", folder)
+    (folder / "notes.heic").write_bytes(b"x")
+    (folder / "day2").mkdir()
+    shutil.copy(sorted(folder.glob("*.png"))[0], folder / "day2")
+    with caplog.at_level(logging.WARNING):
+        fit(folder, **QUICK)
+    assert "omitted: 1 .heic, 1 in folders below" in caplog.text
+
+
 def test_a_score_far_beyond_the_tail_is_odd_and_a_heavy_tail_is_not():
     random = np.random.default_rng(0)
     for _ in range(20):
