@@ -55,7 +55,7 @@ def exclude_images(categories: Sequence[Category], names: Sequence[str]) -> list
         if len(train) < 2:
             raise DataError(
                 f"{category.root}: {len(category.train) - len(train)} of {len(category.train)} training images are "
-                "excluded; fitting needs at least 2"
+                "stray ones, copies or excluded; fitting needs at least 2"
             )
         left.append(replace(category, train=train))
     return left

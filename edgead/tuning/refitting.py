@@ -19,6 +19,7 @@ from edgead.export.options import DEFAULT_MAX_DROP
 from edgead.features.backbones import BackboneSpec, build_backbone
 from edgead.features.features import build_extractor
 from edgead.fitting import fit
+from edgead.fitting.audit import exclude_images
 from edgead.model.model import TrainedModel
 from edgead.model.model_card import ModelCard, check_size, read_card
 from edgead.runtime.bundle.bundle import Bundle
@@ -109,9 +110,12 @@ class Refitting:
                 "again here; fit and export it at other sizes, and compare: edgead tune A.edgead B.edgead --normals DIR"
             )
         self._source = category
-        self._category = open_category(category, train_only=True)
-        if self._category.fingerprint("train") not in card.fingerprint.values():
+        given = open_category(category, train_only=True)
+        if given.fingerprint("train") not in card.fingerprint.values():
             raise DataError(f"{model} was fitted on other images than those of {category}; give the folder of its fit")
+        # What the model was kept from learning is kept from its variants.
+        self._excluded = [] if card.audit is None else list(card.audit.excluded)
+        (self._category,) = exclude_images([given], self._excluded)
         with Bundle.open(bundle) as opened:
             manifest = opened.manifest
             of_model = manifest.provenance.get("data_fingerprint") == card.fingerprint
@@ -205,7 +209,7 @@ class Refitting:
         Raises:
             ParityError: a precision did not keep to what it promises; nothing is written.
         """
-        self._export(self._fit(self._source, variant), output, list(self._drops))
+        self._export(self._fit(self._source, variant, self._excluded), output, list(self._drops))
 
     @property
     def _spec(self) -> BackboneSpec:
@@ -223,7 +227,7 @@ class Refitting:
                 raise ConfigError(f"--size {side} is larger than the model's {card.height}; fit a larger model first")
             yield size
 
-    def _fit(self, images: Path, variant: Variant) -> TrainedModel:
+    def _fit(self, images: Path, variant: Variant, exclude: Sequence[str] = ()) -> TrainedModel:
         card = self._card
         model = fit(
             [images],
@@ -235,6 +239,8 @@ class Refitting:
             seed=card.seed,
             false_alarm_rate=card.threshold.target_false_alarm_rate,
             bits=card.bits,
+            exclude=exclude,
+            keep_stray=card.audit is not None and bool(card.audit.stray),
         )
         _require_same_backbone(card, model.card)
         return model

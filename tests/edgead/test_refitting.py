@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from edgead.export.exporting import export_bundle
+from edgead.fitting import fit
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.device.tuning.tune import TuneOptions
@@ -62,6 +65,26 @@ def test_variants_are_compared_on_parts_that_they_have_not_seen(again, monkeypat
         assert one.fits
     assert refit.chosen in (small, whole)
     assert refit.changed is (refit.chosen == small)
+
+
+def test_what_the_model_did_not_learn_from_its_variants_do_not_either(plate, tmp_path):
+    folder = tmp_path / "plate"
+    shutil.copytree(plate, folder)
+    with Image.open(next((folder / "train" / "good").iterdir())) as image:
+        Image.new("RGB", image.size).save(folder / "train" / "good" / "dark.png")
+    excluded = sorted(path.name for path in (folder / "train" / "good").iterdir())[0]
+    model = fit(folder, detector="padim", settings={"dimensions": 20}, size=64, exclude=[excluded])
+    model.save(tmp_path / "m.model")
+    export_bundle(model.exportable("plate"), tmp_path / "m.edgead")
+    refitting = Refitting(tmp_path / "m.edgead", tmp_path / "m.model", folder)
+    used = {path.name for path in [*refitting._fitted, *refitting._held_out]}
+    assert len(used) == 15
+    assert not used & {excluded, "dark.png"}
+    output = tmp_path / "new.edgead"
+    refitting.write(refitting.plan([64])[0], output)
+    with Bundle.open(output) as bundle:
+        assert bundle.manifest.categories["plate"].n_train == 15
+        assert bundle.manifest.threshold.n_normals == 15
 
 
 def test_what_does_not_belong_together_is_refused(parts, plate, plate_model, plate_bundle, tmp_path):
