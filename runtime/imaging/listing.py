@@ -118,9 +118,25 @@ def require_normals(folder: Path) -> None:
     """Refuse the folder of a category where a folder of normal parts is meant: its defects would count as normal.
 
     Raises:
-        DataError: the folder has parts called train, test or ground_truth, or folders beside one called good, ok or
-            normal; the message names a folder that may be meant.
+        DataError: the folder, or one below it, has parts called train, test or ground_truth, or folders beside one
+            called good, ok or normal; the message names a folder that may be meant.
     """
+    seen: set[tuple[int, int]] = set()
+
+    def visit(current: Path) -> None:
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        _refuse_category(current)
+        for _, path, is_folder in folder_entries(current):
+            if is_folder:
+                visit(path)
+
+    visit(folder)
+
+
+def _refuse_category(folder: Path) -> None:
     inner = {name.lower(): path for name, path, is_folder in folder_entries(folder) if is_folder}
     splits = [name for name in ("train", "test", *sorted(MASK_FOLDERS)) if name in inner]
     good = [name for name in inner if name in GOOD_FOLDERS]

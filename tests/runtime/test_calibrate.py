@@ -216,11 +216,14 @@ def test_an_image_without_a_score_is_refused(make_bundle, tiny_model, folder, tm
 @pytest.mark.parametrize("layout", ["train/good test/good test/scratch ground_truth/scratch", "good bad", "test/good"])
 def test_the_folder_of_a_category_is_refused_and_the_right_one_named(make_bundle, folder, tmp_path, layout):
     # Its defects, and the masks beside them, would count as good parts, and raise the threshold above them.
-    category = tmp_path / "plate"
+    category = tmp_path / "day" / "plate"
     for name in layout.split():
         shutil.copytree(folder, category / name)
     right = category / ("test/good" if "test" in layout else "good")
     refused(DataError, f"only images of normal parts.*give {right}", make_bundle(), category, tmp_path / "new.edgead")
+    # Listing looks below, and so does this.
+    said = f"only images of normal parts.*give {right}"
+    refused(DataError, said, make_bundle(), category.parent, tmp_path / "new.edgead")
     calibrate_bundle(make_bundle(), right, tmp_path / "new.edgead")
 
 
