@@ -32,7 +32,7 @@ _SECRETS = re.compile(
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 # Scheme and credentials; a password may have a slash in it where what stands before cannot be a host and its port.
-_HEAD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/]*@|[^/:@]+:(?!\d{1,5}(?:[/?#]|$))[^@]*@)?")
+_HEAD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/]*@|[^/:@\[]+:(?!\d{1,5}(?:[/?#]|$))[^@]*@)?")
 _ENCODED = "!$&'()*+,;=%"  # what RFC 3986 allows in credentials as it is
 
 

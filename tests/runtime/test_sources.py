@@ -204,7 +204,9 @@ def test_an_at_in_a_path_hides_nothing(uri):
 def test_credentials_are_encoded_for_libraries_that_end_an_address_at_these_characters():
     uri = "rtsp://admin:T p#7?/%20@10.0.0.5/live?channel=1"
     assert encode_credentials(uri) == "rtsp://admin:T%20p%237%3F%2F%20@10.0.0.5/live?channel=1"
-    assert encode_credentials("http://10.0.0.5:80/a@b?x=1") == "http://10.0.0.5:80/a@b?x=1"
+    for plain in ("http://10.0.0.5:80/a@b?x=1", "rtsp://[::1]:554/x@y", "rtsp://[fe80::1]/live?x=a@b"):
+        assert encode_credentials(plain) == plain
+    assert encode_credentials("rtsp://me:a b@[::1]:554/x@y") == "rtsp://me:a%20b@[::1]:554/x@y"
 
 
 def test_query_is_found_behind_an_unescaped_password():
@@ -400,6 +402,22 @@ def test_a_picture_that_breaks_off_is_not_completed_with_the_one_before(capfd):
     assert all(frame.image.mean() > 140 for frame in frames if isinstance(frame, Frame))
     assert all("broken" in frame.reason for frame in frames if isinstance(frame, BadFrame))
     assert "truncated" in next(frame.reason for frame in frames if isinstance(frame, BadFrame))
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_no_jpeg_picture_costs_its_own_frame_only(capfd):
+    pytest.importorskip("cv2")
+    whole = jpeg((160, 160, 160), 20)
+    pictures = [whole, whole, b"no picture " * 500, whole, whole[: len(whole) // 2], whole] * 5
+    with network_camera(pictures) as (host, _):
+        frames = []
+        with open_source(f"http://{host}/live?policy=every") as source, pytest.raises(SourceLost):
+            frames.extend(source.frames())
+    good = [frame for frame in frames if isinstance(frame, Frame)]
+    assert len(good) > 10
+    assert all(frame.image.shape == (48, 64, 3) for frame in good)
+    assert all(frame.image.mean() > 140 for frame in good)
+    assert any("truncated" in frame.reason for frame in frames if isinstance(frame, BadFrame))
     assert capfd.readouterr().err == ""
 
 
