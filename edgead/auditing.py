@@ -95,26 +95,29 @@ def audit(
         (('train/good/053.png', 'train/good/173.png'),)
     """
     config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits, keep_stray=True)
-    with _unsaid():
-        model, blind, names = _fit_twice(folder, config, progress)
-    card = model.card.audit
-    assert card is not None
     category = open_category(Path(folder).expanduser(), train_only=True)
-    shown = _show(blind, {category.relative(one): one.path for one in category.train}, names, card, bits or ALL_BITS)
+    files = {category.relative(one): one.path for one in category.train}
+    with _unsaid():
+        model = fit(folder, config, progress=progress)
+        card = model.card.audit
+        assert card is not None
+        names = list(dict.fromkeys([*card.stray, *card.odd, *card.unusual]))
+        without = _without(list(files), names, card)
+        blind = fit(folder, config, exclude=without, progress=progress) if without else model
+    shown = _show(blind, files, names, card, bits or ALL_BITS)
     return AuditReport(category.name, len(category.train), model.threshold.value, card, tuple(shown))
 
 
-def _fit_twice(
-    folder: str | Path, config: FitConfig, progress: Progress
-) -> tuple[TrainedModel, TrainedModel, list[str]]:
-    """Return a model of all images, one without those that are to be looked at, and their names."""
-    model = fit(folder, config, progress=progress)
-    card = model.card.audit
-    assert card is not None
-    names = list(dict.fromkeys([*card.stray, *card.odd, *card.unusual]))
-    # Enough must be left to say what is normal.
-    without = names[: sum(model.card.categories.values()) // 2]
-    return model, fit(folder, config, exclude=without, progress=progress), names
+def _without(images: Sequence[str], wanted: Sequence[str], card: AuditCard) -> list[str]:
+    """Return those of the wanted images without which enough parts are left to say what is normal."""
+    part = {name: group[0] for group in card.copies for name in group}
+    chosen: list[str] = []
+    for name in wanted:
+        left = {part.get(one, one) for one in images if one != name and one not in chosen}
+        if len(left) < max(2, card.parts // 2):
+            break
+        chosen.append(name)
+    return chosen
 
 
 @contextmanager

@@ -136,6 +136,19 @@ def test_audit_ranks_and_shows_what_should_be_looked_at(edgead, stray, tmp_path)
     assert sorted(path.name for path in stray.iterdir()) == ["ground_truth", "test", "train"]
 
 
+@pytest.mark.parametrize("copies", [0, 2])
+def test_audit_takes_what_a_fit_takes(edgead, plate, tmp_path, copies):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    first, second = sorted((plate / "train" / "good").iterdir())[:2]
+    for number in range(1 + copies):
+        shutil.copy(first, folder / f"{number}.png")
+    shutil.copy(second, folder / "other.png")
+    outcome = edgead("audit", folder, "--size", "96", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["parts"] == 2
+
+
 def test_audit_of_nothing_is_one_line(edgead, tmp_path):
     outcome = edgead("audit", tmp_path / "missing")
     assert outcome.code == 2
