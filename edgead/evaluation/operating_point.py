@@ -35,11 +35,14 @@ def defects_at_hand(category: Category, folder: str | Path | None) -> tuple[Samp
     return (*category.defects, *(() if folder is None else list_defects(Path(folder).expanduser())))
 
 
-def with_operating_point(model: TrainedModel, defects: Sequence[Sample], costs: Costs | None) -> TrainedModel:
+def with_operating_point(
+    model: TrainedModel, normal: NDArray[np.float64], defects: Sequence[Sample], costs: Costs | None
+) -> TrainedModel:
     """Return the model with what its threshold does to defects, and with the threshold that costs least if asked for.
 
     Args:
         model: of one category.
+        normal: ``(n,)`` held-out scores that its threshold was made from.
         defects: images that it was not fitted on.
         costs: None keeps the threshold.
 
@@ -53,7 +56,6 @@ def with_operating_point(model: TrainedModel, defects: Sequence[Sample], costs: 
         return model
     if model.card.routing is not None:
         raise ConfigError("defects at hand are for a model of one category; fit one for each")
-    normal = np.array(model.card.normal_scores)
     with model.inspector("defects") as inspector:
         scores = np.array([inspector(read_image(one.path, inspector.bits)).score for one in defects])
     if not np.isfinite(scores).all():

@@ -118,7 +118,8 @@ def fit(
     warn_of_images(card, len(work.names), model.threshold.value)
     if len(opened) > 1:
         return model
-    return with_operating_point(model, defects_at_hand(opened[0], config.defects), config.costs)
+    normal = work.usual_scores(fitted.outcome, card)
+    return with_operating_point(model, normal, defects_at_hand(opened[0], config.defects), config.costs)
 
 
 class _Work:
@@ -256,7 +257,7 @@ class _Work:
             categories=outcome.counts,
             fingerprint=self._fingerprint,
             scores=outcome.scores.tolist(),
-            threshold=calibrate(self._usual(outcome, audit), config.false_alarm_rate),
+            threshold=calibrate(self.usual_scores(outcome, audit), config.false_alarm_rate),
             normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
             audit=audit,
             # The card of a training lists the images itself.
@@ -267,7 +268,7 @@ class _Work:
         calibration = tuple(one for kept in self._kept for one in kept.calibration(self._size, fitted.tiles))
         return TrainedModel(card, outcome.module, self._references, calibration, self._region)
 
-    def _usual(self, outcome: Outcome, audit: AuditCard) -> NDArray[np.float64]:
+    def usual_scores(self, outcome: Outcome, audit: AuditCard) -> NDArray[np.float64]:
         """Return the scores of the images that are no stray ones, which must not move the threshold."""
         usual = np.array([self.names[image] not in audit.stray for image in outcome.images])
         return outcome.scores[usual] if usual.sum() > 1 else outcome.scores

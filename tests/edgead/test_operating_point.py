@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgead.data import open_category
 from edgead.evaluation.costs import Costs, parse_costs
@@ -104,6 +105,21 @@ def test_costs_move_the_threshold_and_need_defects(with_defects, plate):
     assert all(escapes == 0 for _, escapes in dear.card.defects.kinds.values())
     with pytest.raises(DataError, match="put some into train/defect"):
         fit(plate, costs=Costs(10.0, 1.0), **QUICK)
+
+
+def test_a_category_is_no_folder_of_defects(plate):
+    # Its good images would count as defects.
+    with pytest.raises(DataError, match="is a category"):
+        fit(plate, defects=plate, **QUICK)
+
+
+def test_a_stray_image_that_is_kept_moves_none_of_the_thresholds(with_defects):
+    clean = fit(with_defects, **QUICK)
+    with Image.open(next((with_defects / "train" / "good").iterdir())) as image:
+        Image.new("RGB", image.size).save(with_defects / "train" / "good" / "dark.png")
+    kept = fit(with_defects, keep_stray=True, **QUICK)
+    assert {point.normals for point in kept.card.defects.points} == {16}
+    assert {point.normals for point in clean.card.defects.points} == {16}
 
 
 def test_the_command_shows_what_passes(edgead, with_defects, tmp_path, fit_arguments):
