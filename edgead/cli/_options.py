@@ -33,6 +33,20 @@ RateOption = Annotated[
     float | None,
     typer.Option("--false-alarm-rate", metavar="X", help="Share of good parts that may be rejected, such as 0.01."),
 ]
+BitsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--bits", metavar="N", help="Bits of 16-bit files that carry the picture, such as 12.", show_default="16"
+    ),
+]
+FalseAlarmCostOption = Annotated[
+    float | None,
+    typer.Option("--cost-false-alarm", metavar="Y", help="Cost of a good part that is rejected, in the same unit."),
+]
+DefectRateOption = Annotated[
+    float,
+    typer.Option("--defect-rate", metavar="P", help="Share of all parts that are defective, for the costs."),
+]
 
 
 def calibration_cache() -> Path | None:

@@ -64,9 +64,9 @@ class _Telling(logging.Handler):
 
 
 @contextmanager
-def _remarks_of_fit(tell: Callable[[str], None]) -> Iterator[None]:
-    """Show what `fit` has to say to its caller as the command's own warnings, and nowhere else."""
-    logger, handler = logging.getLogger("edgead.fit"), _Telling(tell)
+def handled_by(name: str, handler: logging.Handler) -> Iterator[None]:
+    """Have one handler, and no other, take what the logger of that name says."""
+    logger = logging.getLogger(name)
     propagate = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
@@ -95,7 +95,7 @@ class Output:
     def __enter__(self) -> Output:
         if self.as_json:
             self._stack.enter_context(redirect_stdout(sys.stderr))
-        self._stack.enter_context(_remarks_of_fit(self.warn))
+        self._stack.enter_context(handled_by("edgead.fit", _Telling(self.warn)))
         return self
 
     def __exit__(

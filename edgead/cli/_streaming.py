@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from edgead.cli._output import Output
+from edgead.cli._output import Output, handled_by
 from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.dashboard.sink import LivePage
 from edgead.runtime.errors import EdgeadError, SourceError, StreamFailed
@@ -196,18 +196,11 @@ class _Status:
 @contextmanager
 def _calm_log() -> Iterator[None]:
     """Send the runtime's remarks to stderr, the same kind once a second at most: a camera fails 30 times a second."""
-    logger = logging.getLogger("edgead")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(_Calm())
-    propagate = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
+    with handled_by("edgead", handler):
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
 
 
 class _Calm(logging.Filter):

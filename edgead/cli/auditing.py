@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import SizeOption, parse_size, require
+from edgead.cli._options import BitsOption, SizeOption, parse_size, require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ def audit(
         ),
     ] = None,
     size: SizeOption = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Bits of 16-bit files that carry the picture, such as 12.", show_default="16"),
-    ] = None,
+    bits: BitsOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
 ) -> None:
     """Find normal images that the others do not explain, copies, and images unlike the rest; nothing is changed."""

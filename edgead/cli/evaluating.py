@@ -11,6 +11,8 @@ import typer
 from edgead.cli._app import command
 from edgead.cli._options import (
     BackendOption,
+    DefectRateOption,
+    FalseAlarmCostOption,
     PrecisionOption,
     ThreadsOption,
     require,
@@ -61,12 +63,8 @@ def evaluate(
         float | None,
         typer.Option(metavar="X", help="Cost of a defect that passes; with both costs, what 1,000 parts cost is told."),
     ] = None,
-    cost_false_alarm: Annotated[
-        float | None, typer.Option(metavar="Y", help="Cost of a normal part that is rejected, in the same unit.")
-    ] = None,
-    defect_rate: Annotated[
-        float, typer.Option(metavar="P", help="Share of all parts that are defective, for the costs.")
-    ] = 0.01,
+    cost_false_alarm: FalseAlarmCostOption = None,
+    defect_rate: DefectRateOption = 0.01,
     kinds: KindsOption = None,
     per_kind: PerKindOption = None,
     seed: ProbeSeedOption = None,

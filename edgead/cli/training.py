@@ -10,6 +10,9 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import (
+    BitsOption,
+    DefectRateOption,
+    FalseAlarmCostOption,
     SizeOption,
     parse_settings,
     parse_size,
@@ -85,12 +88,8 @@ def fit(
         float | None,
         typer.Option(metavar="X", help="Cost of a defect that passes; with both costs the cheapest threshold counts."),
     ] = None,
-    cost_false_alarm: Annotated[
-        float | None, typer.Option(metavar="Y", help="Cost of a good part that is rejected, in the same unit.")
-    ] = None,
-    defect_rate: Annotated[
-        float, typer.Option(metavar="P", help="Share of all parts that are defective, for the costs.")
-    ] = 0.01,
+    cost_false_alarm: FalseAlarmCostOption = None,
+    defect_rate: DefectRateOption = 0.01,
     budget_mb: Annotated[
         float | None,
         typer.Option(metavar="X", help="Largest bundle on disk, in MB of 10^6 bytes.", show_default="no limit"),
@@ -119,10 +118,7 @@ def fit(
     tile_overlap: Annotated[
         int, typer.Option(min=1, metavar="N", help="Cells of the map that neighbouring tiles share.")
     ] = 4,
-    bits: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Bits of 16-bit files that carry the picture, such as 12.", show_default="16"),
-    ] = None,
+    bits: BitsOption = None,
 ) -> None:
     """Train on images of normal parts, and set the threshold from good parts that the model has not seen.
 
