@@ -16,6 +16,8 @@ from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.listing import list_images
 from edgead.runtime.sources import Address, Clock, Source
 
+# A file is made empty and then filled; one that stays so was a part that nobody will see.
+_EMPTY_NS = 5_000_000_000
 # Of files that are gone; more than a shift's parts, and a few MB.
 _REMEMBERED = 100_000
 # So many images do not vanish between two looks because somebody removed a part's picture.
@@ -46,7 +48,7 @@ class WatchSource(Source):
     that a half-written file is never judged; a file that was written elsewhere and renamed into the folder is whole at
     once and waits as long. A name that is written again is a new image. What was there at the start is left alone,
     unless ``existing=yes``. What is an image is the rule of `edgead.runtime.imaging.listing`. Images that became whole
-    together come in the order of their times, then names. A file that cannot be read is a `BadFrame`. A frame's time is
+    together come in the order of their times, then names. A file that cannot be read, or stays empty for 5 s, is a `BadFrame`. A frame's time is
     when it was first seen as it is, so waiting and decoding count as latency.
 
     A folder that is gone, or is another one because a share was unmounted, is lost, and opened again when it is back.
@@ -95,7 +97,7 @@ class WatchSource(Source):
                 before = since.get(path)
                 if before is None or before[0] != seen:
                     since[path] = seen, now_ns
-                elif seen.size and now_ns - before[1] >= self._settle_ns:
+                elif now_ns - before[1] >= (self._settle_ns if seen.size else max(self._settle_ns, _EMPTY_NS)):
                     ready.append((seen.modified_ns, path))
             since = {path: state for path, state in since.items() if path in found}
             for _, path in sorted(ready):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgead.runtime.errors import ConfigError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
-from edgead.runtime.sources import open_source, parse_address
+from edgead.runtime.sources import open_source, parse_address, watch
 from edgead.runtime.sources.clock import ClockMap
 from edgead.runtime.sources.csi import pipeline_text
 from tests.waiting import LONG_S, wait_for
@@ -123,6 +123,18 @@ def test_what_stays_broken_is_a_bad_frame_and_a_folder_that_goes_is_named(tmp_pa
         folder.rmdir()
         wait_for(lambda: watching.error is not None)
     assert "is gone" in str(watching.error)
+
+
+def test_a_file_that_stays_empty_is_a_bad_frame_and_one_that_is_filled_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "_EMPTY_NS", 300_000_000)
+    with Watching(tmp_path, "?settle=20ms&poll=10ms") as watching:
+        (tmp_path / "empty.png").touch()
+        (tmp_path / "slow.png").touch()
+        (tmp_path / "slow.png").write_bytes(picture())
+        wait_for(lambda: len(watching.got) == 2)
+    found = {frame.name: frame for frame in watching.got}
+    assert isinstance(found["slow.png"], Frame)
+    assert "empty" in found["empty.png"].reason
 
 
 def test_existing_images_come_where_they_are_asked_for(tmp_path):
