@@ -48,8 +48,8 @@ class WatchSource(Source):
     that a half-written file is never judged; a file that was written elsewhere and renamed into the folder is whole at
     once and waits as long. A name that is written again is a new image. What was there at the start is left alone,
     unless ``existing=yes``. What is an image is the rule of `edgead.runtime.imaging.listing`. Images that became whole
-    together come in the order of their times, then names. A file that cannot be read, or stays empty for 5 s, is a `BadFrame`. A frame's time is
-    when it was first seen as it is, so waiting and decoding count as latency.
+    together come in the order of their times, then names. A file that cannot be read, or stays empty for 5 s, is a
+    `BadFrame`. A frame's time is when it was first seen as it is, so waiting and decoding count as latency.
 
     A folder that is gone, or is another one because a share was unmounted, is lost, and opened again when it is back.
     What was seen is remembered by name, size, time and inode (of the files that are gone, the last `_REMEMBERED`), so
