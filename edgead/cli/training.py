@@ -22,7 +22,7 @@ from edgead.cli._options import (
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
-    from edgead.model.card_sections import BudgetCard, DefectsCard
+    from edgead.model.card_sections import BudgetCard, DefectsCard, LearnedDefectsCard
     from edgead.model.model import TrainedModel
     from edgead.runtime.decision.threshold import Threshold
 
@@ -80,10 +80,18 @@ def fit(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Defective images, a folder a kind: what the threshold lets pass. Those in train/KIND count too.",
+            help="Defective images, a folder a kind: what the threshold lets pass, and what to look for. Those in "
+            "train/KIND count too.",
             show_default=False,
         ),
     ] = None,
+    learn_defects: Annotated[
+        bool,
+        typer.Option(
+            "--learn-defects/--no-learn-defects",
+            help="Learn from defects, as far as cross-validation shows that it helps; or only judge them.",
+        ),
+    ] = True,
     cost_escape: Annotated[
         float | None,
         typer.Option(metavar="X", help="Cost of a defect that passes; with both costs the cheapest threshold counts."),
@@ -155,6 +163,7 @@ def fit(
             exclude=exclude or (),
             keep_stray=keep_stray,
             defects=defects,
+            learn_defects=learn_defects,
             costs=costs,
             budget_mb=budget_mb,
             budget_ms=budget_ms,
@@ -276,7 +285,9 @@ def _defects_table(card: DefectsCard) -> Any:
     from edgead.cli._output import table
 
     kinds = ", ".join(f"{kind} {escapes} of {images}" for kind, (images, escapes) in card.kinds.items())
-    title = f"{card.images} defects at hand, not fitted on; escapes at the threshold: {kinds}"
+    title = f"{card.images} defects at hand, judged by models without them; escapes at the threshold: {kinds}"
+    if card.learned is not None:
+        title += f". {_explain_learned(card.learned)}"
     if card.costs is not None:
         title += (
             f". Chosen by costs; judged without the image: {card.costs.escape_rate:.1%} escapes, "
@@ -293,6 +304,17 @@ def _defects_table(card: DefectsCard) -> Any:
         for point in card.points
     ]
     return table(title, ["aims at false alarms", "threshold", "false alarms", "escapes", "of such defects"], rows)
+
+
+def _explain_learned(card: LearnedDefectsCard) -> str:
+    if not card.strength:
+        return f"Nothing was learned from them: {card.reason}"
+    before, after = (card.normal_share[str(strength)] for strength in (0.0, card.strength))
+    return (
+        f"Learned from them: maps rise by up to {card.strength:.0%} where patches look like these defects; judged by "
+        f"models that have not seen them, {after:.1%} in place of {before:.1%} of the normal images score as high as a "
+        "defect (geometric mean)"
+    )
 
 
 def _budget_table(card: BudgetCard) -> Any:

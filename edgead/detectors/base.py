@@ -91,6 +91,11 @@ class LeavesOut(Protocol):
         """
 
 
+# What a fit shows of the scoring of held-out images: their ``(n,)`` indices, ``features (n, C, gh, gw)``, and what a
+# head that has not seen them gave, ``(n, gh, gw)`` and ``(n,)`` or None.
+Watch = Callable[[NDArray[np.int64], Tensor, Tensor, Tensor | None], None]
+
+
 class Detector(Protocol):
     """One detection method with its settings."""
 
@@ -157,7 +162,7 @@ class Passes:
             self.progress(stage, done, len(self.images))
 
 
-# More than six parameters: what every fit takes, and three that are rarely given.
+# More than six parameters: what every fit takes, and four that are rarely given.
 @torch.inference_mode()
 def fit_closed_form(
     detector: Detector,
@@ -169,6 +174,7 @@ def fit_closed_form(
     batch: int = 8,
     tiles: int = 1,
     groups: NDArray[np.int64] | None = None,
+    watch: Watch | None = None,
 ) -> Fit:
     """Fit on all normals and score each of them by a model that has not seen it (design section 7).
 
@@ -182,6 +188,7 @@ def fit_closed_form(
     Args:
         groups: ``(pictures,)`` number of the group of each, as of near-duplicates; they are held out together, and give
             one score. None: each is a group of its own.
+        watch: called with every image once, in any order.
 
     Raises:
         DataError: there are fewer than two groups.
@@ -204,20 +211,20 @@ def fit_closed_form(
         left_out = collector.leave_out(head, members, progress)
     if head is not None and left_out is not None:
         module = ScoringModule(extractor, head, smooth=smooth).eval()
-        judged = _left_out_scores(left_out, module, passes, members, kept)
+        judged = _left_out_scores(left_out, module, passes, members, kept, watch)
     else:
         held_out = [
             ScoringModule(extractor, collector.head(fold, progress), smooth=smooth).eval()
             for fold in range(folds.max() + 1)
         ]
-        judged = _out_of_fold_scores(held_out, passes, folds, kept)
+        judged = _out_of_fold_scores(held_out, passes, folds, kept, watch)
         del held_out
         module = ScoringModule(extractor, head or collector.head(None, progress), smooth=smooth).eval()
     scores, levels = judged.reshape(2, -1, tiles)
-    return _one_a_group(module.requires_grad_(False), scores.max(axis=1), levels.mean(axis=1), groups)
+    return one_a_group(module.requires_grad_(False), scores.max(axis=1), levels.mean(axis=1), groups)
 
 
-def _one_a_group(
+def one_a_group(
     module: ScoringModule, scores: NDArray[np.float64], levels: NDArray[np.float64], groups: NDArray[np.int64]
 ) -> Fit:
     """Keep of each group the image that scores highest: near-duplicates say the same once more."""
@@ -233,6 +240,7 @@ def _left_out_scores(
     passes: Passes,
     groups: NDArray[np.int64],
     kept: list[tuple[int, Tensor]] | None,
+    watch: Watch | None,
 ) -> NDArray[np.float64]:
     """Return score and level ``(2, n)`` of every image, judged without the images of its group."""
     sizes = np.bincount(groups)[groups]
@@ -247,7 +255,11 @@ def _left_out_scores(
         if following is not None and groups[following] == groups[rows[-1]]:
             continue
         if following is None or len(held) >= passes.batch or sizes[following] != sizes[rows[-1]]:
-            score, maps = module.finish(*left_out(torch.stack(held), groups[rows]))
+            stacked = torch.stack(held)
+            raw, weight = left_out(stacked, groups[rows])
+            if watch is not None:
+                watch(rows, stacked, raw, weight)
+            score, maps = module.finish(raw, weight)
             result[0, rows] = score.double().numpy()
             result[1, rows] = [map_level(grid) for grid in maps.numpy()]
             held = []
@@ -259,6 +271,7 @@ def _out_of_fold_scores(
     passes: Passes,
     folds: NDArray[np.int64],
     kept: list[tuple[int, Tensor]] | None,
+    watch: Watch | None,
 ) -> NDArray[np.float64]:
     """Return score and level ``(2, n)`` of every image by the model without its fold."""
     result = np.empty((2, len(folds)), np.float64)
@@ -266,7 +279,11 @@ def _out_of_fold_scores(
         members = folds[first : first + len(features)]
         for fold in np.unique(members):
             rows = np.flatnonzero(members == fold)
-            score, maps = held_out[fold].score_features(features[torch.from_numpy(rows)])
+            own = features[torch.from_numpy(rows)]
+            raw, weight = held_out[fold].head(own)
+            if watch is not None:
+                watch(first + rows, own, raw, weight)
+            score, maps = held_out[fold].finish(raw, weight)
             result[0, first + rows] = score.double().numpy()
             result[1, first + rows] = [map_level(grid) for grid in maps.numpy()]
     return result

@@ -1,6 +1,7 @@
 """What a threshold lets pass, measured on defects at hand, and the threshold that costs least.
 
-The defects were not fitted on, and the scores of normals are out of fold, so both count as unseen. A threshold that is
+The defects were not fitted on, or judged by models without them, and the scores of normals are out of fold, so both
+count as unseen. A threshold that is
 chosen by these very scores is judged by leaving each image out once: chosen by the others, counted on it.
 """
 
@@ -32,19 +33,26 @@ def defects_at_hand(category: Category, folder: str | Path | None) -> tuple[Samp
     Raises:
         DataError: the folder is missing or holds no image.
     """
-    return (*category.defects, *(() if folder is None else list_defects(Path(folder).expanduser())))
+    given = (*category.defects, *(() if folder is None else list_defects(Path(folder).expanduser())))
+    # One that lies in both places counts once.
+    return tuple({sample.path.resolve(): sample for sample in reversed(given)}.values())[::-1]
 
 
 def with_operating_point(
-    model: TrainedModel, normal: NDArray[np.float64], defects: Sequence[Sample], costs: Costs | None
+    model: TrainedModel,
+    normal: NDArray[np.float64],
+    defects: Sequence[Sample],
+    costs: Costs | None,
+    held_out: NDArray[np.float64] | None = None,
 ) -> TrainedModel:
     """Return the model with what its threshold does to defects, and with the threshold that costs least if asked for.
 
     Args:
         model: of one category.
         normal: ``(n,)`` held-out scores that its threshold was made from.
-        defects: images that it was not fitted on.
+        defects: images at hand.
         costs: None keeps the threshold.
+        held_out: ``(m,)`` scores of the defects by models that were not fitted on them; None: the model was not.
 
     Raises:
         ConfigError: the model routes between categories.
@@ -56,8 +64,11 @@ def with_operating_point(
         return model
     if model.card.routing is not None:
         raise ConfigError("defects at hand are for a model of one category; fit one for each")
-    with model.inspector("defects") as inspector:
-        scores = np.array([inspector(read_image(one.path, inspector.bits)).score for one in defects])
+    if held_out is None:
+        with model.inspector("defects") as inspector:
+            scores = np.array([inspector(read_image(one.path, inspector.bits)).score for one in defects])
+    else:
+        scores = held_out
     if not np.isfinite(scores).all():
         bad = defects[int(np.flatnonzero(~np.isfinite(scores))[0])]
         raise DataError(f"{bad.path} has no finite score; remove it, or fit again")

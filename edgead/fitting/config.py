@@ -38,6 +38,7 @@ class FitOptions(TypedDict, total=False):
     exclude: Sequence[str]
     keep_stray: bool
     defects: str | Path | None
+    learn_defects: bool
     costs: Costs | None
     budget_mb: float | None
     budget_ms: float | None
@@ -63,7 +64,9 @@ class FitConfig:
         keep_stray: learn also from images that show nothing, or whose score is far beyond the others'. Otherwise they
             are omitted, with a warning, and the model's card names them; the threshold never counts them.
         defects: folder of defective images, each folder in it a kind; with those in ``train/<kind>`` of the category
-            they say what the threshold lets pass, and are not fitted on.
+            they say what the threshold lets pass, and teach a closed-form detector what to look for, as far as
+            cross-validation shows that it helps.
+        learn_defects: False: nothing is learned from defects.
         costs: of mistakes; the threshold is then the one that costs least on normals and defects.
         budget_mb, budget_ms: one of them or both choose the settings that ``settings`` leaves open, see
             `edgead.budget.choose`.
@@ -85,6 +88,7 @@ class FitConfig:
     exclude: Sequence[str] = ()
     keep_stray: bool = False
     defects: str | Path | None = None
+    learn_defects: bool = True
     costs: Costs | None = None
     budget_mb: float | None = None
     budget_ms: float | None = None

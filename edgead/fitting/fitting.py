@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from edgead.budget import Budget, BudgetLimits, Material, choose
-from edgead.data import Category, open_category
+from edgead.data import Category, Sample, open_category
 from edgead.data.survey import Survey
 from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
-from edgead.detectors.base import fit_closed_form
+from edgead.detectors.base import Fit, Passes, fit_closed_form
 from edgead.detectors.learned import fit_learned
 from edgead.evaluation.operating_point import defects_at_hand, with_operating_point
 from edgead.features.backbones import (
@@ -37,16 +37,16 @@ from edgead.fitting.audit import (
     warn_of_omitted,
 )
 from edgead.fitting.config import FitConfig, FitOptions
+from edgead.fitting.known_defects import DefectMaterial, HeldOutNormals, Taught, teach
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
+from edgead.fitting.preparing import check_names, region_of
 from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
 from edgead.model.model_card import Geometry, GoodParts, Method, make_card
-from edgead.runtime.bundle.layout import check_member_name, fold_name
 from edgead.runtime.decision.threshold import calibrate
-from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.imaging.decode import ALL_BITS, read_image
-from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
+from edgead.runtime.imaging.decode import ALL_BITS
+from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.progress import Progress, silent
 from edgead.runtime.version import __version__
@@ -55,8 +55,6 @@ from edgead.training.training import run_key
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_LONGEST_NAME = 150  # leaves room for what a member's name has before and after it
 
 
 def fit(
@@ -92,12 +90,12 @@ def fit(
     config.check(len(paths))
     bits = ALL_BITS if config.bits is None else config.bits
     opened = [open_category(Path(path).expanduser(), train_only=True).with_bits(bits) for path in paths]
-    _check_names(opened)
+    check_names(opened)
     given, opened = opened, exclude_images(opened, config.exclude)
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
     warn_of_omitted(opened)
-    region = _region(opened[0], config.roi, config.mask)
+    region = region_of(opened[0], config.roi, config.mask)
     excluded = dict.fromkeys(config.exclude, AS_ASKED)
     while True:
         work = _Work(config, method, given, opened, region, progress)
@@ -112,6 +110,12 @@ def fit(
             break
         excluded |= card.stray
         opened = exclude_images(opened, list(card.stray))
+    defects = defects_at_hand(opened[0], config.defects) if len(opened) == 1 else ()
+    taught = None
+    if defects and config.learn_defects and fitted.held is not None:
+        taught = work.teach(fitted, defects)
+        fitted = replace(fitted, outcome=of_closed_form(taught.fit, opened[0].name, len(work.names)))
+        card = work.audit(fitted, excluded)
     model = work.assemble(fitted, card)
     if fitted.budget is not None:
         fitted.budget.require_within(model.exportable("model"))
@@ -119,7 +123,8 @@ def fit(
     if len(opened) > 1:
         return model
     normal = work.usual_scores(fitted.outcome, card)
-    return with_operating_point(model, normal, defects_at_hand(opened[0], config.defects), config.costs)
+    model = with_operating_point(model, normal, defects, config.costs, None if taught is None else taught.defect_scores)
+    return model if taught is None else model.with_learned_defects(taught.card)
 
 
 class _Work:
@@ -222,6 +227,7 @@ class _Work:
             outcome = of_pool(found, self._method.settings.head, config.false_alarm_rate)
         else:
             together = 1 if cut is None else cut.count
+            held = HeldOutNormals(len(images), seed)
             closed = fit_closed_form(
                 self._method,
                 images,
@@ -230,9 +236,35 @@ class _Work:
                 progress=progress,
                 tiles=together,
                 groups=self._surveys[0].groups,
+                watch=held if self._has_defects else None,
             )
             outcome = of_closed_form(closed, self._opened[0].name, len(self._samples))
+            if self._has_defects:
+                return _Fitted(outcome, images, info, cut, budget, held, closed)
         return _Fitted(outcome, images, info, cut, budget)
+
+    def teach(self, fitted: _Fitted, defects: Sequence[Sample]) -> Taught:
+        """Let defects teach what was fitted."""
+        assert fitted.closed is not None
+        assert fitted.held is not None
+        bits = self._samples[0].bits
+        shown = TrainingImages([replace(one, bits=bits) for one in defects], *self._size, self._region, fitted.tiles)
+        extractor = fitted.closed.module.extractor
+        normals, defective = (Passes(one, extractor, 8, self._progress) for one in (fitted.images, shown))
+        material = DefectMaterial(
+            normals,
+            defective,
+            fitted.held,
+            self._surveys[0].groups,
+            [one.label or "defect" for one in defects],
+            1 if fitted.tiles is None else fitted.tiles.count,
+            self._config.seed,
+        )
+        return teach(fitted.closed, material)
+
+    @property
+    def _has_defects(self) -> bool:
+        return self._config.learn_defects and bool(self._config.defects is not None or self._opened[0].defects)
 
     def audit(self, fitted: _Fitted, excluded: Mapping[str, str]) -> AuditCard:
         """Return what is known of the training images once a model was fitted."""
@@ -283,6 +315,8 @@ class _Fitted:
     backbone: BackboneInfo
     tiles: Tiles | None = None
     budget: Budget | None = None
+    held: HeldOutNormals | None = None
+    closed: Fit | None = None
 
 
 def _run_key(
@@ -301,36 +335,3 @@ def _run_key(
             "versions": [__version__, torch.__version__, np.__version__],
         }
     )
-
-
-def _check_names(categories: Sequence[Category]) -> None:
-    """Refuse before any work what a bundle could not hold: its members are named after the categories."""
-    seen: dict[str, str] = {}
-    for category in categories:
-        name, folded = category.name, fold_name(category.name)
-        try:
-            check_member_name(name)
-        except ValueError as error:
-            raise ConfigError(f"a category cannot be called '{name}' ({error}); rename the folder") from error
-        if len(name.encode()) > _LONGEST_NAME:
-            raise ConfigError(f"a category's name has at most {_LONGEST_NAME} bytes, '{name}' has more; rename it")
-        if folded in seen:
-            alike = f"two categories are called '{name}'"
-            if seen[folded] != name:
-                alike = f"categories '{seen[folded]}' and '{name}' are one name on some systems"
-            raise ConfigError(f"{alike}; rename a folder")
-        seen[folded] = name
-
-
-def _region(category: Category, roi: Box | None, mask: str | Path | None) -> Region | None:
-    if roi is None and mask is None:
-        return None
-    mask = None if mask is None else Path(mask).expanduser()
-    first = category.train[0]
-    rows, columns = read_image(first.path, first.bits).shape[:2]
-    size = columns, rows
-    try:
-        drawn = None if mask is None else decode_mask(mask.read_bytes(), str(mask), size)
-    except OSError as error:
-        raise DataError(f"cannot read the mask {mask}: {error.strerror or error}") from error
-    return make_region(size, roi, drawn)

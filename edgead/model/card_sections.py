@@ -160,16 +160,38 @@ class CostCard(CardSection):
     cost_per_1000: float
 
 
+class LearnedDefectsCard(CardSection):
+    """What defects at hand taught the model; every figure is of images that were left out, cross-validated.
+
+    Attributes:
+        images: defective ones.
+        strength: the map is raised by up to this share where patches look like the defects; 0: nothing was learned.
+        auroc: image AUROC at each strength that was tried, by its text.
+        normal_share: share of normals that score as high as a defect, geometric mean over the defects, likewise.
+        left_out: kind -> image AUROC on it without the term, and with one that has not seen the kind.
+        reason: why nothing was learned; None where something was.
+    """
+
+    images: int
+    strength: float
+    auroc: dict[str, float]
+    normal_share: dict[str, float]
+    left_out: dict[str, tuple[float, float]]
+    reason: str | None
+
+
 class DefectsCard(CardSection):
-    """What the model makes of the defects at hand, which it was not fitted on.
+    """What the model makes of the defects at hand, judged by models that were not fitted on them.
 
     Attributes:
         kinds: kind -> (images, those that would pass).
         points: thresholds from high to low.
         costs: where the threshold was chosen by costs.
+        learned: what the model learned from them; None where nothing was tried.
     """
 
     images: int
     kinds: dict[str, tuple[int, int]]
     points: tuple[PointCard, ...]
     costs: CostCard | None = None
+    learned: LearnedDefectsCard | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from edgead.detectors.routing import RoutedModule
 from edgead.export.exportable import Exportable, Routing
 from edgead.features.backbones import BackboneSpec, build_backbone
 from edgead.features.features import build_extractor
-from edgead.features.scoring import ScoringModule
+from edgead.features.scoring import DefectTerm, ScoringModule
+from edgead.model.card_sections import LearnedDefectsCard
 from edgead.model.directories import swap_directory, wait_for_disk
 from edgead.model.model_card import CARD_FILE, ModelCard, read_card
 from edgead.runtime.bundle.layout import MASK_NAME
@@ -123,6 +124,12 @@ class TrainedModel:
         if section is None:
             return None
         return Tiles(section.rows, section.columns, section.overlap, self.card.grid)
+
+    def with_learned_defects(self, learned: LearnedDefectsCard) -> TrainedModel:
+        """Return the model whose card says what it learned from the defects at hand."""
+        assert self.card.defects is not None
+        defects = self.card.defects.model_copy(update={"learned": learned})
+        return replace(self, card=self.card.model_copy(update={"defects": defects}))
 
     def planted_defects(self) -> tuple[int, int]:
         """Return how many images with a planted defect the model holds, and how many of them it would pass as OK.
@@ -254,6 +261,9 @@ def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule
         return routed.eval().requires_grad_(False)
     extractor = detector.extractor(extractor, card.seed)
     head = detector.empty_head({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
-    module = ScoringModule(extractor, head, smooth=bool(detector.settings.smooth))
+    term = None
+    if "defects.weight" in tensors:
+        term = DefectTerm(torch.empty(extractor.channels), torch.empty(()), torch.empty(()))
+    module = ScoringModule(extractor, head, smooth=bool(detector.settings.smooth), defects=term)
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)

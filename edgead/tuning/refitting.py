@@ -109,6 +109,11 @@ class Refitting:
                 f"{model} (a trained network, several categories, own weights, a region or tiles) is not fitted "
                 "again here; fit and export it at other sizes, and compare: edgead tune A.edgead B.edgead --normals DIR"
             )
+        if card.defects is not None and card.defects.learned is not None and card.defects.learned.strength:
+            raise ConfigError(
+                f"{model} learned from defects, which its variants would not; fit and export it at other sizes, and "
+                "compare: edgead tune A.edgead B.edgead --normals DIR"
+            )
         self._source = category
         given = open_category(category, train_only=True)
         if given.fingerprint("train") not in card.fingerprint.values():
