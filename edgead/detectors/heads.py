@@ -1,4 +1,4 @@
-"""Heads that detectors share: features ``(N, C, gh, gw)`` to ``(map (N, gh, gw), image weight (N,) or None)``."""
+"""Heads that detectors share, and N-pad's: ``(N, C, gh, gw)`` to ``(map (N, gh, gw), image weight (N,) or None)``."""
 
 from __future__ import annotations
 
@@ -133,6 +133,60 @@ class LocationGaussians(nn.Module):
             for number, (i, j) in enumerate(offsets)
         ]
         return torch.stack(moved).amin(0).flatten(0, 1)
+
+
+class NPadHead(nn.Module):
+    """N-pad: projection, the two distances, and their fusion.
+
+    Args:
+        projection: ``(C, d)`` float32; None where the features come as they are to be used.
+        gaussians, centroids: one of them or both.
+        zscore: ``(2, 2)`` float32, mean and standard deviation of the Mahalanobis and of the Euclidean distance, the
+            latter's deviation divided by its weight; None multiplies the two, and must be None where there is one only.
+        condition: largest condition number of a covariance; jitter: largest that one needed. Kept for the record.
+    """
+
+    projection: Tensor | None
+    zscore: Tensor | None
+    condition: Tensor
+    jitter: Tensor
+
+    def __init__(
+        self,
+        projection: Tensor | None,
+        gaussians: LocationGaussians | None,
+        centroids: NearestNeighbourHead | None,
+        *,
+        zscore: Tensor | None = None,
+        condition: float = 0.0,
+        jitter: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("projection", projection)
+        self.gaussians = gaussians
+        self.centroids = centroids
+        self.register_buffer("zscore", zscore)
+        self.register_buffer("condition", torch.tensor(condition))
+        self.register_buffer("jitter", torch.tensor(jitter))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, None]:
+        grid = (features.shape[2], features.shape[3])
+        distances = self.distances(features.flatten(2).transpose(1, 2), grid)
+        if self.zscore is not None:
+            # Scale and offset are formed here, not before, so that one set of numbers is saved; constants fold.
+            scale = 1.0 / self.zscore[:, 1]
+            offset = (self.zscore[:, 0] * scale).sum()
+            fused = distances[0] * scale[0] + distances[1] * scale[1] - offset
+        else:
+            fused = distances[0] if len(distances) == 1 else distances[0] * distances[1]
+        return fused.reshape(-1, *grid), None
+
+    def distances(self, rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """Map ``rows (N, P, C)`` to the distances in use, ``(N, P)`` each: Mahalanobis first, then Euclidean."""
+        if self.projection is not None:
+            rows = rows @ self.projection
+        found = [] if self.gaussians is None else [self.gaussians.distances(rows, grid)]
+        return found if self.centroids is None else [*found, self.centroids.nearest(rows)[0]]
 
 
 class TriangularWhitening(nn.Module):

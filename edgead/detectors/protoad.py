@@ -5,6 +5,10 @@ Processing Letters 2024, arXiv 2310.02576. Unit features, prototypes by clusteri
 convolution (here a matrix product). The paper clusters with FINCH (Sarfraz, Sharma, Stiefelhagen, "Efficient
 Parameter-free Clustering Using First Neighbor Relations", CVPR 2019), which finds the number itself; for a device that
 number is capped, and then spherical k-means makes the most of it.
+
+The whitening before the unit length is ours. Features as they come lie along a few directions of large variance: these
+fill the cosine, and what a defect changes in all others is lost. Chosen on planted defects of normals
+(docs/decisions/npad-protoad.md).
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgead.detectors import base
-from edgead.detectors.feature_statistics import require_finite
+from edgead.detectors.feature_statistics import ChannelStatistics, require_finite, whitening_axes
+from edgead.detectors.gaussian import RIDGE
 from edgead.detectors.sampling import PatchReservoir, kmeans
 from edgead.features.features import FeatureExtractor
 from edgead.runtime.progress import Progress
@@ -38,12 +43,14 @@ class ProtoAD:
         Attributes:
             prototypes: K, of spherical k-means; None leaves the number to FINCH, which may find thousands.
             level: partition of FINCH, 0 the finest; the coarsest where there are fewer. Only without ``prototypes``.
+            whiten: scale the principal axes of the features to about one variance before they get unit length.
             max_patches: patches kept for k-means, a seeded sample over all images above that.
             finch_patches: the same for FINCH, whose cost grows with the square.
         """
 
-        prototypes: int | None = Field(default=500, ge=1, le=65_536)
+        prototypes: int | None = Field(default=384, ge=1, le=65_536)
         level: int = Field(default=0, ge=0)
+        whiten: bool = True
         max_patches: int = Field(default=100_000, ge=1)
         finch_patches: int = Field(default=10_000, ge=2, le=100_000)
 
@@ -57,7 +64,9 @@ class ProtoAD:
         return _Prototypes(self.settings, images, extractor, seed)
 
     def empty_head(self, tensors: dict[str, Tensor]) -> nn.Module:
-        return PrototypeHead(torch.empty_like(tensors["prototypes"]))
+        # Models of earlier versions have no whitening.
+        whitening = torch.empty_like(tensors["whitening"]) if "whitening" in tensors else None
+        return PrototypeHead(torch.empty_like(tensors["prototypes"]), whitening)
 
     def ladder(self, channels: int, cells: int, images: int, fixed: Collection[str]) -> Sequence[base.Settings]:
         if "prototypes" in fixed or self.settings.prototypes is None:
@@ -68,26 +77,32 @@ class ProtoAD:
 
 
 class PrototypeHead(nn.Module):
-    """``1 - max_k cos(f, c_k)``, 0 to 2.
+    """``1 - max_k cos(f, c_k)``, 0 to 2, of features f whitened or as they come.
 
     Args:
         prototypes: ``(C, K)`` float32, unit columns.
+        whitening: ``(C, C)`` float32; None for none.
     """
 
     prototypes: Tensor
+    whitening: Tensor | None
 
-    def __init__(self, prototypes: Tensor) -> None:
+    def __init__(self, prototypes: Tensor, whitening: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("prototypes", prototypes)
+        self.register_buffer("whitening", whitening)
 
     def forward(self, features: Tensor) -> tuple[Tensor, None]:
         height, width = features.shape[2], features.shape[3]
-        cosines = unit(features.flatten(2).transpose(1, 2)) @ self.prototypes
+        rows = features.flatten(2).transpose(1, 2)
+        if self.whitening is not None:
+            rows = rows @ self.whitening
+        cosines = unit(rows) @ self.prototypes
         return (1.0 - cosines.amax(2)).reshape(-1, height, width), None
 
 
 class _Prototypes:
-    """A sample of unit patches and the clusters of it.
+    """A sample of patches, the whitening of all of them, and the clusters of the sample.
 
     An image cannot be left out afterwards: clusters are means over many images, and without one of them they would not
     be these less its patches, but others. So each fold has clusters of its own.
@@ -99,14 +114,29 @@ class _Prototypes:
         capacity = settings.finch_patches if settings.prototypes is None else settings.max_patches
         cells = extractor.grid[0] * extractor.grid[1]
         self._sample = PatchReservoir(capacity, images, cells, extractor.channels, seed)
+        self._channels = None
+        self._folds = 0  # that have come
+        if settings.whiten:
+            self._channels = ChannelStatistics(min(base.FOLDS, images), extractor.channels)
 
     def update(self, features: Tensor, folds: NDArray[np.int64]) -> None:
-        self._sample.update(unit(features.flatten(2).transpose(1, 2)), folds)
+        self._folds = max(self._folds, int(folds.max()) + 1)
+        rows = features.flatten(2).transpose(1, 2)
+        self._sample.update(rows, folds)
+        if self._channels is not None:
+            self._channels.update(rows, folds)
 
     def head(self, without: int | None, progress: Progress) -> nn.Module:
         stage = "prototypes" if without is None else f"prototypes without fold {without + 1}"
         progress(stage, 0, 1)
-        patches = self._sample.patches(() if without is None else (without,))
+        patches, whitening = self._sample.patches(() if without is None else (without,)), None
+        if self._channels is not None:
+            used = [fold for fold in range(self._folds) if fold != without]
+            # About the mean, which is kept in the features: an angle seen from the middle of them all is blind to how
+            # far away a feature lies, and features near it have any direction.
+            whitening = whitening_axes(self._channels.moments(used)[1], RIDGE).float()
+            patches = patches @ whitening
+        patches = unit(patches)
         if self._settings.prototypes is None:
             partitions = finch(patches)
             prototypes = cluster_means(patches, partitions[min(self._settings.level, len(partitions) - 1)])
@@ -114,7 +144,7 @@ class _Prototypes:
             # On unit vectors squared distance and cosine order alike; the centres then go back onto the sphere.
             prototypes = unit(kmeans(patches, self._settings.prototypes, self._seed))
         progress(stage, 1, 1)
-        return PrototypeHead(prototypes.T.contiguous()).eval()
+        return PrototypeHead(prototypes.T.contiguous(), whitening).eval()
 
 
 def unit(rows: Tensor) -> Tensor:

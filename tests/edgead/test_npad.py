@@ -18,7 +18,7 @@ from edgead.data import load_images, open_category
 from edgead.detectors import create_detector
 from edgead.detectors.base import Collector, assign_folds, fit_closed_form
 from edgead.detectors.feature_statistics import LocationStatistics, random_orthonormal, whiten
-from edgead.detectors.npad import NPadHead
+from edgead.detectors.heads import NPadHead
 from edgead.export.graph.external_weights import split_weights
 from edgead.export.graph.lint import lint
 from edgead.export.graph.tracing import export_onnx
@@ -35,6 +35,8 @@ SEED = 3
 COUNT = 11  # no multiple of the folds or of the batch
 CHANNELS = 12
 EVERY_PATCH = 60_000
+# The paper's forms by themselves: features as they are, exact covariances with PaDiM's ridge, both distances alike.
+PLAIN: dict[str, Any] = {"projection": "pca", "regularisation": 0.01, "rank": None, "centroid_weight": 1.0}
 
 
 class Filters(nn.Module):
@@ -93,7 +95,7 @@ def gather(features: Tensor, settings: dict[str, Any], name: str = "npad") -> tu
 
 
 def head(features: Tensor, without: int | None = None, **settings: Any) -> NPadHead:
-    made = gather(features, settings)[0].head(without, silent)
+    made = gather(features, PLAIN | settings)[0].head(without, silent)
     assert isinstance(made, NPadHead)
     return made
 
@@ -182,7 +184,7 @@ def test_box_filtered_statistics_are_those_of_the_neighbours(
 def test_without_window_and_centroids_it_is_padim(settings: dict[str, Any]) -> None:
     images, plain = Images(), extractor()
     common = {"smooth": True, "dimensions": settings["dimensions"]}
-    ours = create_detector("npad", {**settings, "smooth": True, "window": 1, "fusion": "mahalanobis"})
+    ours = create_detector("npad", {**PLAIN, **settings, "smooth": True, "window": 1, "fusion": "mahalanobis"})
     results = [
         fit_closed_form(detector, images, plain, seed=SEED, progress=silent, batch=4)
         for detector in (ours, create_detector("padim", common))
@@ -217,6 +219,32 @@ def test_a_projection_is_one_orthonormal_map_before_everything() -> None:
         np.testing.assert_allclose(score(made, test), mahalanobis(*reduced, 3), rtol=1e-4)
     different = random_orthonormal(10, 4, SEED + 1).numpy()
     assert np.abs(different @ different.T - bases["random"] @ bases["random"].T).max() > 0.1
+
+
+def test_whitening_gives_every_axis_about_one_variance() -> None:
+    normals, test = random_features(9, 10, (5, 4)), random_features(2, 10, (5, 4), seed=1)
+    made = head(normals, projection="whitened", dimensions=7, window=3, fusion="mahalanobis")
+    assert made.projection is not None
+    patches = normals.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 10)
+    variances = np.linalg.eigvalsh(np.cov(patches, rowvar=False))[::-1]
+    own = made.projection.double().numpy()
+    expected = np.diag(variances[:7] / (variances[:7] + variances.mean()))
+    np.testing.assert_allclose(np.cov(patches @ own, rowvar=False), expected, atol=1e-4)
+    reduced = [np.einsum("nchw,cd->ndhw", part.double().numpy(), own) for part in (test, normals)]
+    np.testing.assert_allclose(score(made, test), mahalanobis(*reduced, 3), rtol=1e-3)
+
+
+def test_what_changes_in_a_quiet_direction_counts_more_whitened() -> None:
+    random = np.random.default_rng(0)
+    spreads = np.array([10.0, 7.0, 5.0, 0.3, 0.3, 0.3])
+    good = torch.from_numpy((random.normal(size=(20, 6, 6, 6)) * spreads[:, None, None]).astype(np.float32))
+    defective = good[:5].clone()
+    defective[:, 4, 2, 3] += 9.0  # thirty standard deviations, and less than one of the loudest direction
+    rise = {}
+    for projection in ("pca", "whitened"):
+        made = head(good, projection=projection, dimensions=6, centroids=24, fusion="centroid")
+        rise[projection] = score(made, defective)[:, 2, 3] / score(made, good[:5]).max(axis=(1, 2))
+    assert (rise["whitened"] > 1.1 * rise["pca"]).all(), rise
 
 
 def test_a_wide_backbone_is_projected_before_the_statistics() -> None:
@@ -256,12 +284,25 @@ def test_every_fusion_is_its_formula_on_held_out_scales() -> None:
         assert (made.centroids is None) == (fusion == "mahalanobis")
 
 
+@pytest.mark.parametrize("weight", [0.25, 3.0])
+def test_the_distance_to_the_centroids_counts_as_much_as_its_weight_says(weight: float) -> None:
+    normals, test = random_features(10, 6, (4, 3)), random_features(3, 6, (4, 3), seed=1)
+    settings = {"dimensions": 6, "centroids": EVERY_PATCH}
+    made, alike = head(normals, centroid_weight=weight, **settings), head(normals, **settings)
+    assert made.zscore is not None
+    assert alike.zscore is not None
+    with torch.inference_mode():
+        found = torch.stack(made.distances(test.flatten(2).transpose(1, 2), (4, 3)))
+    scores = (found - alike.zscore[:, :1, None]) / alike.zscore[:, 1:, None]
+    expected = (scores[0] + weight * scores[1]).reshape(-1, 4, 3)
+    np.testing.assert_allclose(score(made, test), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_held_out_model_takes_its_scale_from_others_too() -> None:
     normals = random_features(10, 6, (4, 3))
     exact, folds = normals.double().numpy(), assign_folds(10, SEED)
     settings = {"dimensions": 6, "centroids": EVERY_PATCH, "window": 3}
-    for fold in (0, 4):
-        other = (fold + 1) % 5
+    for fold, other in ((0, 1), (1, 0), (3, 2), (4, 0)):
         inside, outside = exact[folds == other], exact[(folds != fold) & (folds != other)]
         wanted = [(v.mean(), v.std(ddof=1)) for v in (mahalanobis(inside, outside, 3), nearest(inside, outside))]
         zscore = head(normals, without=fold, **settings).zscore
@@ -272,7 +313,7 @@ def test_a_held_out_model_takes_its_scale_from_others_too() -> None:
 def test_the_final_scale_is_the_same_after_the_held_out_models_as_alone() -> None:
     normals = random_features(10, 6, (4, 3))
     settings = {"dimensions": 4, "centroids": EVERY_PATCH}
-    collector, folds = gather(normals, settings)
+    collector, folds = gather(normals, PLAIN | settings)
     for fold in range(folds.max() + 1):
         collector.head(fold, silent)
     alone, after = head(normals, **settings), collector.head(None, silent)
@@ -466,6 +507,8 @@ def test_a_wrong_setting_is_one_line(settings: dict[str, Any], message: str) -> 
 
 FORMS: Sequence[dict[str, Any]] = (
     {},
+    {"rank": 4},
+    {"projection": "pca", "rank": None},
     {"storage": "fp16", "evaluation_window": 3},
     {"rank": 4, "storage": "fp16", "projection": "random", "fusion": "mahalanobis"},
     {"projection": "select", "fusion": "product"},

@@ -74,7 +74,7 @@ def random_features(count: int, seed: int = 0, grid: tuple[int, int] = (3, 5)) -
 
 def head(features: Tensor, without: int | None = None, **settings: Any) -> PrototypeHead:
     plain = FeatureExtractor(Filters(), (features.shape[2], features.shape[3]))
-    collector = create_detector("protoad", settings).collector(len(features), plain, SEED)
+    collector = create_detector("protoad", {"whiten": False} | settings).collector(len(features), plain, SEED)
     folds = assign_folds(len(features), SEED)
     for start in range(0, len(features), 4):
         collector.update(features[start : start + 4], folds[start : start + 4])
@@ -140,6 +140,54 @@ def test_an_odd_training_image_is_scored_as_one_that_was_not_seen() -> None:
     assert fitted.normal_scores[3] > 1.3 * np.delete(fitted.normal_scores, 3).max()
     with torch.inference_mode():
         assert float(fitted.module(torch.from_numpy(images.pixels[3:4]))[0]) < 0.7 * fitted.normal_scores[3]
+
+
+# Whitening
+
+
+def test_whitened_it_is_the_cosine_in_the_scaled_principal_axes() -> None:
+    normals, test = random_features(12), random_features(3, seed=1)
+    patches = patches_of(normals)
+    variances, axes = np.linalg.eigh(np.cov(patches, rowvar=False))
+    matrix = axes / np.sqrt(variances + 0.05 * variances.mean())
+    made = head(normals, prototypes=EVERY_PATCH, whiten=True)
+    queries = np.einsum("nchw,cd->ndhw", test.double().numpy(), matrix)
+    np.testing.assert_allclose(score(made, test), cosine_score(queries, patches @ matrix), atol=1e-5)
+
+
+def test_what_changes_in_a_quiet_direction_is_seen_whitened() -> None:
+    random = np.random.default_rng(0)
+    spreads = np.full(CHANNELS, 0.1)
+    spreads[:3] = 3.0
+    values = 1.0 + random.normal(size=(20, CHANNELS, 6, 6)) * spreads[:, None, None]
+    good = torch.from_numpy(values.astype(np.float32))
+    defective = good[:5].clone()
+    defective[:, -1, 2, 3] += 2.0
+    for whiten in (False, True):
+        made = head(good, prototypes=40, whiten=whiten)
+        before, after = score(made, good[:5]), score(made, defective)
+        assert (after[:, 2, 3] > before.max(axis=(1, 2))).all() == whiten
+
+
+def test_a_held_out_fold_has_no_part_in_its_whitening() -> None:
+    normals, folds = random_features(12), assign_folds(12, SEED)
+    strange = normals.clone()
+    strange[torch.from_numpy(folds == 3)] *= -3.0
+    made, other = (head(features, without=3, prototypes=10, whiten=True) for features in (normals, strange))
+    assert made.whitening is not None
+    assert other.whitening is not None
+    assert torch.equal(made.whitening, other.whitening)
+    assert torch.equal(made.prototypes, other.prototypes)
+
+
+def test_a_model_from_before_the_whitening_loads() -> None:
+    made = head(random_features(12), prototypes=10)
+    saved = made.state_dict()
+    assert list(saved) == ["prototypes"]
+    loaded = create_detector("protoad").empty_head(saved)
+    loaded.load_state_dict(saved)
+    test = random_features(3, seed=1)
+    np.testing.assert_array_equal(score(loaded, test), score(made, test))
 
 
 # The clustering
@@ -251,14 +299,15 @@ def test_a_wrong_setting_is_one_line(settings: dict[str, Any], message: str) -> 
 # To the device
 
 
-def test_the_graph_is_clean_and_scores_alike(tmp_path: Path) -> None:
-    detector = create_detector("protoad", {"prototypes": 40})
+@pytest.mark.parametrize(("whiten", "products"), [(True, 2), (False, 1)])
+def test_the_graph_is_clean_and_scores_alike(whiten: bool, products: int, tmp_path: Path) -> None:
+    detector = create_detector("protoad", {"prototypes": 40, "whiten": whiten})
     module = fit_closed_form(detector, Images(), small(), seed=SEED, progress=silent).module
     model = export_onnx(module, 64, 64)
     assert lint(model) == []
     kinds = [node.op_type for node in model.graph.node]
     assert not set(kinds) & {"Shape", "Expand", "ScatterND", "Where", "Identity"}
-    assert kinds.count("MatMul") == 1
+    assert kinds.count("MatMul") == products
     onnx.save(model, tmp_path / "model.onnx")
     test = Images(5, seed=1).pixels
     with torch.inference_mode():

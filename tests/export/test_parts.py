@@ -18,10 +18,10 @@ from edgead.detectors.heads import (
     LowRankWhitening,
     MahalanobisHead,
     NearestNeighbourHead,
+    NPadHead,
     TriangularWhitening,
     pack_triangles,
 )
-from edgead.detectors.npad import NPadHead
 from edgead.export.engines.building import BuildOptions, build_engines
 from edgead.export.engines.native import build_native
 from edgead.export.exportable import Exportable, Routing
