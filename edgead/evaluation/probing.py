@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.data import prefetch
-from edgead.evaluation.evaluation import Inspecting
+from edgead.evaluation.evaluation import Inspecting, map_on_frame
 from edgead.evaluation.validation_normals import Normals
 from edgead.metrics.metrics import BOOTSTRAP, Metric, image_auroc
 from edgead.metrics.pixels import count_pixels, pixel_auroc
@@ -237,7 +237,7 @@ def _judge(
         caught = result.decision is Decision.ANOMALY
         kept = None
         if mask is not None and result.map is not None and np.isfinite(result.map).all():
-            kept = np.array(result.map, np.float32)  # a backend may use its output buffer again
+            kept = map_on_frame(result, inspector.height, inspector.width)
         return _Outcome(kind, result.score, before, result.threshold, caught, kept, mask)
 
     # One thread decodes ahead of the network; more would hold more full-size images.

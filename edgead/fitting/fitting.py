@@ -27,6 +27,7 @@ from edgead.features.backbones import (
     describe_backbone,
 )
 from edgead.features.features import build_extractor
+from edgead.fitting.aligning import learn_alignment
 from edgead.fitting.audit import (
     AS_ASKED,
     exclude_images,
@@ -48,6 +49,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import ALL_BITS, read_image
 from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 from edgead.runtime.progress import Progress, silent
 from edgead.runtime.version import __version__
 from edgead.training.checkpoints import Checkpoint
@@ -97,10 +99,11 @@ def fit(
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
     warn_of_omitted(opened)
-    region = _region(opened[0], config.roi, config.mask)
-    excluded = dict.fromkeys(config.exclude, AS_ASKED)
+    view, lost = _view(opened[0], config)
+    excluded = dict.fromkeys(config.exclude, AS_ASKED) | lost
+    opened = exclude_images(opened, list(lost))
     while True:
-        work = _Work(config, method, given, opened, region, progress)
+        work = _Work(config, method, given, opened, view, progress)
         omitted = work.look()
         if omitted:
             excluded |= omitted
@@ -126,7 +129,7 @@ class _Work:
     """One fit: what its steps share.
 
     Args:
-        method: detector with its settings; region: what of an image is judged.
+        method: detector with its settings; view: what of an image is judged, but for tiles.
         given: the categories; opened: what of them is fitted on.
     """
 
@@ -136,18 +139,19 @@ class _Work:
         method: Any,
         given: Sequence[Category],
         opened: Sequence[Category],
-        region: Region | None,
+        view: View,
         progress: Progress,
     ) -> None:
-        self._config, self._method, self._size, self._opened = config, method, config.network_size(), opened
-        self._region, self._progress = region, progress
+        self._config, self._method, self._opened = config, method, opened
+        self._view, self._progress = view, progress
+        self._size = view.height, view.width
         self._trained, self._pooled = learns(config.detector), pools_categories(config.detector)
         self._spec = BackboneSpec.parse(config.backbone, config.taps)
         if self._trained:
             self._spec = method.backbone(self._spec)
         self._samples = [sample for category in opened for sample in category.train]
         self.names = image_names(opened)
-        self._images = TrainingImages(self._samples, *self._size, self._region)
+        self._images = TrainingImages(self._samples, self._view)
         self._surveys: list[Survey] = []
         self._all = image_names(given)
         self._fingerprint = {category.name: category.fingerprint("train") for category in given}
@@ -155,7 +159,7 @@ class _Work:
             KeptImages(
                 category,
                 config.seed,
-                region=region,
+                view,
                 prefix=f"{category.name}-" if self._pooled else "",
                 seen=not self._trained,
             )
@@ -203,7 +207,7 @@ class _Work:
         cut = None if config.tiles is None else Tiles(*config.tiles, config.tile_overlap, extractor.grid)
         images = self._images
         if cut is not None:
-            images = TrainingImages(self._samples, *self._size, self._region, cut)
+            images = TrainingImages(self._samples, replace(self._view, tiles=cut))
         sources = [category.name for category in self._opened for _ in category.train]
         budget = None
         if config.budgeted:
@@ -263,10 +267,11 @@ class _Work:
             # The card of a training lists the images itself.
             scored=None if self._trained or len(images) == len(self._all) else images,
         )
-        geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles, self._samples[0].bits)
+        geometry = Geometry(replace(self._view, tiles=fitted.tiles), outcome.grid, self._samples[0].bits)
         card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)
-        calibration = tuple(one for kept in self._kept for one in kept.calibration(self._size, fitted.tiles))
-        return TrainedModel(card, outcome.module, self._references, calibration, self._region)
+        calibration = tuple(one for kept in self._kept for one in kept.calibration(geometry.view))
+        view = self._view
+        return TrainedModel(card, outcome.module, self._references, calibration, view.region, view.align)
 
     def usual_scores(self, outcome: Outcome, audit: AuditCard) -> NDArray[np.float64]:
         """Return the scores of the images that are no stray ones, which must not move the threshold."""
@@ -297,6 +302,7 @@ def _run_key(
             "size": size,
             "seed": config.seed,
             "bits": config.bits or ALL_BITS,
+            **({"align": True} if config.align else {}),
             "train": dict(train),
             "versions": [__version__, torch.__version__, np.__version__],
         }
@@ -320,6 +326,15 @@ def _check_names(categories: Sequence[Category]) -> None:
                 alike = f"categories '{seen[folded]}' and '{name}' are one name on some systems"
             raise ConfigError(f"{alike}; rename a folder")
         seen[folded] = name
+
+
+def _view(category: Category, config: FitConfig) -> tuple[View, dict[str, str]]:
+    """Return what the network sees of an image, and the images on which the part to align is not found."""
+    region, size = _region(category, config.roi, config.mask), config.network_size()
+    align, lost = None, dict[str, str]()
+    if config.align:
+        align, lost = learn_alignment(category, region, size)
+    return View(*size, region, align=align), lost
 
 
 def _region(category: Category, roi: Box | None, mask: str | Path | None) -> Region | None:

@@ -25,8 +25,8 @@ from edgead.runtime.device.recalibrated_manifest import Recalibration, recalibra
 from edgead.runtime.device.recalibration_report import CalibrationReport
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
+from edgead.runtime.imaging.alignment import NOT_FOUND
 from edgead.runtime.imaging.listing import require_normals
-from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import StepProgress
 from edgead.runtime.sources import Source, open_source, parse_address
@@ -239,7 +239,8 @@ def _open(source: str | Path, bits: int) -> Source:
 
 
 def _is_unknown(result: Result) -> bool:
-    return result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY)
+    # Between two parts a line shows none, and one of another kind is none of the model's.
+    return result.reason is not None and result.reason.startswith((UNKNOWN_CATEGORY, NOT_FOUND))
 
 
 def _score(result: Result, frame: Frame) -> float:
@@ -254,7 +255,7 @@ def _score(result: Result, frame: Frame) -> float:
 
 def _signals(result: Result, frame: Frame, inspector: Inspector) -> dict[str, float]:
     assert result.map is not None
-    picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region, inspector.tiles)
+    picture = inspector.view.prepare(frame.image, frame.layout)
     return {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
 
 
