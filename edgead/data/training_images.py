@@ -221,19 +221,20 @@ def second_shot(image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
 def _plant(image: NDArray[np.uint8], view: View, kind: str, seed: int) -> NDArray[np.uint8]:
     """Return an image with a defect in what is judged.
 
-    Another seed is tried where it lies in what is ignored, or where the part is not found with it.
+    Another seed is tried where it lies in what is ignored or too far from the part, or the part is not found with it.
     """
     region, again = view.region, view.align is not None or (view.region is not None and view.region.ignore is not None)
+    judged = view.judged(image)
     for attempt in (*range(_PLANTING - 1), _PLANTING):
         try:
-            planted = plant_in_region(image, region, kind, seed + attempt * 1000)[0]
+            planted, mask = plant_in_region(image, region, kind, seed + attempt * 1000)
         except DataError:
             if not again or attempt == _PLANTING:
                 raise
         else:
-            if _shows_part(planted, view):
+            if judged is None or ((mask & judged).any() and _shows_part(planted, view)):
                 return planted
-    raise DataError(f"the part to align is not found where a '{kind}' is planted on it; fit without --align")
+    raise DataError(f"no '{kind}' could be planted on the part so that it is found still; fit without --align")
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

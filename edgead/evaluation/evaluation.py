@@ -28,6 +28,7 @@ from edgead.runtime.imaging.alignment import NOT_FOUND
 from edgead.runtime.imaging.anomaly_map import place_map
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.roi import Region
+from edgead.runtime.imaging.view import View
 
 SCHEMA = "edgead.eval/1"
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")
@@ -44,6 +45,9 @@ class Inspecting(Protocol):
 
     @property
     def region(self) -> Region | None: ...
+
+    @property
+    def view(self) -> View: ...
 
     @property
     def bits(self) -> int: ...

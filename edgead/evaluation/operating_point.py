@@ -6,6 +6,7 @@ chosen by these very scores is judged by leaving each image out once: chosen by 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,11 @@ from edgead.model.card_sections import CostCard, DefectsCard, PointCard
 from edgead.model.model import TrainedModel
 from edgead.runtime.decision.threshold import Threshold, calibrate, share_interval, threshold_at
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.alignment import NOT_FOUND
 from edgead.runtime.imaging.decode import read_image
+
+# The command line shows what this logger says as its own warnings.
+_log = logging.getLogger("edgead.fit")
 
 # False-alarm rates whose thresholds are shown beside the model's own.
 _RATES = (0.01, 0.02, 0.05, 0.1)
@@ -50,14 +55,11 @@ def with_operating_point(
         ConfigError: the model routes between categories.
         DataError: an image that cannot be read, or costs without a defect.
     """
+    defects, scores = _judge(model, defects)
     if not defects:
         if costs is not None:
             raise DataError("costs need defects to weigh; put some into train/defect, or give --defects DIR")
         return model
-    if model.card.routing is not None:
-        raise ConfigError("defects at hand are for a model of one category; fit one for each")
-    with model.inspector("defects") as inspector:
-        scores = np.array([inspector(read_image(one.path, inspector.bits)).score for one in defects])
     if not np.isfinite(scores).all():
         bad = defects[int(np.flatnonzero(~np.isfinite(scores))[0])]
         raise DataError(f"{bad.path} has no finite score; remove it, or fit again")
@@ -70,6 +72,26 @@ def with_operating_point(
         costs=chosen,
     )
     return replace(model, card=model.card.with_threshold(threshold).model_copy(update={"defects": card}))
+
+
+def _judge(model: TrainedModel, defects: Sequence[Sample]) -> tuple[Sequence[Sample], NDArray[np.float64]]:
+    """Return the defects that are judged at all, and their scores."""
+    if not defects:
+        return defects, np.empty(0)
+    if model.card.routing is not None:
+        raise ConfigError("defects at hand are for a model of one category; fit one for each")
+    with model.inspector("defects") as inspector:
+        results = [inspector(read_image(one.path, inspector.bits)) for one in defects]
+    found = [result.reason is None or not result.reason.startswith(NOT_FOUND) for result in results]
+    if not all(found):
+        # They never pass, whatever the threshold, and say nothing of where it should lie.
+        _log.warning(
+            "on %d of %d defects at hand the part to align is not found; they are omitted",
+            found.count(False),
+            len(found),
+        )
+    kept = [one for one, there in zip(defects, found, strict=True) if there]
+    return kept, np.array([result.score for result, there in zip(results, found, strict=True) if there])
 
 
 def _by_kind(defects: Sequence[Sample], scores: NDArray[np.float64], value: float) -> dict[str, tuple[int, int]]:

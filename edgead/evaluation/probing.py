@@ -248,10 +248,13 @@ def _judge(
             own = ask(image, name)
             yield own
             region = inspector.region
+            judged = None if math.isnan(own.score) else inspector.view.judged(image)
             scene = read_scene(image if region is None else np.ascontiguousarray(region.cut(image)))
             for kind, probe_seed in jobs.get(index, ()):
                 try:
                     painted, mask = plant_in_region(image, region, kind, probe_seed, strength, scene)
+                    if judged is not None and not (mask := mask & judged).any():
+                        raise DataError(f"this '{kind}' lies wholly where nothing is judged; another seed may not")
                 except DataError as error:
                     step()
                     yield _Outcome(kind, skipped=True, reason=f"{name}: {error}")

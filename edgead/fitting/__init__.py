@@ -1,7 +1,7 @@
 """From folders of normal images to a trained model: what ``edgead fit`` runs.
 
 `config` says what is asked for, `fitting` does it, `outcome` brings what the kinds of detectors give into one form,
-`wide_files` warns of pictures that would be black. It
+`aligning` learns the pose that parts are brought to, `wide_files` warns of pictures that would be black. It
 imports `model`, `budget`, `detectors`, `data` and below. Public: `fit`, `FitConfig`.
 """
 

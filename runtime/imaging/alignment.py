@@ -143,7 +143,7 @@ class Alignment:
             ``(height, width, 3)`` uint8 RGB.
         """
         where = self.rows_and_columns(found.pose, height, width)
-        return warp(canvas, where, self._plain(height, width), found.background)
+        return warp(canvas, where, self.plain(height, width), found.background)
 
     def rows_and_columns(self, pose: Pose, height: int, width: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return where on the canvas each pixel of the network lies: x and y ``(height, width)`` in 1/65536 pixel."""
@@ -162,7 +162,7 @@ class Alignment:
         down = ((2 * np.arange(height) + 1 - height) * (over_y << (_BITS - 1))) // height + (middle_y << _BITS)
         return right, down
 
-    def _plain(self, height: int, width: int) -> NDArray[np.bool_]:
+    def plain(self, height: int, width: int) -> NDArray[np.bool_]:
         """Return the network's pixels ``(height, width)`` that are too far from the part to be judged."""
         if self._kept is None or self._kept.shape != (height, width):
             side = len(self.judged)

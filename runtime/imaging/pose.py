@@ -22,9 +22,10 @@ SINE_BITS = 14
 
 _COARSE = 64  # angles that are tried first
 _CANDIDATES = 4
-_POINTS = 600  # template pixels that a try looks at, about
-# Steps of the refinement: angle in 1/TURN, position in 1/UNIT.
-_STEPS = ((8, 16), (4, 8), (2, 4), (1, 2))
+# Steps of the refinement, angle in 1/TURN and position in 1/UNIT, and about how many template pixels they look at. The
+# first ones reach far: a part that lacks a third has its centre of mass elsewhere.
+_FAR, _FEW_POINTS = ((16, 64), (16, 48), (8, 32)), 200
+_NEAR, _POINTS = ((8, 16), (4, 8), (2, 4), (1, 2)), 600
 _ALIKE = 32  # poses whose overlaps differ by less than 1/32 are told apart by grey values
 _PI = 3141592653589793238462643383279502884197  # times 10**39
 
@@ -54,9 +55,10 @@ class Search:
     def __init__(self, template: NDArray[np.uint8], grey: NDArray[np.uint8], turns: bool) -> None:
         self._turns = turns
         self._weight = int(template.sum())
-        stride = max(1, np.count_nonzero(template) // _POINTS)
-        self._all = _Points.of(slice(None), template, grey)
-        self._some = _Points.of(slice(None, None, stride), template, grey)
+        self._all, self._some, self._few = (
+            _Points.of(slice(None, None, max(1, np.count_nonzero(template) // most)), template, grey)
+            for most in (template.size, _POINTS, _FEW_POINTS)
+        )
 
     def find(self, part: NDArray[np.uint8], grey: NDArray[np.uint8]) -> Pose:
         """Return the best pose of the template on a part picture ``(h, w)``; ``grey`` are the grey values there."""
@@ -65,8 +67,9 @@ class Search:
         if not total:
             return Pose(width * UNIT // 2, height * UNIT // 2, 0, 0)
         field = _Field.of(part)
-        tries = [self._refine(field, one, _STEPS[:1]) for one in self._coarse(field, centroid(part, total))]
-        alike = [self._refine(field, place, _STEPS[1:]) for place in _alike(tries)]
+        starts = self._coarse(field, centroid(part, total))
+        tries = [self._refine(self._few, field, place, _FAR) for place in starts]
+        alike = [self._refine(self._some, field, place, _NEAR) for place in _alike(tries)]
         close = _alike(alike)
         chosen = close[0] if len(close) == 1 else min(close, key=lambda place: self._unlike(grey, place))
         x, y, angle = chosen
@@ -79,19 +82,21 @@ class Search:
         if not self._turns:
             return [(*start, 0)]
         angles = np.arange(_COARSE) * (TURN // _COARSE)
-        overlap = self._some.overlap(field, angles, *start)[:, 0]
+        overlap = self._few.overlap(field, angles, *start)[:, 0]
         peaks = np.flatnonzero((overlap >= np.roll(overlap, 1)) & (overlap > np.roll(overlap, -1)))
         if not len(peaks):  # all the same
             peaks = np.array([0])
         order = peaks[np.argsort(-overlap[peaks], kind="stable")][:_CANDIDATES]
         return [(*start, int(angles[index])) for index in order]
 
-    def _refine(self, field: _Field, place: _Place, steps: Sequence[tuple[int, int]]) -> tuple[int, _Place]:
+    def _refine(
+        self, points: _Points, field: _Field, place: _Place, steps: Sequence[tuple[int, int]]
+    ) -> tuple[int, _Place]:
         """Return the best overlap and place after trying, for each step, the 27 places around the best so far."""
         best = -1
         for turn, shift in steps:
             angles = place[2] + turn * _THREE if self._turns else np.array([place[2]])
-            overlap = self._some.overlap(field, angles, place[0], place[1], shift)
+            overlap = points.overlap(field, angles, place[0], place[1], shift)
             which = int(overlap.argmax())  # the first of equals, which is the place itself
             best = int(overlap.flat[which])
             turned_to, (down, right) = int(angles[which // 9]), divmod(which % 9, 3)

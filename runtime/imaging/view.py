@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.frame import Layout, Placement
 from edgead.runtime.imaging.alignment import Alignment
+from edgead.runtime.imaging.anomaly_map import place_map
 from edgead.runtime.imaging.roi import Region, prepare
 from edgead.runtime.imaging.tiling import Tiles
 
@@ -79,3 +80,24 @@ class View:
         canvas = self.align.to_canvas(image if self.region is None else self.region.cut(image), layout)
         found = self.align.require(canvas)
         return Seen(self.align.undo(canvas, found, self.height, self.width), self.align.place(found.pose))
+
+    def judged(self, image: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Return which pixels of an image's region are near enough to the part to be judged, for who plants defects.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 RGB.
+
+        Returns:
+            Bool of the region's size; None where nothing is aligned.
+
+        Raises:
+            PartNotFound, DataError: as `prepare`.
+        """
+        if self.align is None:
+            return None
+        placement = self.see(image).placement
+        assert placement is not None
+        width, height = self.align.frame_size
+        near = (~self.align.plain(self.height, self.width)).astype(np.float32)
+        values, inside = place_map(near, placement, height, width)
+        return (values > 0.5) & inside

@@ -61,8 +61,7 @@ class Inspector:
             category.
         name: what is inspected, for messages; bits: of 16-bit image files, see `read_image`.
         why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
-        region, tiles, align: the part of the frames that is judged, how it is cut (`TiledBackend`), and how the pose of
-            the part in it is undone; None: all, not at all.
+        region, tiles, align: the part of frames that is judged, how it is cut (`TiledBackend`), how its pose is undone.
     """
 
     # More than six parameters: each describes the one model, and `open` reads them all from a bundle.
@@ -80,9 +79,8 @@ class Inspector:
         align: Alignment | None = None,
         bits: int = ALL_BITS,
     ) -> None:
-        self.view = View(height, width, region, tiles, align)
-        self.height, self.width, self.region, self.tiles = height, width, region, tiles
-        self.bits, self.why = require_bits(bits), why
+        self.view, self.region, self.tiles = View(height, width, region, tiles, align), region, tiles
+        self.height, self.width, self.bits, self.why = height, width, require_bits(bits), why
         self.left_out: str | None = None
         if not isinstance(threshold, Limits):
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
