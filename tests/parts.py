@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,3 +82,15 @@ def align_to(picture: NDArray[np.uint8], *, minimum: int = 600, turns: bool = Tr
         minimum,
         turns,
     )
+
+
+def digests() -> list[object]:
+    """Return what every processor gives: digests of a frame, a template and the aligned bytes; pose and background."""
+    align = align_to(draw_part((128, 112), (64, 56)))
+    frame = draw_part((320, 256), (150, 140), 387, scale=2)
+    large = replace(align, frame_size=(320, 256), canvas=(160, 128), window=(3, -2, 140, 150))
+    canvas = large.to_canvas(frame)
+    found = large.require(canvas)
+    pictures = frame, np.concatenate(align.pictures), large.undo(canvas, found, 96, 128)
+    short = [hashlib.sha256(picture.tobytes()).hexdigest()[:16] for picture in pictures]
+    return [*short, *found.pose, *found.background.tolist()]

@@ -49,8 +49,9 @@ _AREA = 0.7  # share of the frame; likewise
 _ROUND = 0.91
 _MARGIN = 1 / 12  # of the part's longer side, on all sides of it
 _ANGLES = 64
-_GAIN = 1.1  # a turned window must show the part so much larger
-_EVEN = 1.25  # a frame is reduced by a whole number where that leaves at most so many canvas pixels a network pixel
+# A large frame is reduced to the canvas by a whole number that divides it, where canvas and network pixels then
+# differ at most so much: 0.8 ms for 1280x1024 instead of 2.8.
+_EVEN, _LARGE = 1.25, 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def _near(template: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _window(
     template: NDArray[np.uint8], frame: tuple[int, int], size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """Return canvas and window: the part with a margin as large as the network's form allows, turned if that helps."""
+    """Return canvas and window: the part with a margin, as large as the network's form allows."""
     height, width = size
     pixel = max(frame) / max(small_size(frame))  # frame pixels of a small one
     rows, columns = np.nonzero(template)
@@ -228,9 +229,17 @@ def _window(
     step = max((wide + margin) / width, (high + margin) / height)  # frame pixels of a network pixel
     # Never coarser than the frame as a whole would be.
     step = min(step, max(frame[0] / width, frame[1] / height))
-    whole = math.floor(step)
-    reduce = float(whole) if whole and step / whole <= _EVEN else max(step, 1.0)
+    reduce = _reduction(frame, step)
     canvas = max(1, round(frame[0] / reduce)), max(1, round(frame[1] / reduce))
     scale = canvas[0] / frame[0]
     middle = round((box[0] + box[1]) / 2 * scale), round((box[2] + box[3]) / 2 * scale)
     return canvas, (*middle, max(1, round(step * width * scale)), max(1, round(step * height * scale)))
+
+
+def _reduction(frame: tuple[int, int], step: float) -> float:
+    """Return how many frame pixels a canvas pixel has, 1 or more, for so many of a network pixel."""
+    common = math.gcd(*frame)
+    whole = [k for k in range(1, common + 1) if common % k == 0 and max(k / step, step / k) <= _EVEN]
+    if whole and frame[0] * frame[1] >= _LARGE:
+        return float(min(whole, key=lambda k: max(k / step, step / k)))
+    return max(step, 1.0)

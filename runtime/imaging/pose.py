@@ -6,7 +6,7 @@ The rule is stated step by step in docs/preprocess.md; `edgead.runtime.imaging.a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -213,10 +213,16 @@ def part_picture(canvas: NDArray[np.uint8], small: tuple[int, int]) -> Small:
     picture = resize(canvas, small[1], small[0])
     border = np.concatenate([picture[0], picture[-1], picture[1:-1, 0], picture[1:-1, -1]])
     background = np.sort(border, axis=0)[(len(border) - 1) // 2]
-    far = (np.maximum(picture, background) - np.minimum(picture, background)).max(axis=2)
+    # Planes, because numpy is slow where the innermost axis has three entries.
+    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    differences = (
+        np.maximum(plane, own) - np.minimum(plane, own) for plane, own in zip(planes, background, strict=True)
+    )
+    far = reduce(np.maximum, differences)
     threshold = max(1, otsu(np.bincount(far.ravel(), minlength=256)))
     soft = (2 * np.arange(256) - threshold) * 255 // (2 * threshold)
-    grey = (picture.astype(np.int32) @ np.array([77, 150, 29], np.int32) + 128) >> 8
+    red, green, blue = planes.astype(np.uint16)
+    grey = (red * np.uint16(77) + green * np.uint16(150) + blue * np.uint16(29) + np.uint16(128)) >> np.uint16(8)
     return Small(np.clip(soft, 0, 255).astype(np.uint8)[far], grey.astype(np.uint8), background)
 
 
