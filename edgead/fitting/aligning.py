@@ -231,9 +231,10 @@ def _window(
     step = min(step, max(frame[0] / width, frame[1] / height))
     reduce = _reduction(frame, step)
     canvas = max(1, round(frame[0] / reduce)), max(1, round(frame[1] / reduce))
-    scale = canvas[0] / frame[0]
-    middle = round((box[0] + box[1]) / 2 * scale), round((box[2] + box[3]) / 2 * scale)
-    return canvas, (*middle, max(1, round(step * width * scale)), max(1, round(step * height * scale)))
+    scale, most = canvas[0] / frame[0], max(canvas)
+    x, y = round((box[0] + box[1]) / 2 * scale), round((box[2] + box[3]) / 2 * scale)
+    sides = (max(1, min(round(step * side * scale), 2 * (most - abs(at)))) for side, at in ((width, x), (height, y)))
+    return canvas, (x, y, *sides)
 
 
 def _reduction(frame: tuple[int, int], step: float) -> float:

@@ -27,7 +27,6 @@ from edgead.features.backbones import (
     describe_backbone,
 )
 from edgead.features.features import build_extractor
-from edgead.fitting.aligning import learn_alignment
 from edgead.fitting.audit import (
     AS_ASKED,
     exclude_images,
@@ -39,15 +38,15 @@ from edgead.fitting.audit import (
 )
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
+from edgead.fitting.view import make_view
 from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
 from edgead.model.model_card import Geometry, GoodParts, Method, make_card
 from edgead.runtime.bundle.layout import check_member_name, fold_name
 from edgead.runtime.decision.threshold import calibrate
-from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.imaging.decode import ALL_BITS, read_image
-from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
+from edgead.runtime.errors import ConfigError
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.imaging.view import View
 from edgead.runtime.progress import Progress, silent
@@ -99,7 +98,7 @@ def fit(
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
     warn_of_omitted(opened)
-    view, lost = _view(opened[0], config)
+    view, lost = make_view(opened[0], config)
     excluded = dict.fromkeys(config.exclude, AS_ASKED) | lost
     opened = exclude_images(opened, list(lost))
     while True:
@@ -326,26 +325,3 @@ def _check_names(categories: Sequence[Category]) -> None:
                 alike = f"categories '{seen[folded]}' and '{name}' are one name on some systems"
             raise ConfigError(f"{alike}; rename a folder")
         seen[folded] = name
-
-
-def _view(category: Category, config: FitConfig) -> tuple[View, dict[str, str]]:
-    """Return what the network sees of an image, and the images on which the part to align is not found."""
-    region, size = _region(category, config.roi, config.mask), config.network_size()
-    align, lost = None, dict[str, str]()
-    if config.align:
-        align, lost = learn_alignment(category, region, size)
-    return View(*size, region, align=align), lost
-
-
-def _region(category: Category, roi: Box | None, mask: str | Path | None) -> Region | None:
-    if roi is None and mask is None:
-        return None
-    mask = None if mask is None else Path(mask).expanduser()
-    first = category.train[0]
-    rows, columns = read_image(first.path, first.bits).shape[:2]
-    size = columns, rows
-    try:
-        drawn = None if mask is None else decode_mask(mask.read_bytes(), str(mask), size)
-    except OSError as error:
-        raise DataError(f"cannot read the mask {mask}: {error.strerror or error}") from error
-    return make_region(size, roi, drawn)

@@ -99,8 +99,8 @@ class Alignment:
         if min(self.canvas) < 1 or any(own > whole for own, whole in zip(self.canvas, self.frame_size, strict=True)):
             raise ConfigError(f"a canvas of {self.canvas} is no reduced frame of {self.frame_size}; fit again")
         x, y, width, height = self.window
-        most = 2 * max(self.canvas)
-        if min(width, height) < 1 or max(abs(x), abs(y), width, height) > most:
+        # Farther places would not fit into the 32 bits that they are computed in, and show nothing.
+        if min(width, height) < 1 or max(2 * abs(x) + width, 2 * abs(y) + height) > 2 * max(self.canvas):
             raise ConfigError(f"a window of {self.window} does not lie about a canvas of {self.canvas}; fit again")
         if not 0 < self.minimum <= FULL:
             raise ConfigError(f"the least overlap lies between 1 and {FULL}, not {self.minimum}; fit again")
@@ -163,7 +163,10 @@ class Alignment:
         return right, down
 
     def plain(self, height: int, width: int) -> NDArray[np.bool_]:
-        """Return the network's pixels ``(height, width)`` that are too far from the part to be judged."""
+        """Return the network's pixels ``(height, width)`` that are too far from the part to be judged.
+
+        Kept, because it is the same for every frame.
+        """
         if self._kept is None or self._kept.shape != (height, width):
             side = len(self.judged)
             right, down = self._offsets(height, width)

@@ -21,6 +21,7 @@ from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.pose import TURN
 from edgead.runtime.imaging.roi import Box, Region
+from edgead.runtime.imaging.view import View
 from edgead.runtime.inspection.inspector import Inspector
 from tests.parts import GROUND, draw_part
 
@@ -177,6 +178,19 @@ def test_a_region_is_cut_before_the_part_is_found(bolts):
     result = model.predict(draw(300))
     assert result.decision is not Decision.NOT_INSPECTED
     assert result.area == region.area
+
+
+@pytest.mark.parametrize("size", [(64, 256), (256, 64), (512, 512)])
+def test_networks_of_any_form_see_the_part(bolts, size):
+    category = open_category(bolts, train_only=True)
+    align, _ = learn_alignment(category, None, size)
+    seen = list(load_views(category.train[:4], View(*size, align=align)))
+    for picture in seen:
+        share = float((picture.sum(axis=2) < 330).mean())  # of the part, which is dark
+        assert 0.02 < share < 0.6
+        rows, columns = np.nonzero(picture.sum(axis=2) < 330)
+        assert (rows.min() > 0, columns.min() > 0) == (True, True)
+        assert (rows.max() < size[0] - 1, columns.max() < size[1] - 1) == (True, True)
 
 
 def test_round_parts_are_moved_and_not_turned(tmp_path):

@@ -252,6 +252,7 @@ def test_what_is_no_template_is_refused(content):
         ({"window": (0, 0, 0, 10)}, "does not lie about"),
         ({"window": (300, 0, 10, 10)}, "does not lie about"),
         ({"window": (0, 0, 257, 10)}, "does not lie about"),
+        ({"window": (100, 0, 100, 10)}, "does not lie about"),
         ({"minimum": 0}, "least overlap"),
         ({"minimum": 1001}, "least overlap"),
     ],
