@@ -158,8 +158,13 @@ class Alignment:
     def _offsets(self, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return how far columns and rows of the network lie from the template's centre, in 1/65536 canvas pixel."""
         middle_x, middle_y, over_x, over_y = self.window
-        right = ((2 * np.arange(width) + 1 - width) * (over_x << (_BITS - 1))) // width + (middle_x << _BITS)
-        down = ((2 * np.arange(height) + 1 - height) * (over_y << (_BITS - 1))) // height + (middle_y << _BITS)
+        # 64 bits by name: numpy's own choice is 32 on some systems.
+        right = ((2 * np.arange(width, dtype=np.int64) + 1 - width) * (over_x << (_BITS - 1))) // width + (
+            middle_x << _BITS
+        )
+        down = ((2 * np.arange(height, dtype=np.int64) + 1 - height) * (over_y << (_BITS - 1))) // height + (
+            middle_y << _BITS
+        )
         return right, down
 
     def plain(self, height: int, width: int) -> NDArray[np.bool_]:

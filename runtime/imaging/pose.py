@@ -232,6 +232,7 @@ def otsu(histogram: NDArray[np.int64]) -> int:
     Args:
         histogram: ``(256,)``, of at most 2**16 pixels.
     """
+    histogram = histogram.astype(np.int64)  # a count has 32 bits on some systems
     below, summed = np.cumsum(histogram), np.cumsum(histogram * np.arange(256))
     above = below[-1] - below
     low = (summed << 8) // np.maximum(below, 1)
