@@ -22,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.decision.baseline import picture_signals
+from edgead.runtime.decision.stray import SHOWS_NOTHING, contrast, empty_images
 
 # Correlation of details above which two images are copies, and how many pixels it is taken from.
 _SAME = 0.88
 _PIXELS = 8192
 # Robust standard deviations from the median, and the least that counts as one: 1 grey level, 5 % of the focus.
 _FAR = 8.0
-# Standard deviation of the grey values below which an image shows nothing, where most images have so many times more.
-_EMPTY, _TIMES = 3.0, 4.0
 _LEAST_BRIGHTNESS, _LEAST_FOCUS = 1.0, 0.05
 _FEW = 0.1  # share of the images below which a size is odd
 _ROWS = 512  # images compared at a time
@@ -89,8 +88,9 @@ def survey(images: Iterable[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]]
     for image in images:
         details.append(fine_detail(image))
         signals.append(picture_signals(image))
-        contrasts.append(float(image[:, :, 1].std()))
-    odd = [*_odd_sizes(sizes), *_empty(np.array(contrasts))]
+        contrasts.append(contrast(image))
+    empty = [Odd(index, SHOWS_NOTHING, stray=True) for index in empty_images(np.array(contrasts))]
+    odd = [*_odd_sizes(sizes), *empty]
     for name, least in (("brightness", _LEAST_BRIGHTNESS), ("focus", None)):
         odd += _odd_values(name, np.array([one[name] for one in signals]), least)
     first = {one.index: one for one in reversed(odd)}
@@ -145,12 +145,6 @@ def _odd_sizes(sizes: Sequence[tuple[int, int]]) -> Iterable[Odd]:
     for index, size in enumerate(sizes):
         if size != usual and counts[size] <= _FEW * len(sizes):
             yield Odd(index, f"it has {size[1]}x{size[0]} pixels, most have {usual[1]}x{usual[0]}")
-
-
-def _empty(contrasts: NDArray[np.float64]) -> Iterable[Odd]:
-    usual = float(np.median(contrasts))
-    for index in np.flatnonzero((contrasts < _EMPTY) & (usual > _TIMES * contrasts) & (usual > _EMPTY)).tolist():
-        yield Odd(index, "it shows nothing, all its pixels are nearly alike", stray=True)
 
 
 def _odd_values(name: str, values: NDArray[np.float64], least: float | None) -> Iterable[Odd]:

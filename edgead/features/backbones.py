@@ -97,7 +97,9 @@ def build_backbone(
         raise ConfigError(f"unknown backbone '{spec.name}'.{near or ' timm.list_models() lists what there is.'}")
     hub = load_weights and spec.weights == "hub"
     try:
-        network = timm.create_model(architecture, features_only=True, pretrained=hub)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # so that random weights are the same in every fit
+            network = timm.create_model(architecture, features_only=True, pretrained=hub)
     except Exception as error:
         if hub:
             raise DataError(

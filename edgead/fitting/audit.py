@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgead.data import Category
 from edgead.data.survey import Survey
 from edgead.model.card_sections import AuditCard
+from edgead.runtime.decision.stray import stray_scores
 from edgead.runtime.errors import ConfigError, DataError, suggest
 from edgead.runtime.imaging.listing import explain_omitted
 
@@ -23,11 +22,6 @@ _UNUSUAL = 12  # images with the highest scores that are kept by name
 _NAMED = 3  # in one line
 AS_ASKED = "as asked for"  # why an image is excluded
 _COPY = "a copy of "
-# The tail above this quantile of the other scores is taken for exponential; a score that is less likely in it than
-# this, with all scores counted, is no part of it. Real tails are heavier, so it must also be so many times the next.
-_TAIL, _CHANCE, _MOST = 0.8, 1e-3, 0.05
-_TIMES = 1.5
-_FEWEST = 20  # scores; fewer show no tail
 
 
 def exclude_images(categories: Sequence[Category], names: Sequence[str]) -> list[Category]:
@@ -88,28 +82,6 @@ def images_to_omit(names: Sequence[str], surveys: Sequence[Survey], *, stray: bo
             omitted |= {name: f"{_COPY}{kept}" for name in others if name not in omitted}
         first += len(look.groups)
     return omitted
-
-
-def stray_scores(scores: NDArray[np.float64]) -> dict[int, str]:
-    """Return the scores far beyond the tail of the others: position -> why, a clause."""
-    order, ordered = np.argsort(-scores, kind="stable"), np.sort(scores)
-    count, found = len(scores), 0
-    if count < _FEWEST:
-        return {}
-    for number in range(1, max(1, int(_MOST * count)) + 1):
-        others = ordered[: count - number]
-        edge = float(np.quantile(others, _TAIL))
-        beyond = others[others > edge] - edge
-        if not len(beyond):
-            break
-        score = scores[order[number - 1]]
-        unlikely = score - edge > beyond.mean() * math.log((1 - _TAIL) * count / _CHANCE)
-        if unlikely and score > _TIMES * others[-1]:
-            found = number
-    highest = float(ordered[count - found - 1])
-    return {
-        int(index): f"its score is {scores[index]:.4g}, of the others up to {highest:.4g}" for index in order[:found]
-    }
 
 
 def make_audit(

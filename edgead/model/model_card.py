@@ -16,6 +16,7 @@ from edgead.features.backbones import BackboneInfo, BackboneSpec
 from edgead.model.card_sections import AuditCard, BudgetCard, CardSection, DefectsCard, RoutingCard, TrainingCard
 from edgead.runtime.bundle.align_section import AlignSection
 from edgead.runtime.bundle.field_types import FileBits
+from edgead.runtime.bundle.manifest import made_by_newer, unknown_field
 from edgead.runtime.bundle.manifest_schema import (
     NormalsSection,
     RegionSection,
@@ -125,6 +126,8 @@ def read_card(path: Path) -> ModelCard:
     try:
         card = ModelCard.model_validate(content)
     except ValidationError as error:
+        if (unknown := unknown_field(error)) is not None:
+            raise BundleError(f"{file}: {made_by_newer(unknown)}; upgrade edgead, or fit again") from error
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise BundleError(f"{file} is damaged (field '{field}'); fit again") from error
     if card.resize != RESIZE_RULE:

@@ -24,6 +24,7 @@ from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError
 from edgead.runtime.imaging.preprocess import RESIZE_RULE
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.version import __version__
 
 FORMAT_VERSION: Final = 1
 MAX_MANIFEST_BYTES = 1 << 20
@@ -146,6 +147,8 @@ def parse_manifest(data: bytes, label: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
+        if (field := unknown_field(error)) is not None:
+            raise BundleError(f"{label}: {made_by_newer(field)}; upgrade edgead, or {_EXPORT_AGAIN}") from error
         raise BundleError(f"{label}: {explain(error)}; {_EXPORT_AGAIN}") from error
     if manifest.input.resize != RESIZE_RULE:
         # Another rule gives other pixels, and other pixels give other decisions.
@@ -153,6 +156,19 @@ def parse_manifest(data: bytes, label: str) -> Manifest:
             f"{label} wants the resize rule '{manifest.input.resize}', this edgead has '{RESIZE_RULE}'; upgrade edgead"
         )
     return manifest
+
+
+def unknown_field(error: ValidationError) -> str | None:
+    """Return the first field that this version does not know, None where all are known: within one format version,
+    fields are only added, so that whatever has more was made by a newer edgead."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    unknown = [one for one in problems if one["type"] == "extra_forbidden"]
+    return ".".join(str(part) for part in unknown[0]["loc"] if part != "[key]") if unknown else None
+
+
+def made_by_newer(field: str) -> str:
+    """Return the clause that says so of a file with an unknown field."""
+    return _line(f"field {field[:120]!r} is unknown to this edgead ({__version__}), so a newer one made it")
 
 
 def explain(error: ValidationError) -> str:

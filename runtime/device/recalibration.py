@@ -6,10 +6,8 @@ stays as it is; only where good ends is measured again, by the rule of `edgead.r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgead.runtime.bundle.bundle import Bundle
@@ -18,20 +16,17 @@ from edgead.runtime.bundle.manifest_schema import NormalsSection
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.bundle.references import expected_inferences
 from edgead.runtime.bundle.writing import replace_manifest
-from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
 from edgead.runtime.decision.threshold import Threshold, calibrate, normals_needed
-from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
-from edgead.runtime.device.recalibrated_manifest import Recalibration, recalibrated_manifest
+from edgead.runtime.device.calibration_images import Taken, collect
+from edgead.runtime.device.recalibrated_manifest import PROVENANCE_KEY, Recalibration, recalibrated_manifest
 from edgead.runtime.device.recalibration_report import CalibrationReport
-from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
-from edgead.runtime.frame import BadFrame, Decision, Frame, Result
-from edgead.runtime.imaging.alignment import NOT_FOUND
+from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.imaging.listing import require_normals
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import StepProgress
 from edgead.runtime.sources import Source, open_source, parse_address
 
-_MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
+_NAMED = 3  # stray images in one line
 
 
 # More than six parameters: the options of ``edgead calibrate``, which scripts pass by name.
@@ -88,8 +83,8 @@ def calibrate_bundle(
         if n is None and opened.live:
             wanted = max(100, *(normals_needed(target) for target in targets.values()))
         info = next(iter(inspectors.values())).describe().to_dict()
-        taken = _collect(opened, inspectors, wanted, min_interval_s, progress)
-    scores = {key: values for key, values in taken.scores.items() if len(values) > 1}
+        taken = collect(opened, inspectors, wanted, min_interval_s, progress)
+    scores = {key: values for key, values in taken.scores().items() if len(values) > 1}
     _require_scores(scores, taken, opened.source_id, routed=manifest.graph == "routed")
     new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
     with Bundle.open(path) as bundle:
@@ -105,12 +100,14 @@ def calibrate_bundle(
         images=taken.images,
         unreadable=taken.unreadable,
         unknown=taken.unknown,
+        stray=taken.stray,
         old={key: old[key] for key in new},
         new=new,
         rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
         warnings=(
             *_about_thresholds(old, new, taken, probes, routed=manifest.graph == "routed"),
             *_about_source(taken, opened.source_id, wanted),
+            *_about_images(taken, manifest),
         ),
     )
 
@@ -134,7 +131,7 @@ def _targets(old: Mapping[str, Threshold], asked: float | None) -> dict[str, flo
     return targets
 
 
-def _require_scores(scores: Mapping[str, Sequence[float]], taken: _Taken, source: str, *, routed: bool) -> None:
+def _require_scores(scores: Mapping[str, Sequence[float]], taken: Taken, source: str, *, routed: bool) -> None:
     if scores:
         return
     seen = f"{taken.images} images" + (f" and {taken.unknown} of no known category" if taken.unknown else "")
@@ -145,82 +142,45 @@ def _require_scores(scores: Mapping[str, Sequence[float]], taken: _Taken, source
 def _about_thresholds(
     old: Mapping[str, Threshold],
     new: Mapping[str, Threshold],
-    taken: _Taken,
+    taken: Taken,
     probes: Mapping[str, Mapping[str, float]],
     *,
     routed: bool,
 ) -> Iterator[str]:
     """Yield what is doubtful about the new thresholds, and which ones stay as they were."""
+    scores = taken.scores()
     for key, threshold in new.items():
         precision, _, category = key.partition("/")
         if precision == "fp32":  # the others' scores differ from those that the probes got
-            for doubt in _doubts(old[key], threshold, taken.scores[key], probes.get(category, {})):
+            for doubt in _doubts(old[key], threshold, scores[key], probes.get(category, {})):
                 yield f"{category}: {doubt}" if routed else doubt
     for key in old:
         if key not in new:
-            yield f"{key} keeps its threshold; the source showed it {'once' if key in taken.scores else 'not at all'}"
+            yield f"{key} keeps its threshold; the source showed it {'once' if key in scores else 'not at all'}"
 
 
-def _about_source(taken: _Taken, source: str, wanted: int | None) -> Iterator[str]:
+def _about_source(taken: Taken, source: str, wanted: int | None) -> Iterator[str]:
     if taken.unknown:
         yield f"{taken.unknown} frames of {source} showed no known category and were omitted"
-    if wanted is not None and taken.images < wanted:
-        yield f"{source} ended after {taken.images} of {wanted} images"
+    seen = taken.images + len(taken.stray)
+    if wanted is not None and seen < wanted:
+        yield f"{source} ended after {seen} of {wanted} images"
     if taken.unreadable:
         yield f"{taken.unreadable} frames of {source} could not be read and were omitted"
 
 
-@dataclass(slots=True)
-class _Taken:
-    scores: dict[str, list[float]]
-    signals: dict[str, list[dict[str, float]]]
-    images: int = 0
-    unreadable: int = 0
-    unknown: int = 0
-
-
-def _collect(
-    source: Source,
-    inspectors: Mapping[str, Inspector],
-    n: int | None,
-    min_interval_s: float,
-    progress: StepProgress | None,
-) -> _Taken:
-    taken = _Taken({}, {})
-    due_ns: float = -math.inf
-    strangers = 0
-    for frame in source.frames():
-        if isinstance(frame, BadFrame):
-            if not source.live:
-                # A file can be fixed; a picture that a camera lost is gone.
-                raise DataError(frame.reason)
-            taken.unreadable += 1
-            continue
-        if source.live and frame.timestamp_ns < due_ns:
-            continue
-        due_ns = frame.timestamp_ns + min_interval_s * 1e9
-        found = {key: inspector(frame) for key, inspector in inspectors.items()}
-        if any(_is_unknown(result) for result in found.values()):
-            taken.unknown += 1
-            strangers += 1
-            if source.live and strangers == _MOST_STRANGERS:
-                raise DataError(
-                    f"{strangers} pictures of {source.source_id} in a row show no category that the model knows; "
-                    "point the camera at its parts, or fit a model of these"
-                )
-            continue
-        strangers = 0
-        for key, result in found.items():
-            name = key if result.category is None else f"{key}/{result.category}"
-            taken.scores.setdefault(name, []).append(_score(result, frame))
-        full = found["fp32"]
-        taken.signals.setdefault(full.category or "", []).append(_signals(full, frame, inspectors["fp32"]))
-        taken.images += 1
-        if progress is not None:
-            progress(taken.images, n or 0)
-        if taken.images == n:
-            break
-    return taken
+def _about_images(taken: Taken, manifest: Manifest) -> Iterator[str]:
+    if taken.stray:
+        shown = "; ".join(f"{name} ({why})" for name, why in [*taken.stray.items()][:_NAMED])
+        more = f"; and {len(taken.stray) - _NAMED} more" if len(taken.stray) > _NAMED else ""
+        yield f"stray images are left out of the threshold: {shown}{more}; look at them, and take away what is no part"
+    calibrated = PROVENANCE_KEY in manifest.provenance  # the bundle then describes another camera's images
+    learned = manifest.normals()
+    if not calibrated and any(taken.repeats(normals) for normals in learned.values()):
+        yield (
+            "the images that the model was fitted on are among these; their scores are lower than those of new parts, "
+            "and the threshold would be too low; show parts that the model has not seen"
+        )
 
 
 def _thresholds(manifest: Manifest, precision: str) -> dict[str, Threshold]:
@@ -238,32 +198,10 @@ def _open(source: str | Path, bits: int) -> Source:
     return open_source(source, bits=bits)
 
 
-def _is_unknown(result: Result) -> bool:
-    # Between two parts a line shows none, and one of another kind is none of the model's.
-    return result.reason is not None and result.reason.startswith((UNKNOWN_CATEGORY, NOT_FOUND))
-
-
-def _score(result: Result, frame: Frame) -> float:
-    if result.decision is Decision.NOT_INSPECTED or not math.isfinite(result.score):
-        which = frame.name or f"frame {frame.index} of {frame.source_id}"
-        raise BackendError(
-            f"{which} was not inspected ({result.reason or 'no finite score'}), and a threshold needs the score "
-            "of every good part; run: edgead check"
-        )
-    return result.score
-
-
-def _signals(result: Result, frame: Frame, inspector: Inspector) -> dict[str, float]:
-    assert result.map is not None
-    picture = inspector.view.prepare(frame.image, frame.layout)
-    return {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
-
-
-def _normals(taken: _Taken, manifest: Manifest) -> dict[str, NormalsSection]:
+def _normals(taken: Taken, manifest: Manifest) -> dict[str, NormalsSection]:
     """Return what the good parts look like to this camera; the drift watch compares with it from now on."""
     found = {}
-    for category, rows in taken.signals.items():
-        normals = Normals.of({name: [row[name] for row in rows] for name in rows[0]})
+    for category, normals in taken.normals().items():
         names = [category] if manifest.graph == "routed" else list(manifest.categories)
         found.update(dict.fromkeys(names, NormalsSection.from_normals(normals)))
     return found

@@ -17,6 +17,7 @@ class CalibrationReport:
         source: without secrets.
         images: good parts that were scored; ``unreadable`` frames of a camera were omitted.
         unknown: frames omitted because a routed model knew no category for them.
+        stray: images left out of the thresholds: name -> why.
         old, new: threshold by precision, of a routed model by ``precision/category``; a category that the source
             showed less than twice keeps its threshold and is in neither.
         rejected_before: how many of the images the old threshold called anomalous, by the same keys.
@@ -30,6 +31,7 @@ class CalibrationReport:
     images: int
     unreadable: int
     unknown: int
+    stray: Mapping[str, str]
     old: Mapping[str, Threshold]
     new: Mapping[str, Threshold]
     rejected_before: Mapping[str, int]
@@ -46,6 +48,7 @@ class CalibrationReport:
             "images": self.images,
             "unreadable": self.unreadable,
             "unknown": self.unknown,
+            "stray": dict(self.stray),
             "thresholds": {
                 key: {
                     **threshold.to_dict(),

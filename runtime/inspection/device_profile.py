@@ -19,6 +19,7 @@ from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.backends.native_step import lacking
 from edgead.runtime.bundle.field_types import Section, Text, as_tuple
+from edgead.runtime.bundle.manifest import made_by_newer, unknown_field
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.machine import describe_machine
@@ -245,6 +246,8 @@ def read_profile(file: Path) -> DeviceProfile | None:
             raise ConfigError(f"it has the form {named[:40]}, this edgead reads {SCHEMA}")
         return DeviceProfile.model_validate_json(data)
     except ValidationError as error:
+        if (unknown := unknown_field(error)) is not None:
+            raise ConfigError(f"{made_by_newer(unknown)}; upgrade edgead, or tune again") from error
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(map(str, problem["loc"]))[:100]
         raise ConfigError(f"it is damaged (field '{field}': {problem['msg'][:150]})") from error

@@ -195,6 +195,7 @@ def _split(uri: str, after_hash: bool) -> tuple[str, list[str]]:
 
 def _host_only(url: str) -> str:
     """Return a URL without login, path and query: the addresses of chat services carry their secret in the path."""
-    scheme, _, rest = url.partition("://")
+    # First what `redact_uri` knows of passwords with a slash in them.
+    scheme, _, rest = redact_uri(url).partition("://")
     authority, _, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2].partition('?')[0]}" + (f"/{HIDDEN}" if path else "")

@@ -20,6 +20,8 @@ from edgead.runtime.sources import Address, Clock, Source
 _EMPTY_NS = 5_000_000_000
 # Of files that are gone; more than a shift's parts, and a few MB.
 _REMEMBERED = 100_000
+# Of these, those among which a renamed file is looked for: between two looks it may be missing under both names.
+_RENAMED = 1000
 # So many images do not vanish between two looks because somebody removed a part's picture.
 _MASS = 3
 
@@ -54,7 +56,9 @@ class WatchSource(Source):
     A folder that is gone, or is another one because a share was unmounted, is lost, and opened again when it is back.
     What was seen is remembered by name, size, time and inode (of the files that are gone, the last `_REMEMBERED`), so
     that files which come back as they were are not judged again; on another device, as a share that was mounted again
-    may be, by name, size and time. Where several images vanish at once and none is left, that is logged.
+    may be, by name, size and time. A file that was judged and gets another name in the folder is recognised by size,
+    time and inode, where the file system's times are finer than a second, and not judged again. Where several images
+    vanish at once and none is left, that is logged.
 
     Parameters: ``settle`` (0.5 s), ``poll`` (0.2 s), ``existing`` (``no``).
     """
@@ -89,6 +93,7 @@ class WatchSource(Source):
             self._require_same_folder()
             found = self._look()
             self._remember(found)
+            self._recognise_renamed(found)
             now_ns = self._clock()
             ready: list[tuple[int, Path]] = []
             for path, seen in found.items():
@@ -124,6 +129,17 @@ class WatchSource(Source):
             before = self._done.get(path) or self._gone.get(path)
             if before is not None and before[:2] == seen[:2]:
                 self._done[path] = seen
+
+    def _recognise_renamed(self, found: dict[Path, _Seen]) -> None:
+        """Take files that were judged under another name for what they are.
+
+        Another file may get the inode of a deleted one, but not its time as well where times are fine: a judged file
+        was left alone since then. Whole seconds are of a file system that cannot tell, or set by a program.
+        """
+        new = [path for path, seen in found.items() if path not in self._done and seen.modified_ns % 1_000_000_000]
+        if new:
+            judged = {*self._done.values(), *islice(reversed(self._gone.values()), _RENAMED)}
+            self._done.update((path, found[path]) for path in new if found[path] in judged)
 
     def _remember(self, found: dict[Path, _Seen]) -> None:
         """Move what vanished to what is gone, and back what came again as it was."""

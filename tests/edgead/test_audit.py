@@ -15,7 +15,7 @@ from edgead.data import open_category
 from edgead.evaluation.evaluation import evaluate
 from edgead.evaluation.validation_normals import UNSEEN, find_normals, read_training_record
 from edgead.fitting import fit
-from edgead.fitting.audit import stray_scores
+from edgead.runtime.decision.stray import stray_scores
 from edgead.runtime.errors import ConfigError, DataError
 
 QUICK = {"detector": "padim", "settings": {"dimensions": 24}, "size": 96}

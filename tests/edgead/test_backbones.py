@@ -118,6 +118,17 @@ def test_frozen_and_deterministic() -> None:
     assert len(digests) == 1
 
 
+def test_random_weights_are_the_same_in_every_fit() -> None:
+    spec = BackboneSpec.parse("resnet18@random")
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = torch.initial_seed()
+        states.append(describe_backbone(spec, build_backbone(spec, (64, 64))).weights_sha256)
+        assert torch.initial_seed() == expected
+    assert states[0] == states[1]
+
+
 def test_random_weights_are_flagged() -> None:
     for text, flagged in (("efficientnet_lite0@random", True), ("efficientnet_lite0", False)):
         spec = BackboneSpec.parse(text)

@@ -13,6 +13,7 @@ import pytest
 from edgead.runtime.backends import available
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.references import EXPECTED_NAME, pack_expected
+from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.device.recalibration import calibrate_bundle
@@ -197,6 +198,47 @@ def test_planted_defects_that_would_pass_are_said(make_bundle, tiny_references, 
     warning = next(warning for warning in report.warnings if "planted" in warning)
     assert "1 of 1 planted defects of the bundle would now pass as OK (0 before)" in warning
     assert report.rejected_before["fp32"] > 20
+
+
+@pytest.mark.parametrize("stray", ["black", "loud"])
+def test_the_threshold_does_not_follow_a_stray_image(make_bundle, folder, tmp_path, png, stray):
+    path, out = make_bundle(), tmp_path / "new.edgead"
+    for number, image in enumerate(parts(21)):
+        image[:, :20] //= 2  # something to see at the network's size as well
+        (folder / f"{number:02d}.png").write_bytes(png(image))
+    alone = calibrate_bundle(path, folder, out)
+    assert alone.stray == {}
+    odd = np.zeros((31, 45, 3), np.uint8)
+    if stray == "loud":
+        odd = np.minimum(parts(1, seed=8)[0], 127) * 2
+        odd[:, :20] //= 2
+    (folder / "99.png").write_bytes(png(odd))
+    report = calibrate_bundle(path, folder, out)
+    why = {"black": "it shows nothing", "loud": "its score is"}[stray]
+    assert list(report.stray) == ["99.png"]
+    assert why in report.stray["99.png"]
+    assert (report.new, report.images) == (alone.new, 21)
+    assert any(f"left out of the threshold: 99.png ({why}" in warning for warning in report.warnings)
+    with Bundle.open(out) as bundle:
+        assert bundle.manifest.normals()[None].images == 21
+
+
+def test_images_that_the_model_learned_from_are_recognised(make_bundle, folder, tmp_path, png):
+    path, out = make_bundle(), tmp_path / "new.edgead"
+    calibrate_bundle(path, folder, out)
+    with Bundle.open(out) as bundle:
+        fitted = bundle.manifest.model_copy(update={"provenance": {}})
+    replace_manifest(out, out, fitted)
+    for number, image in enumerate(parts(10, seed=6)):
+        (tmp_path / f"{number}.png").write_bytes(png(image))
+        shutil.copy(tmp_path / f"{number}.png", folder / f"new-{number}.png")
+    said = "images that the model was fitted on are among these"
+    assert any(said in warning for warning in calibrate_bundle(out, folder, tmp_path / "b.edgead").warnings)
+    new = calibrate_bundle(out, Camera(parts(30, seed=6)), tmp_path / "b.edgead", n=30)
+    assert not any(said in warning for warning in new.warnings)
+    # From then on the bundle describes what this camera showed.
+    again = calibrate_bundle(tmp_path / "b.edgead", Camera(parts(30, seed=6)), tmp_path / "b.edgead", n=30)
+    assert not any(said in warning for warning in again.warnings)
 
 
 def refused(error, match, path, source, out, **arguments):

@@ -140,7 +140,7 @@ def changed(profile: DeviceProfile, path: str, value: Any) -> str:
         ("choice.native_code", "perhaps", "damaged (field 'choice.native_code'"),
         ("choice.threads", 0, "damaged (field 'choice.threads'"),
         ("choice.threads", "2", "damaged (field 'choice.threads'"),
-        ("choice.model", "other.onnx", "damaged (field 'choice.model'"),
+        ("choice.model", "other.onnx", "'choice.model' is unknown to this edgead"),
         ("measured.p50_ms", "NaN", "damaged (field 'measured.p50_ms'"),
         ("device", None, "damaged (field 'device'"),
         ("schema", "edgead.profile/2", "form edgead.profile/2, this edgead reads edgead.profile/1"),

@@ -111,8 +111,6 @@ def test_thresholds_survive_the_trip(scores: list[float], rate: float) -> None:
         (("categories", "a/b"), {"n_train": 1}, "categories"),
         (("parity", "model.fp32.onnx"), {"openvino": {**PARITY, "flips": -1}}, "flips"),
         (("parity", "model.fp32.onnx"), {"openvino": {**PARITY, "max_score_difference": -0.1}}, "max_score_difference"),
-        (("extra",), 1, "extra"),
-        (("input", "mean"), [0.5], "input.mean"),
     ],
 )
 def test_a_wrong_field_is_named(content: dict[str, Any], path: tuple[str, ...], value: Any, named: str) -> None:
@@ -146,6 +144,22 @@ def test_a_newer_format_is_named_before_its_fields_are_judged() -> None:
         "part.edgead was made by a newer edgead (format 2); upgrade edgead"
     )
     assert "newer edgead" in refused({"format_version": 10**300})
+
+
+@pytest.mark.parametrize(
+    ("path", "named"), [((), "extra"), (("input",), "input.extra"), (("precisions", "fp32"), "precisions.fp32.extra")]
+)
+def test_a_field_that_is_unknown_is_of_a_newer_version(
+    content: dict[str, Any], path: tuple[str, ...], named: str
+) -> None:
+    place = content
+    for key in path:
+        place = place[key]
+    place["extra"] = [0.5]
+    message = refused(content)
+    assert f"field '{named}' is unknown to this edgead" in message
+    assert "a newer one made it; upgrade edgead" in message
+    assert "damaged" not in message
 
 
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.0, [1]])

@@ -110,6 +110,24 @@ def test_a_file_that_is_renamed_into_the_folder_and_one_written_again_are_new(tm
     assert [int(frame.image[0, 0, 0]) for frame in watching.got] == [0, 1, 2, 9]
 
 
+@pytest.mark.parametrize(("fraction_ns", "judged_again"), [(123_456_789, False), (0, True)])
+def test_a_judged_file_that_is_renamed_is_the_same_where_times_can_tell(tmp_path, fraction_ns, judged_again):
+    with Watching(tmp_path) as watching:
+        (tmp_path / "a.tmp").write_bytes(picture())
+        os.utime(tmp_path / "a.tmp", ns=(10**18, 10**18 + fraction_ns))
+        (tmp_path / "a.tmp").rename(tmp_path / "a.png")
+        wait_for(lambda: watching.names() == ["a.png"])
+        (tmp_path / "done").mkdir()
+        (tmp_path / "a.png").rename(tmp_path / "done" / "b.png")
+        # Of the same size, later: another part, whatever its inode.
+        (tmp_path / "a.png").write_bytes(picture())
+        wait_for(lambda: len(watching.got) == 2 + judged_again)
+        (tmp_path / "last.png").write_bytes(picture())
+        wait_for(lambda: "last.png" in watching.names())
+    expected = ["a.png", "a.png", "last.png"] + ["done/b.png"] * judged_again
+    assert sorted(watching.names()) == sorted(expected)
+
+
 def test_what_stays_broken_is_a_bad_frame_and_a_folder_that_goes_is_named(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

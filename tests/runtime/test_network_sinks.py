@@ -652,6 +652,8 @@ def test_gpio_pin_through_a_stand_in_for_its_library(monkeypatch):
         ("mqtt://", "needs an address, such as mqtt://broker"),
         ("mqtt://me:secret@/x", "write host, host:port"),
         ("mqtt://broker:99999/x", "write host, host:port"),
+        ("mqtt://me:secret/5@broker/x", "write a / in a user or password as %2F"),
+        ("webhook+https://me:secret/5@server/x", "write a / in a user or password as %2F"),
         ("mqtt://broker/x?qos=3", "whole number from 0 to 2"),
         ("mqtt://broker/x?password_file=/nowhere", "cannot read password_file"),
         ("mqtt://broker/x?ca=x.pem", "ca is for mqtts"),

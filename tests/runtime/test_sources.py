@@ -201,6 +201,11 @@ def test_an_at_in_a_path_hides_nothing(uri):
     assert redact_uri(uri) == uri
 
 
+@pytest.mark.parametrize("host", ["10.0.0.5/live", "cam.local/live", "cam:554", "[::1]/live"])
+def test_a_password_that_looks_like_a_port_and_a_path_is_hidden(host):
+    assert redact_uri(f"rtsp://admin:1234/5@{host}") == f"rtsp://***@{host}"
+
+
 def test_credentials_are_encoded_for_libraries_that_end_an_address_at_these_characters():
     uri = "rtsp://admin:T p#7?/%20@10.0.0.5/live?channel=1"
     assert encode_credentials(uri) == "rtsp://admin:T%20p%237%3F%2F%20@10.0.0.5/live?channel=1"
