@@ -17,9 +17,11 @@ from edgead.runtime.backends.tiled_backend import TiledBackend
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.imaging.alignment import Alignment
 from edgead.runtime.imaging.decode import ALL_BITS
-from edgead.runtime.imaging.roi import Region, prepare
+from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Exportable:
             `ReferenceName`. The bundle does not carry them.
         normals: category -> what its good parts looked like, for the drift watch.
         region: the part of a frame that is judged; None: all of it.
-        tiles: how that part is cut; None: not at all.
+        tiles: how that part is cut; align: how the pose of the part in it is undone; None: not at all.
         bits: of a 16-bit image file's values, those that carry the picture.
     """
 
@@ -76,6 +78,7 @@ class Exportable:
     normals: Mapping[str, Normals] = field(default_factory=dict)
     region: Region | None = None
     tiles: Tiles | None = None
+    align: Alignment | None = None
     bits: int = ALL_BITS
 
     @property
@@ -90,8 +93,8 @@ class Exportable:
         return Limits(self.threshold.value, {name: one.value for name, one in own.items()})
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, see `edgead.runtime.imaging.roi.prepare`."""
-        return prepare(image, self.height, self.width, region=self.region, tiles=self.tiles)
+        """Return an image ``(H, W, 3)`` uint8 RGB as the network gets it, see `View.prepare`."""
+        return View(self.height, self.width, self.region, self.tiles, self.align).prepare(image)
 
     def torch_backend(self) -> Backend:
         """Return the model itself as a backend, the reference of every comparison."""

@@ -80,8 +80,10 @@ def export_graphs(
     asked = replace(options or ExportOptions(), **keywords)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another -o or remove it")
-    if model.region is not None or model.tiles is not None:
-        raise ConfigError(f"{model.name} judges a region or tiles, which a plain graph cannot say; export a bundle")
+    if any(one is not None for one in (model.region, model.tiles, model.align)):
+        raise ConfigError(
+            f"{model.name} judges a region or tiles, or aligns frames, which a plain graph cannot say; export a bundle"
+        )
     if triton and model.routing is not None and not asked.fused:
         raise ConfigError(f"{model.name} is a router and heads, which Triton does not join; give --single-graph")
     made, manifest, report = prove(model, folder, asked, progress or silent)

@@ -6,7 +6,8 @@ import numpy as np
 
 from edgead.export.exportable import Exportable
 from edgead.export.options import FP32
-from edgead.runtime.bundle.layout import MASK_NAME
+from edgead.runtime.bundle.align_section import AlignSection
+from edgead.runtime.bundle.layout import MASK_NAME, TEMPLATE_NAME
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import (
     CategorySection,
@@ -20,6 +21,7 @@ from edgead.runtime.bundle.manifest_schema import (
     TilesSection,
 )
 from edgead.runtime.bundle.references import EXPECTED_NAME, REFERENCES, pack_expected
+from edgead.runtime.imaging.alignment import encode_template
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import RESIZE_RULE
 from edgead.runtime.imaging.roi import encode_mask
@@ -49,6 +51,7 @@ def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:
             tiles=None
             if model.tiles is None
             else TilesSection(rows=model.tiles.rows, columns=model.tiles.columns, overlap=model.tiles.overlap),
+            align=None if model.align is None else AlignSection.from_alignment(model.align),
             bits=model.bits,
         ),
         map=MapSection(height=model.grid[0], width=model.grid[1]),
@@ -60,7 +63,7 @@ def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:
 
 
 def reference_members(model: Exportable) -> dict[str, bytes]:
-    """Return the references as PNG, what the model in torch makes of them, and the mask of its region."""
+    """Return the references as PNG, what the model in torch makes of them, its mask and its template."""
     backend = model.torch_backend()
     names = sorted(name for name, _ in model.references)
     images = dict(model.references)
@@ -69,6 +72,8 @@ def reference_members(model: Exportable) -> dict[str, bytes]:
     mask = None if model.region is None else encode_mask(model.region)
     if mask is not None:
         members[MASK_NAME] = mask
+    if model.align is not None:
+        members[TEMPLATE_NAME] = encode_template(model.align)
     category = known = None
     if model.routing is not None:
         category = [str(one.category[0]) for one in results if one.category is not None]

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from edgead.runtime.errors import ConfigError, suggest
 
 Layout = Literal["rgb", "bgr", "gray"]
+# ``(a, b, c, d, e, f)``: a point ``(x, y)`` of the frame lies at ``(a x + b y + c, d x + e y + f)`` of what was judged;
+# all of them shares, 0 to 1 from the left upper corner.
+Placement = tuple[float, float, float, float, float, float]
 _LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
@@ -102,6 +105,7 @@ class Result:
         reason: why the frame was not inspected.
         area: ``(left, top, width, height)`` of the part of the frame that ``map`` lies on, as shares of the frame, 0 to
             1; None: all of it.
+        placement: where points of that part lie on ``map``, if the part's pose was undone (`Placement`); else None.
     """
 
     score: float
@@ -116,6 +120,7 @@ class Result:
     reason: str | None = None
     name: str | None = None
     area: tuple[float, float, float, float] | None = None
+    placement: Placement | None = None
 
     @classmethod
     def not_inspected(cls, frame: Frame | BadFrame, reason: str, threshold: float = math.nan) -> Result:

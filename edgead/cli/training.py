@@ -126,6 +126,9 @@ def fit(
     tile_overlap: Annotated[
         int, typer.Option(min=1, metavar="N", help="Cells of the map that neighbouring tiles share.")
     ] = 4,
+    align: Annotated[
+        bool, typer.Option("--align", help="Find the part, and undo how it lies and is turned, in every frame.")
+    ] = False,
     bits: BitsOption = None,
 ) -> None:
     """Train on images of normal parts, and set the threshold from good parts that the model has not seen.
@@ -172,6 +175,7 @@ def fit(
             checkpoint=checkpoint,
             tiles=None if tiles is None else parse_tiles(tiles),
             tile_overlap=tile_overlap,
+            align=align,
             bits=bits,
             progress=step,
         )
@@ -224,6 +228,8 @@ def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str,
         payload["region"] = card.region.model_dump(mode="json")
     if card.tiles is not None:
         payload["tiles"] = card.tiles.model_dump(mode="json")
+    if card.align is not None:
+        payload["align"] = card.align.model_dump(mode="json")
     if card.budget is not None:
         payload["budget"] = card.budget.model_dump(mode="json")
     return payload
@@ -271,6 +277,7 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "backbone": f"{payload['backbone']['name']}, weights: {payload['backbone']['weights']}",
             "network size": f"{payload['size']['height']}x{payload['size']['width']} pixels (height x width)",
             "good images": ", ".join(f"{name}: {count}" for name, count in payload["categories"].items()),
+            **({"aligned": _alignment(payload["align"])} if "align" in payload else {}),
             **({"bits of 16-bit files": str(payload["bits"])} if "bits" in payload else {}),
             **thresholds,
             "planted defects": "{passed} of {images}, painted on images it was fitted on, would pass as OK".format(
@@ -279,6 +286,11 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             "seconds": f"{payload['seconds']:.1f}",
         },
     )
+
+
+def _alignment(align: dict[str, Any]) -> str:
+    turned = "turned and moved back" if align["turns"] else "moved back, not turned: it is round"
+    return f"the part is {turned}; one that overlaps by less than {align['minimum'] / 10:.1f} % is not inspected"
 
 
 def _defects_table(card: DefectsCard) -> Any:

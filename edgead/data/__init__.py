@@ -2,7 +2,7 @@
 
 from edgead.data.category import Category, Sample
 from edgead.data.layouts import list_images, open_category
-from edgead.data.loading import load_images, load_mask, prefetch, unclear_masks
+from edgead.data.loading import load_images, load_mask, load_views, prefetch, unclear_masks
 
 __all__ = [
     "Category",
@@ -10,6 +10,7 @@ __all__ = [
     "list_images",
     "load_images",
     "load_mask",
+    "load_views",
     "open_category",
     "prefetch",
     "unclear_masks",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from edgead.data.category import Sample
 from edgead.runtime.errors import DataError
 from edgead.runtime.imaging.decode import read_image
-from edgead.runtime.imaging.roi import Region, prepare
-from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.roi import Region
+from edgead.runtime.imaging.view import View
 
 _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
@@ -53,34 +53,32 @@ def prefetch(
 
 
 def load_images(
-    samples: Iterable[Sample],
-    height: int,
-    width: int,
-    *,
-    region: Region | None = None,
-    tiles: Tiles | None = None,
-    workers: int = 2,
+    samples: Iterable[Sample], height: int, width: int, *, region: Region | None = None, workers: int = 2
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield every image at network size, decoded, cut and resized by the code that the camera loop uses.
+    """Yield every image, or a region of it, at network size; see `load_views`."""
+    return load_views(samples, View(height, width, region), workers=workers)
+
+
+def load_views(samples: Iterable[Sample], view: View, *, workers: int = 2) -> Generator[NDArray[np.uint8], None, None]:
+    """Yield what a network sees of every image: decoded, cut, aligned and resized by the code of the camera loop.
 
     Args:
         samples: any order; it is kept.
-        height, width: network size in pixels.
-        region: the part of the images that is used; None: all of it.
-        tiles: how that part is cut; None: not at all.
+        view: what is seen.
         workers: threads that read ahead; memory holds about that many full-size images.
 
     Yields:
         ``(height, width, 3)`` uint8 RGB, with tiles ``(tiles.count * height, width, 3)``; may be read-only.
 
     Raises:
-        DataError: an image that cannot be read or is of another size than the region's frames, naming its path.
+        DataError: an image that cannot be read, is of another size than the view's frames, or does not show the part
+            that is to be aligned, naming its path.
     """
 
     def load(sample: Sample) -> NDArray[np.uint8]:
         image = read_image(sample.path, sample.bits)
         try:
-            return prepare(image, height, width, region=region, tiles=tiles)
+            return view.prepare(image)
         except DataError as error:
             raise DataError(f"{sample.path}: {error}") from error
 

@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgead.data import Category, Sample, load_images
+from edgead.data import Category, Sample, load_views
 from edgead.data.survey import Survey, survey
 from edgead.probes import SMALLEST_SIDE, STRUCTURAL, plant_in_region
 from edgead.runtime.bundle.manifest_schema import NormalsSection
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.baseline import Normals, picture_signals
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.imaging.alignment import PartNotFound
 from edgead.runtime.imaging.decode import read_image
-from edgead.runtime.imaging.roi import Region, prepare
-from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 
 REFERENCE_IMAGES = 4
 CALIBRATION_IMAGES = 16
@@ -31,6 +31,10 @@ _SHIFT = 0.02  # of the longer side
 _TURN = 1.0  # degrees
 _KEPT_BYTES = 512 << 20
 _PLANTING = 16  # seeds that are tried for a probe that does not lie in what is ignored
+
+
+# Of an image of any size; nothing is made at this size.
+_WHOLE = View(SMALLEST_SIDE, SMALLEST_SIDE)
 
 
 class TrainingImages:
@@ -42,30 +46,25 @@ class TrainingImages:
     def __init__(
         self,
         samples: Sequence[Sample],
-        height: int,
-        width: int,
-        region: Region | None = None,
-        tiles: Tiles | None = None,
+        view: View,
         signals: dict[Path, dict[str, float]] | None = None,
     ) -> None:
         self._samples = samples
-        self._height = height
-        self._width = width
-        self._region = region
-        self._tiles = tiles
+        self._view = view
+        self._tiles = 1 if view.tiles is None else view.tiles.count
         self._signals = {} if signals is None else signals
         self._kept: list[NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
-        return len(self._samples) * (1 if self._tiles is None else self._tiles.count)
+        return len(self._samples) * self._tiles
 
     def select(self, indices: Sequence[int]) -> TrainingImages:
-        tiles = 1 if self._tiles is None else self._tiles.count
+        tiles = self._tiles
         pictures = [index // tiles for index in indices[::tiles]]
         if list(indices) != [picture * tiles + tile for picture in pictures for tile in range(tiles)]:
             raise ConfigError("tiles of one picture are not told apart")
         chosen = [self._samples[picture] for picture in pictures]
-        return TrainingImages(chosen, self._height, self._width, self._region, self._tiles, self._signals)
+        return TrainingImages(chosen, self._view, self._signals)
 
     def survey(self, counts: Sequence[int]) -> list[Survey]:
         """Look at all images once for copies and odd ones, at each category's ``counts`` images by themselves."""
@@ -83,10 +82,9 @@ class TrainingImages:
         if self._kept is not None:
             yield from self._kept
             return
-        pixels = len(self) * self._height * self._width * 3
+        pixels = len(self) * self._view.height * self._view.width * 3
         kept: list[NDArray[np.uint8]] | None = [] if pixels <= _KEPT_BYTES else None
-        loaded = load_images(self._samples, self._height, self._width, region=self._region, tiles=self._tiles)
-        with closing(loaded) as images:
+        with closing(load_views(self._samples, self._view)) as images:
             for image in images:
                 if kept is not None:
                     kept.append(image)
@@ -95,7 +93,7 @@ class TrainingImages:
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         held: list[NDArray[np.uint8]] = []
-        shape = -1, self._height, self._width, 3
+        shape = -1, self._view.height, self._view.width, 3
         with closing(self._pictures()) as images:
             for sample, image in zip(self._samples, images, strict=True):
                 if sample.path not in self._signals:
@@ -132,7 +130,7 @@ class KeptImages:
 
     Attributes:
         seed: chooses the images, and plants the defects.
-        region: the part of an image that is judged; None: all of it.
+        view: what of an image is judged.
         prefix: of the images' names.
         seen: whether the model is fitted on all images; these are moved a little then, see `second_shot`. A detector
             that holds images out holds out the first of the same permutation.
@@ -140,7 +138,7 @@ class KeptImages:
 
     category: Category
     seed: int
-    region: Region | None = None
+    view: View = _WHOLE
     prefix: str = ""
     seen: bool = True
 
@@ -152,18 +150,18 @@ class KeptImages:
             image = self._read(index, number)
             label, kind = f"{self.prefix}{number}", STRUCTURAL[number % len(STRUCTURAL)]
             references.append((ReferenceName.normal(label).name, encode_png(image)))
-            planted = _plant(image, self.region, kind, self.seed + number)
+            planted = _plant(image, self.view, kind, self.seed + number)
             references.append((ReferenceName.planted(label, kind).name, encode_png(planted)))
         return tuple(references)
 
-    def calibration(self, size: tuple[int, int], tiles: Tiles | None = None) -> tuple[tuple[str, bytes], ...]:
-        """Return PNGs of `CALIBRATION_IMAGES` images at network size, and of every second with a planted defect.
+    def calibration(self, view: View) -> tuple[tuple[str, bytes], ...]:
+        """Return PNGs of `CALIBRATION_IMAGES` images as a network sees them, and of every second with a planted defect.
 
         They are others than the references' where there are enough.
         """
 
         def prepared(image: NDArray[np.uint8]) -> bytes:
-            return encode_png(prepare(image, *size, region=self.region, tiles=tiles))
+            return encode_png(view.prepare(image))
 
         order = np.random.default_rng(self.seed).permutation(len(self.category.train))
         chosen = np.roll(order, -REFERENCE_IMAGES)[:CALIBRATION_IMAGES]
@@ -174,7 +172,7 @@ class KeptImages:
             kept.append((ReferenceName.normal(label).name, prepared(image)))
             if number % 2:
                 kind = STRUCTURAL[number // 2 % len(STRUCTURAL)]
-                planted = _plant(image, self.region, kind, self.seed + number)
+                planted = _plant(image, self.view, kind, self.seed + number)
                 kept.append((ReferenceName.planted(label, kind).name, prepared(planted)))
         return tuple(kept)
 
@@ -186,7 +184,20 @@ class KeptImages:
                 f"{path} has {image.shape[1]}x{image.shape[0]} pixels, and images of at least {SMALLEST_SIDE} a side "
                 "are inspected; scale them up, or put narrow strips below each other"
             )
-        return second_shot(image, self.seed + number) if self.seen else image
+        if not self.seen:
+            return image
+        moved = second_shot(image, self.seed + number)
+        # Moved towards the border, a part that was only just found may not be found.
+        return moved if _shows_part(moved, self.view) else image
+
+
+def _shows_part(image: NDArray[np.uint8], view: View) -> bool:
+    if view.align is not None:
+        try:
+            view.prepare(image)
+        except PartNotFound:
+            return False
+    return True
 
 
 def second_shot(image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
@@ -207,15 +218,23 @@ def second_shot(image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return np.asarray(turned.crop((margin, margin, margin + width, margin + height)))
 
 
-def _plant(image: NDArray[np.uint8], region: Region | None, kind: str, seed: int) -> NDArray[np.uint8]:
-    """Return an image with a defect in the region; another seed is tried where it lies in what is ignored."""
-    for attempt in range(_PLANTING - 1):
+def _plant(image: NDArray[np.uint8], view: View, kind: str, seed: int) -> NDArray[np.uint8]:
+    """Return an image with a defect in what is judged.
+
+    Another seed is tried where it lies in what is ignored or too far from the part, or the part is not found with it.
+    """
+    region, again = view.region, view.align is not None or (view.region is not None and view.region.ignore is not None)
+    judged = view.judged(image)
+    for attempt in (*range(_PLANTING - 1), _PLANTING):
         try:
-            return plant_in_region(image, region, kind, seed + attempt * 1000)[0]
+            planted, mask = plant_in_region(image, region, kind, seed + attempt * 1000)
         except DataError:
-            if region is None or region.ignore is None:
+            if not again or attempt == _PLANTING:
                 raise
-    return plant_in_region(image, region, kind, seed + _PLANTING * 1000)[0]
+        else:
+            if judged is None or ((mask & judged).any() and _shows_part(planted, view)):
+                return planted
+    raise DataError(f"no '{kind}' could be planted on the part so that it is found still; fit without --align")
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

@@ -24,8 +24,11 @@ from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.imaging.alignment import NOT_FOUND
+from edgead.runtime.imaging.anomaly_map import place_map
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.roi import Region
+from edgead.runtime.imaging.view import View
 
 SCHEMA = "edgead.eval/1"
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")
@@ -42,6 +45,9 @@ class Inspecting(Protocol):
 
     @property
     def region(self) -> Region | None: ...
+
+    @property
+    def view(self) -> View: ...
 
     @property
     def bits(self) -> int: ...
@@ -186,8 +192,9 @@ def evaluate(
 
     Raises:
         DataError: no good or no defective test image, an unreadable image or mask, or an image that was not
-            inspected for another reason than a router that does not know it: metrics would lack its score.
+            inspected for another reason than that its part is not known or not found: metrics would lack its score.
 
+    An image on which the part to align is not found has no score: it counts as not inspected, and in no metric.
     An image of unknown category is not inspected, but it was scored by the nearest head, and the metrics count it.
     """
     judged = _judge(inspector, category, progress)
@@ -262,18 +269,29 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
                     raise DataError(
                         f"{category.name}/{name}: the anomaly map is missing or not finite; refit the model"
                     )
-                kept = np.array(result.map, np.float32)  # a backend may use its output buffer again
+                kept = map_on_frame(result, inspector.height, inspector.width)
             judged.append(_Judged(image, kept, mask))
             if progress is not None:
                 progress(len(judged), len(category.test))
     return judged
 
 
+def map_on_frame(result: Result, height: int, width: int) -> NDArray[np.float32]:
+    """Return a copy of a result's map as it lies on the frame or its region, where masks lie too.
+
+    What was aligned is turned back, at ``height`` x ``width``; the map's least value stands where it does not reach.
+    """
+    assert result.map is not None
+    if result.placement is None:
+        return np.array(result.map, np.float32)  # a backend may use its output buffer again
+    return place_map(result.map, result.placement, height, width)[0]
+
+
 def _require_score(result: Result, name: str) -> None:
-    """Raise `DataError` where an image was not inspected for another reason than that it was routed away."""
+    """Raise `DataError` where an image was not inspected for another reason than that nobody knows its part."""
     if result.decision is not Decision.NOT_INSPECTED:
         return
-    if result.reason is None or not result.reason.startswith(UNKNOWN_CATEGORY):
+    if result.reason is None or not result.reason.startswith((UNKNOWN_CATEGORY, NOT_FOUND)):
         raise DataError(f"{name} was not inspected ({result.reason or 'no reason given'}); metrics need a score for it")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.data import prefetch
-from edgead.evaluation.evaluation import Inspecting
+from edgead.evaluation.evaluation import Inspecting, map_on_frame
 from edgead.evaluation.validation_normals import Normals
 from edgead.metrics.metrics import BOOTSTRAP, Metric, image_auroc
 from edgead.metrics.pixels import count_pixels, pixel_auroc
@@ -237,7 +237,7 @@ def _judge(
         caught = result.decision is Decision.ANOMALY
         kept = None
         if mask is not None and result.map is not None and np.isfinite(result.map).all():
-            kept = np.array(result.map, np.float32)  # a backend may use its output buffer again
+            kept = map_on_frame(result, inspector.height, inspector.width)
         return _Outcome(kind, result.score, before, result.threshold, caught, kept, mask)
 
     # One thread decodes ahead of the network; more would hold more full-size images.
@@ -248,10 +248,13 @@ def _judge(
             own = ask(image, name)
             yield own
             region = inspector.region
+            judged = None if math.isnan(own.score) else inspector.view.judged(image)
             scene = read_scene(image if region is None else np.ascontiguousarray(region.cut(image)))
             for kind, probe_seed in jobs.get(index, ()):
                 try:
                     painted, mask = plant_in_region(image, region, kind, probe_seed, strength, scene)
+                    if judged is not None and not (mask := mask & judged).any():
+                        raise DataError(f"this '{kind}' lies wholly where nothing is judged; another seed may not")
                 except DataError as error:
                     step()
                     yield _Outcome(kind, skipped=True, reason=f"{name}: {error}")

@@ -46,6 +46,7 @@ class FitOptions(TypedDict, total=False):
     mask: str | Path | None
     tiles: tuple[int, int] | None
     tile_overlap: int
+    align: bool
     bits: int | None
 
 
@@ -74,6 +75,7 @@ class FitConfig:
         mask: image file of their size that is white where nothing is judged.
         tiles: ``(rows, columns)`` into which that part is cut, each resized to ``size``, for small defects in large
             images; for detectors of one category. tile_overlap: cells of the map that neighbours share.
+        align: find the part in each image, and undo how it lies and is turned; images then have one size.
         bits: how many bits of the values of 16-bit files carry the picture, 8 to 16; kept by the model. None: 16, and
             a warning (logger ``edgead.fit``) where the training images leave most of them empty.
     """
@@ -96,6 +98,7 @@ class FitConfig:
     mask: str | Path | None = None
     tiles: tuple[int, int] | None = None
     tile_overlap: int = DEFAULT_OVERLAP
+    align: bool = False
     bits: int | None = None
 
     @property
@@ -125,14 +128,18 @@ class FitConfig:
         if categories != 1 and (self.defects is not None or self.costs is not None):
             raise ConfigError("defects and costs are for a model of one category; fit one for each")
         check_budget(self.budget_mb, self.budget_ms)
-        drawn = self.roi is not None or self.mask is not None or self.tiles is not None
+        drawn = self.roi is not None or self.mask is not None or self.tiles is not None or self.align
         if drawn and self.budgeted:
             raise ConfigError(
-                "a budget cannot be combined with --roi, --mask or --tiles yet; choose settings with --set"
+                "a budget cannot be combined with --roi, --mask, --tiles or --align yet; choose settings with --set"
             )
         if trained and self.budgeted:
             raise ConfigError(
                 f"a budget chooses between closed-form fits; set the profile of '{self.detector}' instead"
             )
+        if self.align and pooled:
+            raise ConfigError(f"detector '{self.detector}' judges several kinds of parts; --align finds one, omit it")
+        if self.align and (self.tiles is not None or self.mask is not None):
+            raise ConfigError("--align turns the image, on which --tiles and --mask lie; omit it or these")
         if self.tiles is not None and (pooled or trained):
             raise ConfigError(f"detector '{self.detector}' judges whole images; omit --tiles or choose another")

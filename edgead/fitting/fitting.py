@@ -39,15 +39,16 @@ from edgead.fitting.audit import (
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.known_defects import DefectMaterial, HeldOutNormals, Taught, teach
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
-from edgead.fitting.preparing import check_names, region_of
+from edgead.fitting.preparing import check_names
+from edgead.fitting.view import make_view, show_part
 from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
 from edgead.model.model_card import Geometry, GoodParts, Method, make_card
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.imaging.decode import ALL_BITS
-from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 from edgead.runtime.progress import Progress, silent
 from edgead.runtime.version import __version__
 from edgead.training.checkpoints import Checkpoint
@@ -95,10 +96,11 @@ def fit(
     if config.bits is None:
         warn_of_unused_bits([sample.path for category in opened for sample in category.train])
     warn_of_omitted(opened)
-    region = region_of(opened[0], config.roi, config.mask)
-    excluded = dict.fromkeys(config.exclude, AS_ASKED)
+    view, lost = make_view(opened[0], config)
+    excluded = dict.fromkeys(config.exclude, AS_ASKED) | lost
+    opened = exclude_images(opened, list(lost))
     while True:
-        work = _Work(config, method, given, opened, region, progress)
+        work = _Work(config, method, given, opened, view, progress)
         omitted = work.look()
         if omitted:
             excluded |= omitted
@@ -110,7 +112,7 @@ def fit(
             break
         excluded |= card.stray
         opened = exclude_images(opened, list(card.stray))
-    defects = defects_at_hand(opened[0], config.defects) if len(opened) == 1 else ()
+    defects = work.defects() if len(opened) == 1 else []
     taught = None
     if defects and config.learn_defects and fitted.held is not None:
         taught = work.teach(fitted, defects)
@@ -131,7 +133,7 @@ class _Work:
     """One fit: what its steps share.
 
     Args:
-        method: detector with its settings; region: what of an image is judged.
+        method: detector with its settings; view: what of an image is judged, but for tiles.
         given: the categories; opened: what of them is fitted on.
     """
 
@@ -141,18 +143,19 @@ class _Work:
         method: Any,
         given: Sequence[Category],
         opened: Sequence[Category],
-        region: Region | None,
+        view: View,
         progress: Progress,
     ) -> None:
-        self._config, self._method, self._size, self._opened = config, method, config.network_size(), opened
-        self._region, self._progress = region, progress
+        self._config, self._method, self._opened = config, method, opened
+        self._view, self._progress = view, progress
+        self._size = view.height, view.width
         self._trained, self._pooled = learns(config.detector), pools_categories(config.detector)
         self._spec = BackboneSpec.parse(config.backbone, config.taps)
         if self._trained:
             self._spec = method.backbone(self._spec)
         self._samples = [sample for category in opened for sample in category.train]
         self.names = image_names(opened)
-        self._images = TrainingImages(self._samples, *self._size, self._region)
+        self._images = TrainingImages(self._samples, self._view)
         self._surveys: list[Survey] = []
         self._all = image_names(given)
         self._fingerprint = {category.name: category.fingerprint("train") for category in given}
@@ -160,7 +163,7 @@ class _Work:
             KeptImages(
                 category,
                 config.seed,
-                region=region,
+                view,
                 prefix=f"{category.name}-" if self._pooled else "",
                 seen=not self._trained,
             )
@@ -208,7 +211,7 @@ class _Work:
         cut = None if config.tiles is None else Tiles(*config.tiles, config.tile_overlap, extractor.grid)
         images = self._images
         if cut is not None:
-            images = TrainingImages(self._samples, *self._size, self._region, cut)
+            images = TrainingImages(self._samples, replace(self._view, tiles=cut))
         sources = [category.name for category in self._opened for _ in category.train]
         budget = None
         if config.budgeted:
@@ -243,12 +246,16 @@ class _Work:
                 return _Fitted(outcome, images, info, cut, budget, held, closed)
         return _Fitted(outcome, images, info, cut, budget)
 
+    def defects(self) -> list[Sample]:
+        """Return the defects at hand, to be read with the bits that the model takes."""
+        listed = defects_at_hand(self._opened[0], self._config.defects)
+        return show_part([replace(one, bits=self._samples[0].bits) for one in listed], self._view)
+
     def teach(self, fitted: _Fitted, defects: Sequence[Sample]) -> Taught:
         """Let defects teach what was fitted."""
         assert fitted.closed is not None
         assert fitted.held is not None
-        bits = self._samples[0].bits
-        shown = TrainingImages([replace(one, bits=bits) for one in defects], *self._size, self._region, fitted.tiles)
+        shown = TrainingImages(defects, replace(self._view, tiles=fitted.tiles))
         extractor = fitted.closed.module.extractor
         normals, defective = (Passes(one, extractor, 8, self._progress) for one in (fitted.images, shown))
         material = DefectMaterial(
@@ -295,10 +302,11 @@ class _Work:
             # The card of a training lists the images itself.
             scored=None if self._trained or len(images) == len(self._all) else images,
         )
-        geometry = Geometry(self._size, outcome.grid, self._region, fitted.tiles, self._samples[0].bits)
+        geometry = Geometry(replace(self._view, tiles=fitted.tiles), outcome.grid, self._samples[0].bits)
         card = make_card(method, self._spec, fitted.backbone, geometry, good, outcome.routing)
-        calibration = tuple(one for kept in self._kept for one in kept.calibration(self._size, fitted.tiles))
-        return TrainedModel(card, outcome.module, self._references, calibration, self._region)
+        calibration = tuple(one for kept in self._kept for one in kept.calibration(geometry.view))
+        view = self._view
+        return TrainedModel(card, outcome.module, self._references, calibration, view.region, view.align)
 
     def usual_scores(self, outcome: Outcome, audit: AuditCard) -> NDArray[np.float64]:
         """Return the scores of the images that are no stray ones, which must not move the threshold."""
@@ -331,6 +339,7 @@ def _run_key(
             "size": size,
             "seed": config.seed,
             "bits": config.bits or ALL_BITS,
+            **({"align": True} if config.align else {}),
             "train": dict(train),
             "versions": [__version__, torch.__version__, np.__version__],
         }

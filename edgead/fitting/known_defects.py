@@ -158,7 +158,6 @@ def _spread(kinds: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     return result
 
 
-# More than six parameters: the first four are bound once.
 def _train(
     material: DefectMaterial,
     bags: Sequence[Tensor],

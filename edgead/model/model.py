@@ -20,13 +20,14 @@ from edgead.features.scoring import DefectTerm, ScoringModule
 from edgead.model.card_sections import LearnedDefectsCard
 from edgead.model.directories import swap_directory, wait_for_disk
 from edgead.model.model_card import CARD_FILE, ModelCard, read_card
-from edgead.runtime.bundle.layout import MASK_NAME
+from edgead.runtime.bundle.layout import MASK_NAME, TEMPLATE_NAME
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Decision
+from edgead.runtime.imaging.alignment import Alignment, encode_template
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.imaging.roi import Region, encode_mask
@@ -52,6 +53,7 @@ class TrainedModel:
         calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
             which an export takes the ranges and thresholds of reduced precisions; a bundle does not carry them.
         region: the part of the images that is judged, as the card says; None: all of it.
+        align: how the part's pose is found and undone, as the card says; None: not at all.
     """
 
     card: ModelCard
@@ -59,6 +61,7 @@ class TrainedModel:
     references: tuple[tuple[str, bytes], ...]
     calibration: tuple[tuple[str, bytes], ...] = ()
     region: Region | None = None
+    align: Alignment | None = None
 
     @property
     def threshold(self) -> Threshold:
@@ -92,6 +95,7 @@ class TrainedModel:
             normals={name: section.to_normals() for name, section in card.normals.items()},
             region=self.region,
             tiles=self.tiles,
+            align=self.align,
             bits=self.card.bits,
         )
 
@@ -114,6 +118,7 @@ class TrainedModel:
             why="a model directory runs on torch",
             region=self.region,
             tiles=self.tiles,
+            align=self.align,
             bits=self.card.bits,
         )
 
@@ -177,6 +182,8 @@ class TrainedModel:
             mask = None if self.region is None else encode_mask(self.region)
             if mask is not None:
                 (temporary / MASK_NAME).write_bytes(mask)
+            if self.align is not None:
+                (temporary / TEMPLATE_NAME).write_bytes(encode_template(self.align))
             state = self.module.save_tensors() if isinstance(self.module, RoutedModule) else self.module.state_dict()
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary / _WEIGHTS)
@@ -224,7 +231,7 @@ def load_model(path: Path) -> TrainedModel:
         raise BundleError(
             f"{path} does not fit this version of edgead or timm ({str(error).splitlines()[0]}); fit again"
         ) from error
-    return TrainedModel(card, module, references, calibration, _read_region(path, card))
+    return TrainedModel(card, module, references, calibration, _read_region(path, card), _read_align(path, card))
 
 
 def _is_planted(name: str) -> bool:
@@ -240,6 +247,16 @@ def _read_region(path: Path, card: ModelCard) -> Region | None:
         return section.to_region(mask)
     except (OSError, ConfigError, DataError) as error:
         raise BundleError(f"{path} is damaged: its region cannot be read ({reason(error)}); fit again") from error
+
+
+def _read_align(path: Path, card: ModelCard) -> Alignment | None:
+    section = card.align
+    if section is None:
+        return None
+    try:
+        return section.to_alignment((path / section.template).read_bytes())
+    except (OSError, ConfigError, DataError) as error:
+        raise BundleError(f"{path} is damaged: its alignment cannot be read ({reason(error)}); fit again") from error
 
 
 def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule | RoutedModule | LearnedModule:

@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from edgead.features.backbones import BackboneInfo, BackboneSpec
 from edgead.model.card_sections import AuditCard, BudgetCard, CardSection, DefectsCard, RoutingCard, TrainingCard
+from edgead.runtime.bundle.align_section import AlignSection
+from edgead.runtime.bundle.field_types import FileBits
 from edgead.runtime.bundle.manifest import made_by_newer, unknown_field
 from edgead.runtime.bundle.manifest_schema import (
-    FileBits,
     NormalsSection,
     RegionSection,
     ThresholdSection,
@@ -26,8 +27,7 @@ from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.preprocess import RESIZE_RULE
-from edgead.runtime.imaging.roi import Region
-from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 from edgead.runtime.version import __version__
 
 FORMAT_VERSION = 1
@@ -55,6 +55,7 @@ class ModelCard(CardSection):
         region: the part of the images it was fitted on; its mask lies beside, as ``mask.png``. None: all of them.
         training: of a learned detector.
         tiles: how that part is cut; ``grid`` and the network size are those of one tile.
+        align: how the part's pose is undone; its template lies beside, as ``template.png``. None: not at all.
         bits: of a 16-bit image file's values, those that carry the picture.
         audit: of the training images; None where an earlier version fitted.
         defects: at hand when it was fitted.
@@ -82,6 +83,7 @@ class ModelCard(CardSection):
     region: RegionSection | None = None
     training: TrainingCard | None = None
     tiles: TilesSection | None = None
+    align: AlignSection | None = None
     bits: FileBits = ALL_BITS
     audit: AuditCard | None = None
     defects: DefectsCard | None = None
@@ -152,15 +154,10 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What of a frame is judged: ``(height, width)`` of the network, ``(rows, columns)`` of its map, region, tiles.
+    """What of a frame is judged, and ``(rows, columns)`` of its map; ``bits`` of a 16-bit file's values carry it."""
 
-    ``bits`` of a 16-bit file's values carry the picture.
-    """
-
-    size: tuple[int, int]
+    view: View
     grid: tuple[int, int]
-    region: Region | None = None
-    tiles: Tiles | None = None
     bits: int = ALL_BITS
 
 
@@ -196,7 +193,8 @@ def make_card(
     """Fill in a `ModelCard` with the versions of what is installed."""
     import timm
 
-    region, tiles = geometry.region, geometry.tiles
+    view = geometry.view
+    region, tiles, align = view.region, view.tiles, view.align
     return ModelCard(
         format_version=FORMAT_VERSION,
         edgead=__version__,
@@ -204,8 +202,8 @@ def make_card(
         settings=method.settings.model_dump(),
         backbone={"name": backbone.name, "weights": backbone_info.weights, "strides": list(backbone.strides)},
         backbone_info=asdict(backbone_info),
-        height=geometry.size[0],
-        width=geometry.size[1],
+        height=view.height,
+        width=view.width,
         grid=geometry.grid,
         resize=RESIZE_RULE,
         seed=method.seed,
@@ -220,6 +218,7 @@ def make_card(
         region=None if region is None else RegionSection.from_region(region),
         training=method.training,
         tiles=None if tiles is None else TilesSection(rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap),
+        align=None if align is None else AlignSection.from_alignment(align),
         bits=geometry.bits,
         audit=good.audit,
         scored=None if good.scored is None else tuple(good.scored),

@@ -104,9 +104,9 @@ class Refitting:
         self._card = card = read_card(model)
         own_weights = card.backbone["weights"] not in ("package", "hub", "random")  # of a file only the name is known
         special = learns(card.detector) or pools_categories(card.detector) or own_weights
-        if special or card.region is not None or card.tiles is not None:
+        if special or any(one is not None for one in (card.region, card.tiles, card.align)):
             raise ConfigError(
-                f"{model} (a trained network, several categories, own weights, a region or tiles) is not fitted "
+                f"{model} (a trained network, several categories, own weights, --roi, --tiles, --align) is not fitted "
                 "again here; fit and export it at other sizes, and compare: edgead tune A.edgead B.edgead --normals DIR"
             )
         if card.defects is not None and card.defects.learned is not None and card.defects.learned.strength:

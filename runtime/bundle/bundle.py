@@ -35,7 +35,9 @@ from edgead.runtime.bundle.zip_archive import (
 )
 from edgead.runtime.errors import BundleError, ConfigError, DataError, suggest
 from edgead.runtime.files import atomic_write, reason
+from edgead.runtime.imaging.alignment import Alignment
 from edgead.runtime.imaging.roi import Region
+from edgead.runtime.imaging.view import View
 from edgead.runtime.scratch import private_directory
 
 
@@ -123,6 +125,32 @@ class Bundle:
         try:
             return section.to_region(None if section.mask is None else self.read(section.mask))
         except (ConfigError, DataError) as error:
+            raise BundleError(f"{self.path}: {error}; export it again with 'edgead export'") from error
+
+    def align(self) -> Alignment | None:
+        """Return how the part's pose is found and undone, None where frames are judged as they are.
+
+        Raises:
+            BundleError: its sizes do not belong together, or its template is missing or none.
+        """
+        section = self.manifest.input.align
+        if section is None:
+            return None
+        try:
+            return section.to_alignment(self.read(section.template))
+        except (ConfigError, DataError) as error:
+            raise BundleError(f"{self.path}: {error}; export it again with 'edgead export'") from error
+
+    def view(self) -> View:
+        """Return what the network sees of a frame.
+
+        Raises:
+            BundleError: as `region` and `align`, or these do not belong together.
+        """
+        size = self.manifest.input.height, self.manifest.input.width
+        try:
+            return View(*size, self.region(), self.manifest.tiles(), self.align())
+        except ConfigError as error:
             raise BundleError(f"{self.path}: {error}; export it again with 'edgead export'") from error
 
     def extract(self, directory: Path, members: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ WEIGHTS = "weights/"
 
 MANIFEST_NAME: Final = "manifest.json"
 MASK_NAME: Final = "mask.png"
+TEMPLATE_NAME: Final = "template.png"
 SIGNATURE_NAME: Final = "signature.ed25519"
 
 _WINDOWS_DEVICES = frozenset(

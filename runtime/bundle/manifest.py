@@ -8,20 +8,15 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import Field, ValidationError, model_validator
 
+from edgead.runtime.bundle.field_types import ComponentName, GraphFile, Json, ListedMember, Section, Text
 from edgead.runtime.bundle.manifest_schema import (
     CategorySection,
-    ComponentName,
     DetectorSection,
-    GraphFile,
     InputSection,
-    Json,
-    ListedMember,
     MapSection,
     MemberRecord,
     ParityRecord,
     PrecisionSection,
-    Section,
-    Text,
     ThresholdSection,
 )
 from edgead.runtime.decision.baseline import Normals
@@ -62,6 +57,8 @@ class Manifest(Section):
             if self.graph != "single":
                 raise ValueError("only a single graph judges tiles")
             self.tiles()
+        if self.input.align is not None and self.graph != "single":
+            raise ValueError("only a single graph judges aligned frames")
         if self.graph == "routed":
             if not self.categories:
                 raise ValueError("a routed graph must state its categories")

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    JsonValue,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
 
-from edgead.runtime.bundle.layout import (
-    MANIFEST_NAME,
-    MASK_NAME,
-    SIGNATURE_NAME,
-    check_member_name,
-    fold_name,
+from edgead.runtime.bundle.align_section import AlignSection
+from edgead.runtime.bundle.field_types import (
+    Change,
+    ComponentName,
+    Count,
+    Difference,
+    FileBits,
+    FramePixels,
+    GraphFile,
+    Json,
+    Pixels,
+    Rate,
+    Section,
+    Text,
+    as_tuple,
 )
+from edgead.runtime.bundle.layout import MASK_NAME
 from edgead.runtime.decision.baseline import QUANTILES, SIGNALS, Normals
 from edgead.runtime.decision.threshold import Threshold
-from edgead.runtime.imaging.decode import ALL_BITS, FEWEST_BITS
+from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.roi import Box, Region, decode_mask, make_region
 from edgead.runtime.imaging.tiling import MOST_TILES
-
-_RESERVED = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
-
-
-def _component(name: str) -> str:
-    if "/" in name:
-        raise ValueError(f"{name!r} must not hold a slash")
-    return check_member_name(name)
-
-
-def _listed_member(name: str) -> str:
-    if fold_name(name) in _RESERVED:
-        raise ValueError(f"{name!r} is never listed")
-    return check_member_name(name)
-
-
-def _graph_file(name: str) -> str:
-    if not name.endswith(".onnx"):
-        raise ValueError(f"{name!r} must end in .onnx")
-    return _component(name)
 
 
 def _mask_member(name: str) -> str:
@@ -58,51 +44,11 @@ def _mask_member(name: str) -> str:
     return name
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it holds a control character")
-    return text
-
-
-def as_tuple(value: object) -> object:
-    # Strict validation takes no list for a tuple, and pydantic 2.5 cannot switch that off for one field.
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _finite(value: JsonValue) -> JsonValue:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number is not finite")
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for child in children:
-        _finite(child)
-    return value
-
-
-Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
-FileBits = Annotated[int, Field(ge=FEWEST_BITS, le=ALL_BITS)]
-Json = Annotated[JsonValue, AfterValidator(_finite)]
-Pixels = Annotated[int, Field(ge=1, le=8192)]
-FramePixels = Annotated[int, Field(ge=1, le=65535)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
-Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-Change = Annotated[float, Field(ge=-1.0, le=1.0)]
-Difference = Annotated[float, Field(ge=0.0)]
-ComponentName = Annotated[str, AfterValidator(_component)]
-GraphFile = Annotated[str, AfterValidator(_graph_file)]
-ListedMember = Annotated[str, AfterValidator(_listed_member)]
-
-
-class Section(BaseModel):
-    """What was written by others: no unknown field, no conversion, no number that is not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 class DetectorSection(Section):
     """Which detector was fitted, with the settings it was fitted with."""
 
     name: Text
-    settings: dict[Text, Json] = {}
+    settings: dict[Text, Json] = Field(default_factory=dict)
 
 
 class RegionSection(Section):
@@ -158,7 +104,7 @@ class InputSection(Section):
     """What the network sees: size in pixels, colour order, and the resize rule that makes it from a frame.
 
     ``region`` is what of a frame is resized; None: all of it. With ``tiles`` each of them is resized to this size.
-    ``bits`` of a 16-bit image file's values carry the picture.
+    ``align`` says how the part's pose is undone first. ``bits`` of a 16-bit image file's values carry the picture.
     """
 
     height: Pixels
@@ -167,15 +113,24 @@ class InputSection(Section):
     resize: Text
     region: RegionSection | None = None
     tiles: TilesSection | None = None
+    align: AlignSection | None = None
     bits: FileBits = ALL_BITS
 
     @model_serializer(mode="wrap")
     def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Versions before this field refuse a bundle that has it, which they must only where it changes the pictures.
+        # Versions before these fields refuse a bundle that has it, which they must only where it changes the pictures.
         found: dict[str, Any] = write(self)
         if self.bits == ALL_BITS:
             found.pop("bits", None)
+        if self.align is None:
+            found.pop("align", None)
         return found
+
+    @model_validator(mode="after")
+    def _alignable(self) -> InputSection:
+        if self.align is not None and (self.tiles is not None or (self.region is not None and self.region.mask)):
+            raise ValueError("what is aligned has neither tiles nor a mask")
+        return self
 
 
 class MapSection(Section):
@@ -273,7 +228,7 @@ class PrecisionSection(Section):
     file: GraphFile
     runtimes: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
     threshold: ThresholdSection | None = None
-    categories: dict[ComponentName, ThresholdSection] = {}
+    categories: dict[ComponentName, ThresholdSection] = Field(default_factory=dict)
     max_drop: Annotated[float, Field(gt=0.0)] | None = None
     saturation_free: bool = False
 

@@ -85,8 +85,7 @@ def bench(
             raise BundleError(f"{path} holds no reference images to make frames of; export it again")
         candidates, skipped = _open_all(bundle, backends, precisions, threads, stack)
         known = _expected_verdicts(bundle)
-        region = bundle.region()
-        frame_size = frame_size if region is None else region.frame_size
+        frame_size = bundle.view().frame_size or frame_size
         pool = frame_pool(list(images.values()), frame_size)
         for candidate in candidates:
             candidate.accuracy = _accuracy(candidate.inspector, images, known)

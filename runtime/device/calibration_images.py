@@ -13,7 +13,7 @@ from edgead.runtime.decision.stray import SHOWS_NOTHING, contrast, empty_images,
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import BackendError, DataError
 from edgead.runtime.frame import BadFrame, Decision, Frame, Result
-from edgead.runtime.imaging.roi import prepare
+from edgead.runtime.imaging.alignment import NOT_FOUND
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import StepProgress
 from edgead.runtime.sources import Source
@@ -139,7 +139,7 @@ def collect(
             strangers += 1
             if source.live and strangers == _MOST_STRANGERS:
                 raise DataError(
-                    f"{strangers} pictures of {source.source_id} in a row show no category that the model knows; "
+                    f"{strangers} pictures of {source.source_id} in a row show no part that the model knows; "
                     "point the camera at its parts, or fit a model of these"
                 )
             continue
@@ -156,7 +156,7 @@ def collect(
 def _shown(frame: Frame, results: Mapping[str, Result], inspector: Inspector) -> Shown:
     full = results["fp32"]
     assert full.map is not None
-    picture = prepare(frame.image, inspector.height, inspector.width, frame.layout, inspector.region, inspector.tiles)
+    picture = inspector.view.prepare(frame.image, frame.layout)
     scores = {}
     for key, result in results.items():
         scores[key if result.category is None else f"{key}/{result.category}"] = _score(result, frame)
@@ -166,7 +166,8 @@ def _shown(frame: Frame, results: Mapping[str, Result], inspector: Inspector) ->
 
 
 def _is_unknown(result: Result) -> bool:
-    return result.reason is not None and result.reason.startswith(UNKNOWN_CATEGORY)
+    # Between two parts a line shows none, and one of another kind is none of the model's.
+    return result.reason is not None and result.reason.startswith((UNKNOWN_CATEGORY, NOT_FOUND))
 
 
 def _score(result: Result, frame: Frame) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.decode import find_images, read_image
-from edgead.runtime.inspection.replay import ImagesCheck, NetworkInput, ReferenceCheck, problems, replay
+from edgead.runtime.imaging.view import View
+from edgead.runtime.inspection.replay import ImagesCheck, ReferenceCheck, problems, replay
 from edgead.runtime.inspection.run_config import RunConfig, RunOptions
 from edgead.runtime.progress import StepProgress
 
@@ -149,7 +150,11 @@ def check_bundle(
             try:
                 info = network.describe()
                 replayed = replay(network, bundle, key, done)
-                judged = _judge(network, files, NetworkInput.of(bundle), limits, done) if files else None
+                judged = (
+                    _judge(network, files, _Reading(bundle.view(), bundle.manifest.input.bits), limits, done)
+                    if files
+                    else None
+                )
             finally:
                 network.close()
     return CheckReport(
@@ -166,15 +171,20 @@ def check_bundle(
     )
 
 
+class _Reading(NamedTuple):
+    view: View
+    bits: int  # of 16-bit image files
+
+
 def _judge(
-    network: Backend, files: Sequence[Path], make: NetworkInput, limits: Limits, done: Callable[[], None]
+    network: Backend, files: Sequence[Path], reading: _Reading, limits: Limits, done: Callable[[], None]
 ) -> ImagesCheck:
     decisions = dict.fromkeys((decision.value for decision in Decision), 0)
     not_finite: list[str] = []
     unreadable: dict[str, str] = {}
     for file in files:
         try:
-            found = network.run(make(read_image(file, make.bits)))
+            found = network.run(reading.view.prepare(read_image(file, reading.bits))[None])
         except DataError as error:
             unreadable[str(file)] = str(error)
             decisions[Decision.NOT_INSPECTED.value] += 1

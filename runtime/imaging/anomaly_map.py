@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.errors import ConfigError
+from edgead.runtime.frame import Placement
 
 
 def resize_map(anomaly_map: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -39,6 +40,37 @@ def resize_map(anomaly_map: NDArray[np.float32], height: int, width: int) -> NDA
     # Columns first: that pass runs on the few rows of the grid, only the second on every pixel of the result.
     result = _lerp(_lerp(values, width, axis=-1), height, axis=-2)
     return np.array(result, order="C") if np.shares_memory(result, values) else np.ascontiguousarray(result)
+
+
+def place_map(
+    anomaly_map: NDArray[np.float32], placement: Placement, height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return an aligned map where it lies on the frame: bilinear as `resize_map`, but turned.
+
+    Args:
+        anomaly_map: ``(gh, gw)``.
+        placement: of the result.
+        height, width: of the frame, or of the region that was aligned, in pixels wanted.
+
+    Returns:
+        ``(height, width)`` float32, the map's least value where it does not reach, and bool: where it does.
+    """
+    a, b, c, d, e, f = placement
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height)[:, None] + 0.5) / height
+    right, down = a * x + b * y + c, d * x + e * y + f
+    inside = (right >= 0) & (right <= 1) & (down >= 0) & (down <= 1)
+    rows, columns = anomaly_map.shape
+    across = np.clip(right[inside] * columns - 0.5, 0, columns - 1).astype(np.float32)
+    along = np.clip(down[inside] * rows - 0.5, 0, rows - 1).astype(np.float32)
+    left, top = across.astype(np.intp), along.astype(np.intp)
+    across -= left
+    along -= top
+    values = np.pad(np.asarray(anomaly_map, np.float32), ((0, 1), (0, 1)), "edge")
+    upper = values[top, left] + (values[top, left + 1] - values[top, left]) * across
+    lower = values[top + 1, left] + (values[top + 1, left + 1] - values[top + 1, left]) * across
+    result = np.full((height, width), values.min(), np.float32)
+    result[inside] = upper + (lower - upper) * along
+    return result, inside
 
 
 class Region(NamedTuple):

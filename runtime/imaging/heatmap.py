@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Result
-from edgead.runtime.imaging.anomaly_map import resize_map
+from edgead.runtime.imaging.anomaly_map import place_map, resize_map
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -61,7 +61,7 @@ def heat(result: Result, height: int, width: int) -> NDArray[np.uint8] | None:
 
     Returns:
         ``(height, width)`` uint8, 0 to 255 for heat 0 to 1; a pixel is above 127 exactly where the map is above the
-        pixel threshold; 0 outside the region that was judged. None where there is no usable map or score.
+        pixel threshold; 0 outside the region or window that was judged. None where there is no usable map or score.
     """
     threshold = pixel_threshold(result)
     if threshold is None or result.map is None:
@@ -74,7 +74,11 @@ def heat(result: Result, height: int, width: int) -> NDArray[np.uint8] | None:
             level[top:bottom, left:right] = inner
         return level
     span = abs(threshold) or 1.0
-    values = resize_map(result.map, height, width)
+    inside = None
+    if result.placement is None:
+        values = resize_map(result.map, height, width)
+    else:
+        values, inside = place_map(result.map, result.placement, height, width)
     above = values > threshold
     values -= threshold
     values *= 127.5 / span
@@ -82,7 +86,10 @@ def heat(result: Result, height: int, width: int) -> NDArray[np.uint8] | None:
     # The level next to the threshold is decided by the comparison, so that rounding can never show a false outline.
     low = np.clip(values, 0, 127).astype(np.uint8)
     hot = np.clip(values, 128, 255).astype(np.uint8)
-    return np.asarray(np.where(above, hot, low), np.uint8)
+    level = np.asarray(np.where(above, hot, low), np.uint8)
+    if inside is not None:
+        level[~inside] = 0
+    return level
 
 
 def pixel_area(area: tuple[float, float, float, float], height: int, width: int) -> tuple[int, int, int, int]:

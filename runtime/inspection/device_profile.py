@@ -18,8 +18,8 @@ from edgead.runtime.backends import REGISTRY
 from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.backends.native.library import find_library
 from edgead.runtime.backends.native_step import lacking
+from edgead.runtime.bundle.field_types import Section, Text, as_tuple
 from edgead.runtime.bundle.manifest import made_by_newer, unknown_field
-from edgead.runtime.bundle.manifest_schema import Section, Text, as_tuple
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.machine import describe_machine

@@ -24,10 +24,12 @@ from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, EdgeadError
 from edgead.runtime.frame import Frame, Result
+from edgead.runtime.imaging.alignment import Alignment
 from edgead.runtime.imaging.decode import ALL_BITS, require_bits
-from edgead.runtime.imaging.roi import Region, prepare
+from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.tiling import Tiles
-from edgead.runtime.inspection.judged import JudgedResult, array_frame, judged, with_image
+from edgead.runtime.imaging.view import View
+from edgead.runtime.inspection.judged import JudgedResult, array_frame, judged, look, with_image
 from edgead.runtime.inspection.loading import ServingModel, load_bundle, require_same_decisions, require_same_input
 from edgead.runtime.inspection.run_config import RunConfig, RunOptions
 from edgead.runtime.own_process import OwnProcess
@@ -59,7 +61,7 @@ class Inspector:
             category.
         name: what is inspected, for messages; bits: of 16-bit image files, see `read_image`.
         why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
-        region, tiles: the part of the frames that is judged, and how it is cut (`TiledBackend`); None: all, not at all.
+        region, tiles, align: the part of frames that is judged, how it is cut (`TiledBackend`), how its pose is undone.
     """
 
     # More than six parameters: each describes the one model, and `open` reads them all from a bundle.
@@ -74,11 +76,12 @@ class Inspector:
         why: str = "",
         region: Region | None = None,
         tiles: Tiles | None = None,
+        align: Alignment | None = None,
         bits: int = ALL_BITS,
     ) -> None:
+        self.view, self.region, self.tiles = View(height, width, region, tiles, align), region, tiles
         self.height, self.width, self.bits, self.why = height, width, require_bits(bits), why
         self.left_out: str | None = None
-        self.region, self.tiles = region, tiles
         if not isinstance(threshold, Limits):
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         cleanup = ExitStack()
@@ -141,13 +144,14 @@ class Inspector:
         model = loaded.model
         inspector = cls(
             model.backend,
-            height=loaded.height,
-            width=loaded.width,
+            height=loaded.view.height,
+            width=loaded.view.width,
             threshold=model.limits,
             name=model.name,
             why=loaded.opening.why,
-            region=loaded.region,
-            tiles=loaded.tiles,
+            region=loaded.view.region,
+            tiles=loaded.view.tiles,
+            align=loaded.view.align,
             bits=loaded.bits,
         )
         inspector._model, inspector._asked, inspector._bundle = model, loaded.asked, loaded.source
@@ -289,10 +293,7 @@ class Inspector:
         if not frames:
             return []
         started = time.perf_counter()
-        rows = self.height * (1 if self.tiles is None else self.tiles.count)
-        images = np.empty((len(frames), rows, self.width, 3), np.uint8)
-        for slot, frame in zip(images, frames, strict=True):
-            slot[...] = prepare(frame.image, self.height, self.width, frame.layout, self.region, self.tiles)
+        images, sights = look(self.view, frames)
         prepared = time.perf_counter()
         try:
             with self._lock:
@@ -305,15 +306,14 @@ class Inspector:
             return [Result.not_inspected(frame, str(error), self.threshold) for frame in frames]
         inferred = time.perf_counter()
         results: list[Result] = []
-        for index, frame in enumerate(frames):
+        for index, (frame, sight) in enumerate(zip(frames, sights, strict=True)):
             verdict = model.limits.judge(inference, index)
             timings = {
                 "preprocess": (prepared - started) * 1e3 / len(frames),
                 "network": (inferred - prepared) * 1e3 / len(frames),
                 "decide": (time.perf_counter() - inferred) * 1e3 / len(frames),
             }
-            area = None if self.region is None else self.region.area
-            results.append(judged(frame, verdict, inference.map[index], timings, area))
+            results.append(judged(frame, verdict, inference.map[index], timings, sight))
         return results
 
     def describe(self) -> BackendInfo:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from edgead.runtime.decision.verdict import Verdict
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import atomic_write
-from edgead.runtime.frame import Frame, Result
+from edgead.runtime.frame import Frame, Placement, Result
+from edgead.runtime.imaging.alignment import PartNotFound
 from edgead.runtime.imaging.decode import WIDE_HINT
 from edgead.runtime.imaging.heatmap import annotate, colormap, heat, overlay
+from edgead.runtime.imaging.view import View
 
 _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -119,14 +122,49 @@ def array_frame(image: object) -> Frame:
     return Frame(np.ascontiguousarray(image), 0, time.monotonic_ns(), "array", "gray" if image.ndim == 2 else "rgb")
 
 
+class Sight(NamedTuple):
+    """What was seen of a frame: where that lies, as in `Result`; ``missing``: why there is nothing to judge."""
+
+    area: tuple[float, float, float, float] | None = None
+    placement: Placement | None = None
+    missing: str | None = None
+
+
+def look(view: View, frames: Sequence[Frame]) -> tuple[NDArray[np.uint8], list[Sight]]:
+    """Return the frames as the network gets them, one below the other in a batch, and what was seen of each.
+
+    The place of a frame whose part was not found is black: batches keep the size that a backend was compiled for.
+
+    Raises:
+        DataError: a frame of another size than the view's.
+    """
+    rows = view.height * (1 if view.tiles is None else view.tiles.count)
+    images = np.zeros((len(frames), rows, view.width, 3), np.uint8)
+    area = None if view.region is None else view.region.area
+    sights = []
+    for slot, frame in zip(images, frames, strict=True):
+        try:
+            slot[...], placement = view.see(frame.image, frame.layout)
+        except PartNotFound as error:
+            sights.append(Sight(missing=str(error)))
+        else:
+            sights.append(Sight(area, placement))
+    return images, sights
+
+
 def judged(
     frame: Frame,
     verdict: Verdict,
     grid: NDArray[np.float32],
     timings: Mapping[str, float],
-    area: tuple[float, float, float, float] | None,
-) -> JudgedResult:
-    """Return the result of a frame: its verdict, the anomaly map ``(gh, gw)``, and where on the frame that lies."""
+    sight: Sight,
+) -> Result:
+    """Return the result of a frame: its verdict, the anomaly map ``(gh, gw)``, and where that lies.
+
+    What the network said of a frame on which nothing is to be judged counts for nothing.
+    """
+    if sight.missing is not None:
+        return Result.not_inspected(frame, sight.missing, verdict.threshold)
     return JudgedResult(
         score=verdict.score,
         threshold=verdict.threshold,
@@ -139,7 +177,8 @@ def judged(
         timings=timings,
         reason=verdict.reason,
         name=frame.name,
-        area=area,
+        area=sight.area,
+        placement=sight.placement,
     )
 
 

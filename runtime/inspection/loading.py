@@ -14,8 +14,7 @@ from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError, ConfigError
-from edgead.runtime.imaging.roi import Region
-from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 from edgead.runtime.inspection.run_config import Opening, RunConfig, require_parity
 
 
@@ -43,15 +42,12 @@ class LoadedBundle:
 
     Attributes:
         asked: what to open another bundle with in its place.
-        bits: of a 16-bit image file's values, those that carry the picture.
+        view: what it sees of a frame; bits: of a 16-bit image file's values, those that carry the picture.
         source: path and digest of the bundle.
     """
 
     model: ServingModel
-    height: int
-    width: int
-    region: Region | None
-    tiles: Tiles | None
+    view: View
     bits: int
     opening: Opening
     asked: RunConfig
@@ -66,7 +62,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
     """
     chosen = choose(config.backend)
     with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
-        manifest = bundle.manifest
+        manifest, view = bundle.manifest, bundle.view()
         opening = config.settle(bundle, chosen)
         settled, precision = opening.config, opening.precision
         require_parity(manifest, manifest.precisions[precision].file, settled.backend)
@@ -91,10 +87,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
         asked = config if config.profile is not None else replace(config, backend=settled.backend)
         return LoadedBundle(
             model,
-            manifest.input.height,
-            manifest.input.width,
-            bundle.region(),
-            manifest.tiles(),
+            view,
             manifest.input.bits,
             opening,
             asked,
@@ -105,10 +98,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
 class TakesFrames(Protocol):
     """What the frames of an inspector must look like."""
 
-    height: int
-    width: int
-    region: Region | None
-    tiles: Tiles | None
+    view: View
     bits: int
 
 
@@ -116,19 +106,20 @@ def require_same_input(path: str | Path, running: TakesFrames, fresh: TakesFrame
     """Refuse a bundle that cannot take over in the middle of a stream.
 
     Raises:
-        ConfigError: it takes images of another size, another region or other tiles of a frame, or other bits of 16-bit
-            files.
+        ConfigError: it takes images of another size, another region or other tiles of a frame, aligned otherwise, or
+            other bits of 16-bit files.
     """
-    if (fresh.height, fresh.width) != (running.height, running.width):
+    old, new = running.view, fresh.view
+    if (new.height, new.width) != (old.height, old.width):
         raise ConfigError(
-            f"{path} takes images of {fresh.width}x{fresh.height}, this model {running.width}x{running.height}; "
+            f"{path} takes images of {new.width}x{new.height}, this model {old.width}x{old.height}; "
             "stop the stream and start it with the new bundle"
         )
-    before, after = running.region, fresh.region
-    regions_differ = not before.same(after) if before is not None else after is not None
-    if regions_differ or running.tiles != fresh.tiles:
+    regions_differ = not old.region.same(new.region) if old.region is not None else new.region is not None
+    aligned_otherwise = not old.align.same(new.align) if old.align is not None else new.align is not None
+    if regions_differ or aligned_otherwise or old.tiles != new.tiles:
         raise ConfigError(
-            f"{path} judges another region or other tiles of the frame; "
+            f"{path} judges another region or other tiles of the frame, or aligns it otherwise; "
             "stop the stream and start it with the new bundle"
         )
     if fresh.bits != running.bits:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgead.runtime.backends import Backend
 from edgead.runtime.bundle.bundle import Bundle
@@ -18,8 +16,7 @@ from edgead.runtime.errors import BackendError, BundleError
 from edgead.runtime.frame import Decision, Inference
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import self_check
-from edgead.runtime.imaging.roi import Region, prepare
-from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 
 # How far a score may lie from the torch model's, as a share of the *margin*: threshold minus the median score of the
 # references that torch calls OK, which is the way a good part has to go to become a false alarm. A share of the score
@@ -81,31 +78,13 @@ def replay(
     allowed = manifest.precisions[precision].max_drop or 0.0
     share = max(REDUCED_TOLERANCE, allowed) if reduced else FP32_TOLERANCE
     limits = manifest.limits(), manifest.limits(precision)
-    network_input = NetworkInput.of(bundle)
+    view = bundle.view()
     found = []
     for reference in references:
         margin = share * _margin(reference, references, limits[0])
-        found.append(_replay(network, reference, network_input, margin, limits))
+        found.append(_replay(network, reference, view, margin, limits))
         done()
     return found
-
-
-class NetworkInput(NamedTuple):
-    """How pictures become the network's input."""
-
-    height: int
-    width: int
-    region: Region | None
-    tiles: Tiles | None
-    bits: int  # of 16-bit image files
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> NetworkInput:
-        manifest = bundle.manifest
-        return cls(manifest.input.height, manifest.input.width, bundle.region(), manifest.tiles(), manifest.input.bits)
-
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return prepare(image, self.height, self.width, region=self.region, tiles=self.tiles)[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +115,9 @@ def _margin(reference: _Reference, references: Sequence[_Reference], limits: Lim
 
 
 def _replay(
-    network: Backend, reference: _Reference, make: NetworkInput, margin: float, limits: tuple[Limits, Limits]
+    network: Backend, reference: _Reference, view: View, margin: float, limits: tuple[Limits, Limits]
 ) -> ReferenceCheck:
-    found = network.run(make(decode_image(reference.png, reference.name)))
+    found = network.run(view.prepare(decode_image(reference.png, reference.name))[None])
     if found.map.shape != reference.expected.map.shape:
         shapes = f"{found.map.shape[1:]} cells, expected are {reference.expected.map.shape[1:]}"
         raise BackendError(f"the network gives a map of {shapes}")

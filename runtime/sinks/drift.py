@@ -9,8 +9,7 @@ from typing import Protocol, runtime_checkable
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
 from edgead.runtime.decision.drift import DriftWatch
 from edgead.runtime.frame import Frame, Result
-from edgead.runtime.imaging.roi import Region, prepare
-from edgead.runtime.imaging.tiling import Tiles
+from edgead.runtime.imaging.view import View
 from edgead.runtime.sinks import Sink
 
 _log = logging.getLogger("edgead.drift")
@@ -24,10 +23,7 @@ _BURST, _RATE = 200, 10.0
 class Inspected(Protocol):
     """What the watch needs of an `edgead.runtime.Inspector`."""
 
-    height: int
-    width: int
-    region: Region | None
-    tiles: Tiles | None
+    view: View
 
     @property
     def normals(self) -> Mapping[str | None, Normals]: ...
@@ -38,7 +34,7 @@ class DriftSink(Sink):
 
     Args:
         watch: what judges.
-        inspector: the one that judges the stream; its region and network size say how pictures are measured, and when
+        inspector: the one that judges the stream; its view says how pictures are measured, and when
             it continues with another bundle the watch does so too.
     """
 
@@ -69,7 +65,7 @@ class DriftSink(Sink):
             self._normals = one.normals
             self.watch.renew(self._normals)
             return
-        picture = prepare(frame.image, one.height, one.width, frame.layout, one.region, one.tiles)
+        picture = one.view.prepare(frame.image, frame.layout)
         values = {"score": result.score, "level": map_level(result.map), **picture_signals(picture)}
         for state in self.watch.observe(result.source_id, result.category, values):
             _log.log(logging.WARNING if state.drifting else logging.INFO, "%s", state.explain())

@@ -12,6 +12,7 @@ import pytest
 from edgead.runtime.decision.baseline import QUANTILES, SIGNALS, Normals, picture_signals, sharpness
 from edgead.runtime.decision.drift import LEAST_PARTS, DriftWatch
 from edgead.runtime.frame import Decision, Frame, Result
+from edgead.runtime.imaging.view import View
 from edgead.runtime.sinks.drift import DriftSink
 
 STEP = {"score": 1.0, "level": 0.1, "brightness": 8.0, "focus": 30.0}
@@ -30,7 +31,7 @@ def watch(images: int = 200, **options: int) -> DriftWatch:
 
 
 def inspected(normals: dict[str | None, Normals]) -> SimpleNamespace:
-    return SimpleNamespace(height=64, width=80, region=None, tiles=None, normals=normals)
+    return SimpleNamespace(view=View(64, 80), normals=normals)
 
 
 def test_good_parts_raise_no_alarm_however_many_they_are():

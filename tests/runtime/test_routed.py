@@ -523,7 +523,7 @@ class DarkCamera(Source):
 
 
 def test_calibration_ends_where_a_camera_shows_no_known_part(make_routed: MakeRouted, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="200 pictures of dark camera in a row show no category that the model knows"):
+    with pytest.raises(DataError, match="200 pictures of dark camera in a row show no part that the model knows"):
         calibrate_bundle(make_routed(), DarkCamera(), tmp_path / "new.edgead", min_interval_s=0.0)
     assert not (tmp_path / "new.edgead").exists()
 

@@ -26,7 +26,6 @@ from edgead.runtime.device.tuning.report import BundleFacts, Candidate, TuneRepo
 from edgead.runtime.device.tuning.search_space import Setup, find_like, find_setups
 from edgead.runtime.errors import BackendError, BundleError, ConfigError, DataError
 from edgead.runtime.imaging.decode import decode_image
-from edgead.runtime.imaging.roi import prepare
 from edgead.runtime.inspection.device_profile import Choice
 from edgead.runtime.isolation import ask
 from edgead.runtime.machine import describe_machine
@@ -161,10 +160,9 @@ def _find_all(bundles: Sequence[Bundle], options: TuneOptions) -> list[tuple[int
 def _frame_size(bundles: Sequence[Bundle], asked: tuple[int, int]) -> tuple[int, int]:
     if len({bundle.manifest.input.bits for bundle in bundles}) > 1:
         raise ConfigError("these bundles take different bits of 16-bit image files; tune them one at a time")
-    regions = [bundle.region() for bundle in bundles]
-    sizes = {asked if region is None else region.frame_size for region in regions}
+    sizes = {bundle.view().frame_size or asked for bundle in bundles}
     if len(sizes) > 1:
-        raise ConfigError("these bundles judge regions of frames of different sizes; tune them one at a time")
+        raise ConfigError("these bundles judge frames of different sizes; tune them one at a time")
     return sizes.pop()
 
 
@@ -179,13 +177,12 @@ def _prepare(bundles: Sequence[Bundle], pictures: Iterable[Picture], folder: Pat
     """Write the pictures as each bundle's network takes them; return them without pixels, and the files."""
     shown: list[Picture] = []
     stacks: list[list[NDArray[np.uint8]]] = [[] for _ in bundles]
-    regions = [bundle.region() for bundle in bundles]
+    views = [bundle.view() for bundle in bundles]
     nothing = np.empty((0, 0, 3), np.uint8)
     for picture in pictures:
-        for bundle, region, stack in zip(bundles, regions, stacks, strict=True):
-            size = bundle.manifest.input.height, bundle.manifest.input.width
+        for view, stack in zip(views, stacks, strict=True):
             try:
-                stack.append(prepare(picture.image, *size, region=region, tiles=bundle.manifest.tiles()))
+                stack.append(view.prepare(picture.image))
             except DataError as error:
                 raise DataError(f"{picture.name}: {error}") from error
         shown.append(replace(picture, image=nothing))
