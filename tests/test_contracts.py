@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grimp
 
+from tests.file_index import INDEX, first_sentence, render, source_files
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Where an import is planted, the line, and how import-linter must name the offence.
@@ -184,3 +186,11 @@ def test_the_plan_names_every_room_and_leads_to_files_that_are_there() -> None:
     named = {ROOT / link for link in links}
     inner = {"native", "tuning", "networks"}  # within another room's row
     assert [room for room in rooms() if room not in named and room.parent != ROOT and room.name not in inner] == []
+
+
+def test_the_index_of_files_is_what_the_files_say() -> None:
+    listed = source_files()
+    assert len(listed) > 300
+    silent = [path for path in listed if not first_sentence(path)]
+    assert silent == []
+    assert INDEX.read_text(encoding="utf-8") == render(), "run: python -m tests.file_index"

@@ -1,4 +1,4 @@
-"""``edgead fit`` and ``edgead eval``."""
+"""``edgead fit``: its options, what it warns of, and its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph in two parts, around what CPUs compute natively: a memory bank, or a Gaussian for each location.
+"""A graph in two parts, around what CPUs compute natively: a memory bank, or a Gaussian for each location, if large.
 
 The parts are for backends with native code (`edgead.runtime.backends.native`); together with it they give what the
 whole graph gives. They share their weights with it.

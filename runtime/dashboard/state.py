@@ -1,4 +1,4 @@
-"""What the page shows: the last results in bounded memory, and the state that browsers ask for."""
+"""What the page shows: the last results and rates in bounded memory, and the state that browsers ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What judges, read from a bundle: an open backend with its thresholds, and what the frames must look like."""
+"""What judges, read from a bundle: an open backend with its thresholds, what frames it takes, what may replace it."""
 
 from __future__ import annotations
 
