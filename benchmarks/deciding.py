@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 
 from edgead.data import Category, open_category
 from edgead.evaluation.evaluation import evaluate
-from edgead.fitting import fit
+from edgead.fitting import FitConfig, fit
 from edgead.metrics.shares import RATES
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
@@ -59,9 +59,10 @@ class Row:
 
 def measure(category: Category, detector: str, seed: int, size: int | None) -> Row:
     """Fit and judge; the second threshold is applied to the scores of the first fit, which has the same model."""
-    model = fit(category.root, detector=detector, seed=seed, size=size)
+    model = fit(category.root, detector=detector, seed=seed, size=size, learn_defects=False)
     # Fitted again, so that whatever `fit` takes a threshold from counts here as well.
-    other = fit(category.root, detector=detector, seed=seed, size=size, false_alarm_rate=OTHER_RATE).threshold.value
+    at_other = FitConfig(detector=detector, seed=seed, size=size, learn_defects=False, false_alarm_rate=OTHER_RATE)
+    other = fit(category.root, at_other).threshold.value
     with model.inspector() as inspector:
         report = evaluate(inspector, category, bootstrap=0)
     inspected = [image for image in report.images if image.decision is not Decision.NOT_INSPECTED]

@@ -94,7 +94,7 @@ def audit(
         >>> audit("data/screw").card.copies
         (('train/good/053.png', 'train/good/173.png'),)
     """
-    config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits, keep_stray=True)
+    config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits, keep_stray=True, learn_defects=False)
     category = open_category(Path(folder).expanduser(), train_only=True)
     files = {category.relative(one): one.path for one in category.train}
     with _unsaid():

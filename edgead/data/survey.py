@@ -141,7 +141,9 @@ def group_copies(details: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _odd_sizes(sizes: Sequence[tuple[int, int]]) -> Iterable[Odd]:
     counts = Counter(sizes)
-    (usual, _), *_ = counts.most_common(1)
+    (usual, most), *_ = counts.most_common(1)
+    if 2 * most < len(sizes):
+        return  # sizes differ here
     for index, size in enumerate(sizes):
         if size != usual and counts[size] <= _FEW * len(sizes):
             yield Odd(index, f"it has {size[1]}x{size[0]} pixels, most have {usual[1]}x{usual[0]}")

@@ -245,6 +245,7 @@ class Refitting:
             false_alarm_rate=card.threshold.target_false_alarm_rate,
             bits=card.bits,
             exclude=exclude,
+            learn_defects=False,  # a model that did is refused above
             keep_stray=card.audit is not None and bool(card.audit.stray),
         )
         _require_same_backbone(card, model.card)

@@ -79,6 +79,11 @@ def test_an_image_far_too_bright_or_blurred_is_named_with_the_values():
     assert found.odd[1].why.startswith("its focus is")
 
 
+def test_sizes_are_not_odd_where_most_images_have_their_own(cells):
+    sizes = [(200 + index, 300) for index in range(len(cells))]
+    assert not [odd for odd in survey(cells, sizes).odd if "pixels" in odd.why]
+
+
 def test_an_odd_size_is_named_and_two_usual_ones_are_not(cells):
     sizes = [(300, 300)] * 39 + [(48, 64)]
     (odd,) = survey(cells, sizes).odd
