@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgead.probes.scene import Scene, disc, large_components, otsu
+from edgead.probes.scene import Scene, disc, large_components
 from edgead.runtime.errors import DataError
+from edgead.runtime.imaging.otsu import otsu
 
 _Mask = NDArray[np.bool_]
 
@@ -135,7 +136,7 @@ def _inner(scene: Scene) -> list[Part]:
     if not inside.any():
         return []
     levels = np.clip(np.rint(difference), 0, 255).astype(np.intp)
-    marked = inside & (levels > max(_FEATURE_CONTRAST, otsu(levels[inside])))
+    marked = inside & (levels > max(_FEATURE_CONTRAST, otsu(np.bincount(levels[inside], minlength=256))[0]))
     regions = large_components(ndimage.binary_opening(marked), max(8.0, 0.004 * area))
     regions += large_components(holes, max(8.0, 0.004 * area))
     kept = [region for region in regions if region.sum() <= 0.12 * area and _compact(region)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.imaging.otsu import otsu
 from edgead.runtime.imaging.preprocess import resize
 
 WORKING_SIDE = 256  # pixels of the longer side; what is found there is found in a 20-megapixel image, too
@@ -121,17 +122,6 @@ def read_scene(image: _Image) -> Scene:
     return Scene(small, found, False, height, width)
 
 
-def otsu(values: NDArray[np.intp]) -> int:
-    """Return Otsu's threshold of values from 0 to 255: the upper group lies above it (Otsu 1979)."""
-    counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
-    below = np.cumsum(counts)
-    weighted = np.cumsum(counts * np.arange(256))
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (weighted[-1] * below - weighted * below[-1]) ** 2 / (below * above)
-    return int(np.argmax(np.nan_to_num(between, nan=-1.0, posinf=-1.0)))
-
-
 def large_components(mask: _Mask, smallest: float) -> list[_Mask]:
     """Return the 4-connected components of at least ``smallest`` pixels, largest first."""
     from scipy import ndimage
@@ -153,7 +143,7 @@ def _foreground(small: _Image) -> _Mask | None:
     from scipy import ndimage
 
     distance = _from_background(small)
-    threshold = otsu(distance)
+    threshold, _ = otsu(np.bincount(distance.ravel(), minlength=256))
     # A cast shadow differs from the background, too, but less than the part does.
     found = ndimage.binary_opening(ndimage.binary_closing(distance > _SHADOW * threshold))
     parts = large_components(found, 0.003 * found.size)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.imaging.anomaly_map import resize_map
+from edgead.runtime.imaging.otsu import otsu
 from edgead.runtime.imaging.preprocess import resize
 from edgead.synthesis.forger import Image, Mask
 
@@ -67,31 +68,23 @@ def object_saliency(image: Image) -> NDArray[np.float32]:
 
 def _separation(values: NDArray[np.floating]) -> float:
     """Return the share of the variance that lies between the two groups of Otsu's threshold."""
-    above = values > otsu(values)
+    above = values > otsu_threshold(values)
     total, share = float(values.var()), float(above.mean())
     if not 0 < share < 1 or total <= 0:
         return 0.0
     return share * (1 - share) * float(values[above].mean() - values[~above].mean()) ** 2 / total
 
 
-def otsu(values: NDArray[np.floating]) -> float:
-    """Return the threshold that parts values into two groups of least variance within (Otsu 1979)."""
+def otsu_threshold(values: NDArray[np.floating]) -> float:
+    """Return the threshold that parts values into two groups of least variance within; the largest where all agree."""
     counts, edges = np.histogram(values, _BINS)
-    centers = 0.5 * (edges[1:] + edges[:-1])
-    below = np.cumsum(counts)[:-1]
-    above = len(np.ravel(values)) - below
-    sums = np.cumsum(counts * centers)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-        between = np.where((below > 0) & (above > 0), below * above * gap**2, -1.0)
-    if between.max() < 0:
+    if np.count_nonzero(counts) < 2:
         return float(np.max(values))
     # Among equals the middle, so that the threshold lies between the groups and not on one.
-    best = np.flatnonzero(between == between.max())
-    return float(edges[1 + int(best[len(best) // 2])])
+    return float(edges[1 + sum(otsu(counts)) // 2])
 
 
 def salient_region(saliency: NDArray[np.float32]) -> Mask:
     """Return where the saliency lies above Otsu's threshold, ``(h, w)`` bool; everywhere, if nowhere."""
-    region = saliency > otsu(saliency)
+    region = saliency > otsu_threshold(saliency)
     return region if region.any() else np.ones_like(region)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgead.synthesis.augment import flip, strong_jitter
 from edgead.synthesis.forger import Image, Mask, check_pool, is_grey, to_grey, visible
-from edgead.synthesis.saliency import otsu
+from edgead.synthesis.saliency import otsu_threshold
 
 _LEAST_SIDE = 10  # pixels of 256
 _ON_OBJECT = 0.9
@@ -64,7 +64,7 @@ def object_box(image: Image) -> tuple[int, int, int, int]:
     from scipy import ndimage
 
     grey = image.astype(np.float32).mean(axis=2)
-    bright = grey > otsu(grey)
+    bright = grey > otsu_threshold(grey)
     # The background is what the border is made of.
     border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
     thing = ~bright if border.mean() > 0.5 else bright

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.imaging.otsu import otsu
 from edgead.runtime.imaging.preprocess import resize
 
 SMALL_SIDE = 96  # pixels of the small picture's longer side
@@ -219,25 +220,11 @@ def part_picture(canvas: NDArray[np.uint8], small: tuple[int, int]) -> Small:
         np.maximum(plane, own) - np.minimum(plane, own) for plane, own in zip(planes, background, strict=True)
     )
     far = reduce(np.maximum, differences)
-    threshold = max(1, otsu(np.bincount(far.ravel(), minlength=256)))
+    threshold = max(1, otsu(np.bincount(far.ravel(), minlength=256))[0])
     soft = (2 * np.arange(256) - threshold) * 255 // (2 * threshold)
     red, green, blue = planes.astype(np.uint16)
     grey = (red * np.uint16(77) + green * np.uint16(150) + blue * np.uint16(29) + np.uint16(128)) >> np.uint16(8)
     return Small(np.clip(soft, 0, 255).astype(np.uint8)[far], grey.astype(np.uint8), background)
-
-
-def otsu(histogram: NDArray[np.int64]) -> int:
-    """Return the value at or below which one of two classes lies, by Otsu's rule with means of 8 binary places.
-
-    Args:
-        histogram: ``(256,)``, of at most 2**16 pixels.
-    """
-    histogram = histogram.astype(np.int64)  # a count has 32 bits on some systems
-    below, summed = np.cumsum(histogram), np.cumsum(histogram * np.arange(256))
-    above = below[-1] - below
-    low = (summed << 8) // np.maximum(below, 1)
-    high = ((summed[-1] - summed) << 8) // np.maximum(above, 1)
-    return int(np.argmax(below * above * ((high - low) ** 2 >> 2)))
 
 
 @lru_cache(maxsize=1)

@@ -27,7 +27,7 @@ from edgead.synthesis import (
 from edgead.synthesis.augment import _CHANGES, augment, grid_shuffle, jitter
 from edgead.synthesis.forger import blend, drop_small, visible
 from edgead.synthesis.perlin import _PERIOD, perlin, perlin_mask, random_perlin
-from edgead.synthesis.saliency import object_saliency, otsu, salient_region, spectral_residual
+from edgead.synthesis.saliency import object_saliency, otsu_threshold, salient_region, spectral_residual
 from edgead.synthesis.salient import salient_mask
 from edgead.synthesis.shapes import object_box
 from edgead.synthesis.sheet import KINDS, check_kinds, contact_sheet, make_forgers
@@ -110,9 +110,9 @@ def test_otsus_threshold_is_the_best_of_all() -> None:
         return float(len(low) * low.var() + len(high) * high.var())
 
     best = min(within(threshold) for threshold in np.linspace(values.min() + 1e-3, values.max() - 1e-3, 500))
-    assert within(otsu(values)) <= 1.01 * best
-    assert 0.35 < otsu(values) < 0.55
-    assert otsu(np.full(5, 2.0)) == 2.0
+    assert within(otsu_threshold(values)) <= 1.01 * best
+    assert 0.35 < otsu_threshold(values) < 0.55
+    assert otsu_threshold(np.full(5, 2.0)) == 2.0
 
 
 def test_the_spectral_residual_finds_what_stands_out() -> None:
