@@ -36,7 +36,7 @@ class BackendError(EdgeadError):
 
 
 class BackendUnavailable(BackendError):  # noqa: N818 - the name the design and the user's except clause read
-    """A backend whose library, driver or engine is missing; the message names the exact command that mends it."""
+    """A backend whose library, driver or engine is missing; the message names the exact command that fixes it."""
 
 
 class EngineMissing(BackendUnavailable):

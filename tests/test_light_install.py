@@ -123,7 +123,7 @@ def test_doctor_says_what_is_there_and_what_brings_the_rest(light: Path) -> None
     rows = {row["name"]: row for row in report["components"]}
     assert rows["onnxruntime"]["status"] == "ok"
     assert rows["openvino"]["status"] == "missing"
-    assert "edgead[openvino]" in rows["openvino"]["mend"]
+    assert "edgead[openvino]" in rows["openvino"]["fix"]
     assert rows["torch"]["status"] == "missing"
 
 

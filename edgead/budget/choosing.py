@@ -1,4 +1,4 @@
-"""Settings that keep within a budget of bytes or milliseconds, chosen by measurement on this machine.
+"""Settings that keep within a budget, chosen by measurement: the ladder, what counts as equal, which rung is taken.
 
 Each detector names a ladder of settings from cheap to expensive. Every rung is fitted on some of the training images,
 judges others that it never saw, as they are and with painted defects (`edgead.probes`), and is exported to a real
@@ -26,7 +26,7 @@ from edgead.model.card_sections import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
 from edgead.runtime.decision.paired_auroc import Ranking
 from edgead.runtime.device.bench import DEFAULT_FRAME_SIZE, take_turns
-from edgead.runtime.errors import ConfigError
+from edgead.runtime.errors import BudgetError, ConfigError
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.machine import describe_machine
@@ -52,7 +52,7 @@ class Budget:
     _shared: SharedBackbone
 
     def require_within(self, model: Exportable) -> None:
-        """Raise `ConfigError` where the bundle of the final model, fitted on all images, is larger than the budget.
+        """Raise `BudgetError` where the bundle of the final model, fitted on all images, is larger than the budget.
 
         The sizes of a ladder do not grow with the images; what the user fixed, or what depends on the images, may.
         """
@@ -62,7 +62,7 @@ class Budget:
             size = write_draft(model, Path(folder, "final.edgead"), self._shared.export) + _RECORDS // 2
         if size > self.card.budget_mb * 1e6:
             measured = self.card.curve[self.card.chosen].bytes
-            raise ConfigError(
+            raise BudgetError(
                 f"fitted on all images the bundle takes {size / 1e6:.2f} MB, more than {self.card.budget_mb:g} MB "
                 f"({measured / 1e6:.2f} MB on {self.card.fitted} of them); lower --budget-mb a little, or fix settings "
                 "with --set"
@@ -139,7 +139,7 @@ def choose(
         progress: called with ``(stage, done, total)``.
 
     Raises:
-        ConfigError: no rung keeps within the budget.
+        BudgetError: no rung keeps within the budget.
         DataError: too few images, or none that a defect can be painted on.
         BackendUnavailable: no backend to take times on is installed.
     """
@@ -166,7 +166,7 @@ def choose(
     rows = zip(varied(ladder), rankings, sizes, times, strict=True)
     curve = tuple(_rung(limits, *row) for row in rows)
     if not any(rung.fits for rung in curve):
-        raise ConfigError(_complaint(detector.name, curve, limits, backend["name"]))
+        raise BudgetError(_complaint(detector.name, curve, limits, backend["name"]))
     chosen = pick(curve, rankings)
     card = BudgetCard(
         budget_mb=limits.mb,

@@ -193,11 +193,11 @@ def doctor(out: Output) -> None:
     rows = diagnose(default_place())
     styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}
     out.finish(
-        {"schema": "edgead.doctor/1", "components": [row.to_dict() for row in rows]},
+        {"schema": "edgead.doctor/2", "components": [row.to_dict() for row in rows]},
         table(
             "What this machine can run",
             ["component", "status", "found", "command that helps"],
-            [[row.name, Text(row.status, styles[row.status]), row.detail, row.mend or ""] for row in rows],
+            [[row.name, Text(row.status, styles[row.status]), row.detail, row.fix or ""] for row in rows],
             text_columns=4,
         ),
     )

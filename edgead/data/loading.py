@@ -1,4 +1,4 @@
-"""Reads the images and masks of samples, a few at a time."""
+"""Reads the images and masks of samples, a few at a time; what in a mask counts as defect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All graph files of a model made in the precisions asked for, and proved beside it on real images."""
+"""All graph files of a model: which images calibrate the precisions asked for, and which prove them."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def not_importable(package: str, extra: str, error: ImportError) -> BackendUnava
     """Return the error for a package that is missing, or there and broken."""
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return BackendUnavailable(missing_extra(package, extra))
-    mend = f"run: pip install --force-reinstall 'edgead[{extra}]'"
-    return BackendUnavailable(f"{package} is installed but cannot be loaded ({first_line(error)}); {mend}")
+    fix = f"run: pip install --force-reinstall 'edgead[{extra}]'"
+    return BackendUnavailable(f"{package} is installed but cannot be loaded ({first_line(error)}); {fix}")
 
 
 def check_settings(threads: int | None, batch: int) -> None:

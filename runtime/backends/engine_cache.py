@@ -285,17 +285,17 @@ def _hash_and_sync(file: Path) -> tuple[str, int]:
     return hash_file(file)
 
 
-def _require_private(path: Path, status: os.stat_result, mend: str = _BUILD_AGAIN) -> None:
+def _require_private(path: Path, status: os.stat_result, fix: str = _BUILD_AGAIN) -> None:
     """Refuse what another user could have written: an engine is code that runs with our rights."""
     if sys.platform == "win32":
         return
     kind_fits = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
     if not kind_fits or status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
-        raise _refused(path, "other users may write it", mend)
+        raise _refused(path, "other users may write it", fix)
 
 
-def _refused(path: Path, why: str, mend: str = _BUILD_AGAIN) -> BackendError:
-    return BackendError(f"{path} of the engine cache is refused: {why}; {mend}")
+def _refused(path: Path, why: str, fix: str = _BUILD_AGAIN) -> BackendError:
+    return BackendError(f"{path} of the engine cache is refused: {why}; {fix}")
 
 
 def _take(lock: int, on_wait: Callable[[], None] | None) -> None:

@@ -185,8 +185,8 @@ class OnnxRuntimeCudaBackend(_OnnxRuntime):
         # The list of providers tells what was compiled in, not what can run: the driver is asked first.
         device = require_gpu("onnxruntime-cuda")
         if "CUDAExecutionProvider" not in load_onnxruntime().get_available_providers():
-            mend = "run: pip uninstall -y onnxruntime && pip install --force-reinstall 'edgead[gpu]'"
-            raise BackendUnavailable(f"onnxruntime-cuda: the installed onnxruntime has no CUDA; {mend}")
+            fix = "run: pip uninstall -y onnxruntime && pip install --force-reinstall 'edgead[gpu]'"
+            raise BackendUnavailable(f"onnxruntime-cuda: the installed onnxruntime has no CUDA; {fix}")
         execution = _Execution(
             name="onnxruntime-cuda",
             # TF32 would move distances to a memory bank in the third digit; a search for algorithms takes seconds.

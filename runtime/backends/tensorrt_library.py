@@ -61,8 +61,8 @@ def load_library(target: Target) -> Library:
     except ImportError as error:
         if Path("/etc/nv_tegra_release").exists() and target == "tensorrt":
             # JetPack brings it through apt; PyPI has none for a Jetson.
-            mend = "run: sudo apt-get install python3-libnvinfer (and make the venv with --system-site-packages)"
-            raise BackendUnavailable(f"tensorrt cannot be loaded ({first_line(error)}); {mend}") from error
+            fix = "run: sudo apt-get install python3-libnvinfer (and make the venv with --system-site-packages)"
+            raise BackendUnavailable(f"tensorrt cannot be loaded ({first_line(error)}); {fix}") from error
         raise not_importable(package, extra, error) from error
     version = str(trt.__version__)
     if target == "tensorrt" and _numbers(version) < _OLDEST_TENSORRT:

@@ -91,7 +91,7 @@ class Component:
     name: str
     status: Status
     detail: str
-    mend: str | None = None
+    fix: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -229,9 +229,9 @@ def _preprocess() -> Component:
 
 def _backend(name: str) -> Component:
     entry = REGISTRY[name]
-    mend = f"pip install 'edgead[{entry.extra}]'"
+    fix = f"pip install 'edgead[{entry.extra}]'"
     if find_spec(entry.package) is None:
-        return Component(name, "missing", f"{entry.package} is not installed", mend)
+        return Component(name, "missing", f"{entry.package} is not installed", fix)
     images = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     with private_directory() as folder:
         model = folder / "probe.onnx"
@@ -241,14 +241,14 @@ def _backend(name: str) -> Component:
         except BackendUnavailable as error:
             # Installed, yet not to be used here: its library cannot be loaded, or the processor lacks something.
             lacks = "cannot be loaded" not in str(error)
-            return Component(name, "missing" if lacks else "broken", str(error), None if lacks else mend)
+            return Component(name, "missing" if lacks else "broken", str(error), None if lacks else fix)
         try:
             score, grid, *_ = backend.run(images)
             info = backend.describe()
         finally:
             backend.close()
     if score.tolist() != [10.0] or grid.tolist() != [[[1.0, 4.0], [7.0, 10.0]]]:
-        return Component(name, "broken", f"{info.version} computes a wrong result", f"{mend} --force-reinstall")
+        return Component(name, "broken", f"{info.version} computes a wrong result", f"{fix} --force-reinstall")
     return Component(name, "ok", f"{info.version}, {info.provider}, {info.precision}")
 
 
@@ -258,11 +258,11 @@ def _gpu_backend(name: str) -> Component:
     A vendor's runtime initialises CUDA, takes hundreds of megabytes on a board, and can end a process without driver.
     """
     entry = REGISTRY[name]
-    mend = f"pip install 'edgead[{entry.extra}]'"
+    fix = f"pip install 'edgead[{entry.extra}]'"
     if name == "tensorrt" and _read("/etc/nv_tegra_release"):
-        mend = "sudo apt-get install python3-libnvinfer"  # JetPack's own; PyPI has none for it
+        fix = "sudo apt-get install python3-libnvinfer"  # JetPack's own; PyPI has none for it
     if not entry.installed:
-        return Component(name, "missing", f"{entry.distribution or entry.package} is not installed", mend)
+        return Component(name, "missing", f"{entry.distribution or entry.package} is not installed", fix)
     found = _first_version((entry.distribution or entry.package, *_DISTRIBUTIONS.get(name, ()))) or "version not known"
     problem = cuda_driver().problem
     if problem is not None:
@@ -276,15 +276,15 @@ def _gpu_backend(name: str) -> Component:
 
 
 def _opencv() -> Component:
-    name, mend = "opencv", "pip install 'edgead[camera]'"
+    name, fix = "opencv", "pip install 'edgead[camera]'"
     if find_spec("cv2") is None:
-        return Component(name, "missing", "OpenCV is not installed; cameras, streams and videos need it", mend)
+        return Component(name, "missing", "OpenCV is not installed; cameras, streams and videos need it", fix)
     try:
         import cv2
     except ImportError as error:
         # Mostly libGL.so.1, which only the package with windows needs.
-        mend = "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
-        return Component(name, "broken", f"OpenCV cannot be loaded: {first_line(error)}", mend)
+        fix = "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
+        return Component(name, "broken", f"OpenCV cannot be loaded: {first_line(error)}", fix)
     video = opencv_video(cv2.getBuildInformation())
     parts = [f"{'with' if there else 'without'} {library}" for library, there in video.items()]
     packages = [p for p in _OPENCV_PACKAGES if _first_version((p,))]
@@ -306,16 +306,16 @@ def _gstreamer() -> Component:
     if find_spec("gi") is not None:
         return Component(name, "ok", "through PyGObject")
     detail = "neither OpenCV nor PyGObject brings it; only csi:// cameras need it (OpenCV from PyPI never has it)"
-    mend = "sudo apt-get install python3-opencv gstreamer1.0-plugins-good" if sys.platform == "linux" else None
-    return Component(name, "missing", detail, mend)
+    fix = "sudo apt-get install python3-opencv gstreamer1.0-plugins-good" if sys.platform == "linux" else None
+    return Component(name, "missing", detail, fix)
 
 
 def _package(name: str, module: str, extra: str | None) -> Component:
     """Return the row of a package without importing it."""
     if find_spec(module) is None:
-        mend = f"pip install 'edgead[{extra}]'" if extra else f"pip install {name}"
+        fix = f"pip install 'edgead[{extra}]'" if extra else f"pip install {name}"
         purpose = f"; {_PURPOSE[extra]}" if extra in _PURPOSE else ""
-        return Component(name, "missing", f"{name} is not installed{purpose}", mend)
+        return Component(name, "missing", f"{name} is not installed{purpose}", fix)
     return Component(name, "ok", _first_version((name,)) or "installed, version not known")
 
 

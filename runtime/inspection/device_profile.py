@@ -1,4 +1,4 @@
-"""What ``edgead tune`` chose for one bundle on one device: a small JSON file that ``edgead run`` uses.
+"""What ``edgead tune`` chose for one bundle on one device: a JSON file, and when it no longer holds.
 
 A profile holds whole or not at all. It is bound to the bundle's digest, to the device and to the versions of the
 libraries it was measured with; where one of them is another, or the file is damaged, it is omitted with one line that

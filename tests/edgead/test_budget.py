@@ -284,7 +284,7 @@ def test_the_bundle_keeps_within_the_budget(edgead: Any, roomy: Any, parts: Path
 def test_a_budget_that_nothing_keeps_is_refused(edgead: Any, parts: Path, tmp_path: Path) -> None:
     fixed = ("--set", "bank_size=7")
     outcome = edgead("fit", parts, *QUICK, *fixed, "--budget-mb", 0.1, "--budget-ms", 50000, "-o", tmp_path / "m")
-    assert outcome.code == 2
+    assert outcome.code == 3
     assert "no settings of detector 'patchcore' keep within 0.1 MB and 50000 ms: the nearest take" in outcome.error
     assert "raise the budget" in outcome.error
     assert list(tmp_path.iterdir()) == []

@@ -125,7 +125,7 @@ def test_stdout_is_for_the_json_object_alone(edgead, monkeypatch):
 
     monkeypatch.setattr("edgead.runtime.device.doctor.diagnose", chatty)
     outcome = edgead("doctor", "--json")
-    assert outcome.json == {"schema": "edgead.doctor/1", "components": []}
+    assert outcome.json == {"schema": "edgead.doctor/2", "components": []}
     assert "greets" in outcome.err
 
 

@@ -189,7 +189,7 @@ def test_doctor_has_a_row_for_each_component(edgead):
     assert outcome.code == 0
     components = outcome.json["components"]
     assert [row["name"] for row in components] == [component.name for component in diagnose()]
-    assert all(set(row) == {"name", "status", "detail", "mend"} for row in components)
+    assert all(set(row) == {"name", "status", "detail", "fix"} for row in components)
     assert "onnxruntime" in edgead("doctor").out
 
 

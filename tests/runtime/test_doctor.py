@@ -46,7 +46,7 @@ def test_every_component_has_one_row() -> None:
     for row in rows:
         assert row.status in ("ok", "missing", "broken")
         assert row.detail
-        assert "\n" not in row.detail + (row.mend or "")
+        assert "\n" not in row.detail + (row.fix or "")
         json.dumps(row.to_dict())
 
 
@@ -78,7 +78,7 @@ def test_what_is_missing_comes_with_its_command() -> None:
         "gpiod": "pip install 'edgead[gpio]'",
     }
     for name, command in commands.items():
-        assert (rows[name]["status"], rows[name]["mend"]) == ("missing", command)
+        assert (rows[name]["status"], rows[name]["fix"]) == ("missing", command)
     assert rows["numpy"]["status"] == "ok"
 
 
@@ -90,8 +90,8 @@ def test_what_is_installed_but_does_not_load_is_broken(tmp_path: Path) -> None:
     for name in ("onnxruntime", "opencv"):
         assert rows[name]["status"] == "broken"
         assert "libGL.so.1" in rows[name]["detail"]
-        assert rows[name]["mend"]
-    assert "opencv-python-headless" in rows["opencv"]["mend"]
+        assert rows[name]["fix"]
+    assert "opencv-python-headless" in rows["opencv"]["fix"]
 
 
 def test_a_backend_that_computes_nonsense_is_broken(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_resize_that_is_not_exact_is_broken(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Image.Image, "reduce", lambda self, factor: reduce(self, factor).point(lambda x: x + 1))
     row = next(row for row in diagnose() if row.name == "preprocess")
     assert row.status == "broken"
-    assert "pip install" in (row.mend or "")
+    assert "pip install" in (row.fix or "")
 
 
 def test_the_probe_graph_is_what_its_comment_says() -> None:
@@ -171,7 +171,7 @@ def test_native_code_is_named_or_comes_with_its_command(tmp_path: Path, monkeypa
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert row().status == "missing"
-    assert row().mend == "edgead build BUNDLE --target cpu"
+    assert row().fix == "edgead build BUNDLE --target cpu"
     try:
         build_native(EngineCache(tmp_path))
     except BackendUnavailable as error:

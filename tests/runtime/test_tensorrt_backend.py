@@ -241,7 +241,7 @@ except EdgeadError as error:
 def test_the_doctor_sees_driver_and_libraries(on_gpu: Callable[..., list[str]]) -> None:
     program = (
         "from edgead.runtime.device.doctor import diagnose\n"
-        "for row in diagnose():\n    print(row.name, '|', row.status, '|', row.detail, '|', row.mend)"
+        "for row in diagnose():\n    print(row.name, '|', row.status, '|', row.detail, '|', row.fix)"
     )
     rows = {line.split(" | ")[0]: line for line in on_gpu(program, prelude="")}
     assert "| ok | CUDA 12.6; Fake Orin (compute capability 8.7)" in rows["cuda driver"]

@@ -146,8 +146,8 @@ def load_library(path: Path) -> Any:
             getattr(library, f"edgead_{name}").restype = number
         library.edgead_knn_set.restype = pointer
     except (OSError, AttributeError) as error:
-        mend = "install edgead again" if path.parent == FOLDER else "run: edgead build BUNDLE --target cpu --rebuild"
-        raise BackendError(f"cannot load {path}: {error}; {mend}") from error
+        fix = "install edgead again" if path.parent == FOLDER else "run: edgead build BUNDLE --target cpu --rebuild"
+        raise BackendError(f"cannot load {path}: {error}; {fix}") from error
     return library
 
 

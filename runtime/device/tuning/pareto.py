@@ -52,7 +52,7 @@ def pick(candidates: Sequence[Candidate], keep: int | None = None) -> int | None
     return min(near, key=lambda index: (candidates[index].peak_mb or 0.0, _ms(candidates[index])))
 
 
-def complain(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb: float | None, mend: str) -> str:
+def complain(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb: float | None, fix: str) -> str:
     """Return one line for a user whose budgets nothing keeps within; ``fix`` says what to change."""
     usable = [one for one in candidates if one.usable]
     if not usable:
@@ -64,7 +64,7 @@ def complain(candidates: Sequence[Candidate], budget_ms: float | None, budget_mb
     memory = "" if nearest.peak_mb is None else f" and {nearest.peak_mb:.0f} MB"
     return (
         f"nothing keeps within {wanted} here: the nearest, {nearest.setup.name}, takes {_ms(nearest):.2f} ms{memory}; "
-        f"raise the budget, or {mend}"
+        f"raise the budget, or {fix}"
     )
 
 
