@@ -40,7 +40,6 @@ NAMES = [
     "vit_small_patch16_rope_mixed_ape_224",
     "eva02_tiny_patch14_224",
 ]
-# The least of test networks has no head of pre-trained weights, so nothing is said of what it finds.
 SMALL = "test_vit"
 
 
@@ -151,7 +150,7 @@ def test_without_taps_the_last_block_is_taken() -> None:
 @pytest.mark.parametrize("name", [SMALL, "vit_tiny_patch16_dinov3_qkvb", "eva02_tiny_patch14_224"])
 def test_the_graph_asks_for_no_shape(name: str) -> None:
     size = (224, 224) if "patch14" in name else (64, 96)
-    backbone = build_backbone(BackboneSpec.parse(f"{name}@random"), size)
+    backbone = build_backbone(BackboneSpec.parse(f"{name}@random", (2,)), size)
     model = export_onnx(backbone, *size, ["tokens"])
     assert lint(model, ["tokens"]) == []
     kinds = [node.op_type for node in model.graph.node]
@@ -168,7 +167,7 @@ def test_the_graph_asks_for_no_shape(name: str) -> None:
 
 
 def test_half_takes_matrix_products_and_leaves_normalisations_and_softmax() -> None:
-    model = export_onnx(build_backbone(BackboneSpec.parse(f"{SMALL}@random"), (64, 64)), 64, 64, ["tokens"])
+    model = export_onnx(build_backbone(BackboneSpec.parse(f"{SMALL}@random", (2,)), (64, 64)), 64, 64, ["tokens"])
     half = convert_fp16(model)
     assert lint(half, ["tokens"], "fp16") == []
     types = element_types(half)
@@ -238,17 +237,18 @@ def test_from_a_fit_to_a_bundle(detector: str, made_images: Path, tmp_path: Path
     assert [one.score for one in again.predict(images)] == [one.score for one in model.predict(images)]
     assert again.evaluate(plate).image_auroc is not None
     bundle = tmp_path / "m.edgead"
-    report = again.export(bundle, fp16=True, images=[plate / "test"])
+    report = again.export(bundle, fp16=detector == "fre", images=images)
     assert report.passed
-    half = report.parity["model.fp16.onnx"][SIMULATED]
-    assert half.drop is not None
-    assert half.drop < 0.05
-    assert half.half_margin is not None
-    assert half.half_margin > 2
     assert check_bundle(bundle).passed
+    if detector == "fre":
+        half = report.parity["model.fp16.onnx"][SIMULATED]
+        assert half.drop is not None
+        assert half.drop < 0.05
+        assert half.half_margin is not None
+        assert half.half_margin > 2
+        with pytest.raises(ConfigError, match=r"a vision transformer has one, its patch embedding"):
+            again.export(bundle, int8=True)
     with zipfile.ZipFile(bundle) as archive:
         assert json.loads(archive.read("manifest.json"))["provenance"]["random_weights"] is True
         graph = onnx.load_from_string(archive.read("model.fp32.onnx")).graph
     assert sum(node.op_type == "Softmax" for node in graph.node) >= 6
-    with pytest.raises(ConfigError, match=r"a vision transformer has one, its patch embedding"):
-        again.export(bundle, int8=True)
