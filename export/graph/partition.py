@@ -131,12 +131,12 @@ def in_block(node: onnx.NodeProto, known: Collection[str]) -> bool:
     """Whether a node of a transformer's blocks keeps its numbers in their range: no square, and no quotient of two."""
     if node.op_type == "Div":
         return node.input[1] in known
-    return node.op_type in _IN_BLOCKS and not _square(node)
+    return str(node.op_type) in _IN_BLOCKS and not _square(node)
 
 
 def _square(node: onnx.NodeProto) -> bool:
     # A square is a length in the making, and overflows first.
-    return node.op_type == "Mul" and node.input[0] == node.input[1]
+    return bool(node.op_type == "Mul" and node.input[0] == node.input[1])
 
 
 def array(tensor: TensorProto) -> NDArray[np.generic]:
