@@ -18,7 +18,7 @@ from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import Fit, Passes, fit_closed_form
 from edgead.detectors.learned import fit_learned
-from edgead.evaluation.operating_point import defects_at_hand, with_operating_point
+from edgead.evaluation.operating_point import with_operating_point
 from edgead.features.backbones import (
     NO_BACKBONE_INFO,
     BackboneInfo,
@@ -37,10 +37,11 @@ from edgead.fitting.audit import (
     warn_of_omitted,
 )
 from edgead.fitting.config import FitConfig, FitOptions
+from edgead.fitting.defect_images import usable_defects
 from edgead.fitting.known_defects import DefectMaterial, HeldOutNormals, Taught, teach
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
 from edgead.fitting.preparing import check_names
-from edgead.fitting.view import make_view, show_part
+from edgead.fitting.view import make_view
 from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
@@ -247,9 +248,8 @@ class _Work:
         return _Fitted(outcome, images, info, cut, budget)
 
     def defects(self) -> list[Sample]:
-        """Return the defects at hand, to be read with the bits that the model takes."""
-        listed = defects_at_hand(self._opened[0], self._config.defects)
-        return show_part([replace(one, bits=self._samples[0].bits) for one in listed], self._view)
+        """Return the defects at hand."""
+        return usable_defects(self._opened[0], self._config.defects, self._samples, self._view)
 
     def teach(self, fitted: _Fitted, defects: Sequence[Sample]) -> Taught:
         """Let defects teach what was fitted."""

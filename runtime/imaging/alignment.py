@@ -122,7 +122,7 @@ class Alignment:
 
     def find(self, canvas: NDArray[np.uint8]) -> Found:
         """Return what was found on a canvas, whatever its overlap."""
-        part, grey, background = part_picture(canvas, self.small)
+        part, grey, background, _ = part_picture(canvas, self.small)
         return Found(self.search.find(part, grey), background)
 
     def require(self, canvas: NDArray[np.uint8]) -> Found:
