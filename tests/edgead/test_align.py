@@ -210,16 +210,19 @@ def test_what_is_pale_belongs_to_the_part_and_is_judged(tmp_path):
 
 
 def test_images_without_the_part_shape_no_template(bolts, tmp_path):
-    clean = fit(bolts, size=96, align=True, detector="padim", settings={"dimensions": 20}).view.align
+    settings = {"size": 96, "align": True, "detector": "padim", "settings": {"dimensions": 20}}
+    with fit(bolts, **settings).inspector() as inspect:
+        clean = inspect.view.align
     root = tmp_path / "bolts"
     shutil.copytree(bolts, root)
     ground = draw_part(SIZE, (-500, -500))
     for number in range(4):
         Image.fromarray(ground).save(root / "train" / "good" / f"z{number}.png")
-    strays = fit(root, size=96, align=True, detector="padim", settings={"dimensions": 20})
-    assert len(strays.card.audit.excluded) == 4
-    assert np.array_equal(strays.view.align.template, clean.template)
-    assert strays.view.align.minimum == clean.minimum
+    model = fit(root, **settings)
+    assert len(model.card.audit.excluded) == 4
+    with model.inspector() as inspect:
+        assert np.array_equal(inspect.view.align.template, clean.template)
+        assert inspect.view.align.minimum == clean.minimum
 
 
 @pytest.mark.parametrize("size", [(64, 256), (256, 64), (512, 512)])
