@@ -50,9 +50,10 @@ _AREA = 0.7  # share of the frame; likewise
 _ROUND = 0.91
 _MARGIN = 1 / 12  # of the part's longer side, on all sides of it
 _ANGLES = 64
-# Grey levels, and robust standard deviations, by which the mean of the aligned normals differs from the background
-# where there is a part; and the share of the normals whose frames reach there.
-_PALE, _FAR, _SHOWN = 8.0, 6.0, 0.5
+# By so much all but a share of the aligned normals differ from the background where there is a part: grey levels,
+# robust standard deviations, and of the part's own contrast, for it casts a shadow and shines on what it lies on.
+_PALE, _FAR, _OF_PART, _MOSTLY = 8.0, 6.0, 0.15, 0.25
+_SHOWN, _COMPARED = 0.5, 200  # share of the normals whose frames must reach a place; how many are compared
 # A large frame is reduced to the canvas by a whole number that divides it, where canvas and network pixels then
 # differ at most so much: 0.8 ms for 1280x1024 instead of 2.8.
 _EVEN, _LARGE = 1.25, 1 << 19
@@ -112,7 +113,7 @@ def learn_alignment(
     minimum = math.ceil(_SHARE * median)
     template, grey, belongs = _with_pale_parts(looks, template, grey, turns)
     canvas, window = _window(belongs | (template > 0), frame, size)
-    return Alignment(frame, canvas, window, template, grey, _near(belongs), minimum, turns), omitted
+    return Alignment(frame, canvas, window, template, grey, _judged(template, belongs), minimum, turns), omitted
 
 
 def _template(looks: _Looks) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool, NDArray[np.int64]]:
@@ -131,24 +132,28 @@ def _with_pale_parts(
     """Return the template and its grey values on a larger square where need be, and what belongs to the part.
 
     A part picture holds what stands out from the background by half of Otsu's threshold at least. An arm that is paler,
-    or thinner than a small pixel, belongs to the part all the same: in the mean of the aligned normals it differs from
-    the background, which does not turn with the part.
+    or thinner than a small pixel, belongs to the part all the same: in most of the aligned normals it differs from the
+    background. A shadow does not, it does not turn with the part.
     """
     search, side = Search(template, grey, turns), MOST_SIDE
-    poses = [search.find(part, own) for part, own in zip(looks.parts, looks.greys, strict=True)]
-    mean = np.mean([turned(far, pose, side) for far, pose in zip(looks.fars, poses, strict=True)], axis=0)
-    seen = np.mean([turned(np.full_like(far, 255), pose, side) for far, pose in zip(looks.fars, poses, strict=True)], 0)
-    mean = mean / np.maximum(seen / 255, 1e-6)
+    chosen = np.unique(np.linspace(0, len(looks.parts) - 1, _COMPARED).round().astype(int))
+    poses = [search.find(looks.parts[index], looks.greys[index]) for index in chosen]
+    fars = np.stack([turned(looks.fars[index], pose, side) for index, pose in zip(chosen, poses, strict=True)])
+    full = np.full_like(looks.fars[0], 255)
+    inside = np.stack([turned(full, pose, side) == 255 for pose in poses])
+    # Where frames end, others say what is there.
+    level = np.quantile(np.where(inside, fars, 255), _MOSTLY, axis=0)
     edge = (side - len(template)) // 2
     large, large_grey = np.pad(template, edge), np.pad(grey, edge, mode="edge")
     # Where few normals show anything, what they show is no rule.
-    known = seen > 255 * _SHOWN
-    plain = mean[known & (_near(large > 0) == 0)]
+    known = inside.mean(axis=0) > _SHOWN
+    plain = level[known & (_near(large > 0) == 0)]
     belongs = large > 127
     if plain.size:
         usual = float(np.median(plain))
         spread = 1.4826 * float(np.median(np.abs(plain - usual)))
-        belongs |= known & (mean > usual + max(_PALE, _FAR * spread))
+        own = _OF_PART * float(np.median(level[belongs])) if belongs.any() else 0.0
+        belongs |= known & (level > usual + max(_PALE, _FAR * spread, own))
     rows, columns = np.nonzero(belongs | (large > 0))
     reach = math.ceil(max(np.abs(2 * rows + 1 - side).max(), np.abs(2 * columns + 1 - side).max()) / 2)
     cut = max(0, min(edge, side // 2 - reach))
@@ -255,8 +260,17 @@ def _on_border(part: NDArray[np.uint8]) -> float:
     return float((border > 127).mean())
 
 
+def _judged(template: NDArray[np.uint8], belongs: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return what is judged, 255: the part and a margin about what stands out, and a pixel about what is pale."""
+    pale = np.pad(belongs, 1)
+    around = [pale[y : y + len(belongs), x : x + len(belongs)] for y in range(3) for x in range(3)]
+    judged = _near(template > 127)
+    judged[np.logical_or.reduce(around)] = 255
+    return judged
+
+
 def _near(part: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return what is judged, 255 on the part and within a margin about it, which is square."""
+    """Return 255 on the part and within a margin about it, which is square."""
     rows, columns = np.nonzero(part)
     reach = math.ceil(_MARGIN * max(np.ptp(rows), np.ptp(columns))) if len(rows) else 0
     near = np.zeros(part.shape, np.uint8)
