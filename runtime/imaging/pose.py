@@ -1,4 +1,4 @@
-"""Where a part is on a small picture and how it is turned: whole numbers only, so the same on every processor.
+"""Where a part is on a small picture and how it is turned, in whole numbers: the same on every processor.
 
 The rule is stated step by step in docs/preprocess.md; `edgead.runtime.imaging.alignment` says what it is for.
 """
