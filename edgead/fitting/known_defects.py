@@ -24,8 +24,8 @@ from edgead.metrics.metrics import image_auroc
 from edgead.model.card_sections import LearnedDefectsCard
 from edgead.runtime.decision.baseline import map_level
 
-# Chosen on draws of 5 to 20 defects from one half of the test images of tile, screw and solar cells: beyond .2 some draws
-# made what was not drawn worse, by up to .03 AUROC.
+# Chosen on draws of 5 to 20 defects from one half of the test images of tile, screw and solar cells: beyond .2 some
+# draws made what was not drawn worse, by up to .03 AUROC.
 STRENGTHS = (0.0, 0.1, 0.2)
 ONE_KIND = 0.1  # where defects of no other kind say what it would cost them
 LEAST = 5  # defective images; fewer cannot show that a term helps

@@ -11,8 +11,8 @@ Rule ``pose-overlap/1``, stated step by step in docs/preprocess.md:
 4. The canvas is read bilinearly along the pose, with weights of 6 bits a direction, its border repeated outside.
 
 How much of the two pictures overlaps, of what either covers, says whether the part was found at all: two parts, none,
-or one that is cut off overlap little. No function of libm and no sum of
-floats has a part in it: the sines are integers, and only Otsu's quotients are doubles, one operation after the other.
+or one that is cut off overlap little. No function of libm and no sum of floats has a part in it: the sines are
+integers, and only Otsu's quotients are doubles, one operation after the other.
 """
 
 from __future__ import annotations
