@@ -22,9 +22,7 @@ from edgead.runtime.imaging.view import View
 _log = logging.getLogger("edgead.fit")
 
 
-def usable_defects(
-    category: Category, folder: str | Path | None, normals: Sequence[Sample], view: View
-) -> list[Sample]:
+def usable_defects(category: Category, folder: str | Path | None, view: View) -> list[Sample]:
     """Return the defects beside the training images and in a folder, to be read as the normals are.
 
     Those on which the part to align is not found are omitted, for they never pass; of copies one is kept, for a model
@@ -33,6 +31,7 @@ def usable_defects(
     Raises:
         DataError: an image that cannot be read, is of another size than the model takes, or lies among the normals.
     """
+    normals = category.train
     bits = normals[0].bits
     listed = [replace(one, bits=bits) for one in defects_at_hand(category, folder)]
     _refuse_normals(listed, normals)

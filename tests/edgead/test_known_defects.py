@@ -140,10 +140,12 @@ def test_copies_of_a_defect_count_once(spotted, tmp_path, caplog):
     assert "12 of 24 defects at hand show the same as others and are omitted" in caplog.text
 
 
-def test_a_normal_image_is_no_defect(spotted, tmp_path):
+def test_a_normal_image_is_no_defect_and_that_is_said_before_anything_is_fitted(spotted, tmp_path):
     shutil.copy(spotted / "train" / "good" / "03.png", tmp_path / "bad.png")
+    told = []
     with pytest.raises(DataError, match=r"bad\.png is also among the normal images .*03\.png"):
-        fit(spotted, defects=tmp_path, **QUICK)
+        fit(spotted, defects=tmp_path, progress=lambda *step: told.append(step), **QUICK)
+    assert told == []
 
 
 def test_an_image_in_both_places_counts_once(spotted, tmp_path):
