@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -114,6 +114,17 @@ def over_seeds(values: Sequence[float], form: str = "g") -> str:
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
+@contextmanager
+def labelled(folders: Sequence[Path], *, solar_cells: bool) -> Iterator[list[Category]]:
+    """Open categories with test images, and that of ``make demo`` if asked for, which is made for as long."""
+    with TemporaryDirectory(prefix="edgead-solar-") as scratch:
+        paths = list(folders)
+        if solar_cells:
+            paths.append(Path(scratch, "solar_cell"))
+            prepare(paths[-1])
+        yield [open_category(path, need_test=True) for path in paths]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("categories", type=Path, nargs="*", help="folders with train/good, test/good, test/<defect>")
@@ -126,12 +137,7 @@ def main() -> None:
     if not arguments.categories and not arguments.solar_cells:
         parser.error("give a category folder or --solar-cells")
     rows = []
-    with ExitStack() as stack:
-        paths = list(arguments.categories)
-        if arguments.solar_cells:
-            paths.append(Path(stack.enter_context(TemporaryDirectory(prefix="edgead-deciding-"))) / "solar_cell")
-            prepare(paths[-1])
-        opened = [open_category(path, need_test=True) for path in paths]
+    with labelled(arguments.categories, solar_cells=arguments.solar_cells) as opened:
         for seed in map(int, arguments.seeds.split(",")):
             for category in opened:
                 for detector in arguments.detectors.split(","):

@@ -4,7 +4,7 @@
     python -m benchmarks.defects_at_hand DATA/mvtec_ad/screw --leave-out-kinds
 
 Of the defective test images so many are drawn and given to ``fit``; the others, and the good test images, are judged by
-the same model with and without the term that it learned. Escapes are counted at the fitted threshold and at 5 % false
+a model that learned from them and one that did not. Escapes are counted at the fitted threshold and at 5 % false
 alarms of the test images. With ``--leave-out-kinds`` no image of one kind is drawn, and only those are judged: what a
 term costs defects that nobody has shown it.
 """
@@ -16,7 +16,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -26,15 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgead.data import Category, Sample, open_category
-from edgead.features.scoring import ScoringModule
+from benchmarks.deciding import labelled
+from edgead.data import Category, Sample
 from edgead.fitting import fit
 from edgead.metrics.metrics import image_auroc
 from edgead.model.model import TrainedModel
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import atomic_write
 from edgead.runtime.imaging.decode import read_image
-from examples.demo import prepare
 
 RATE = 0.05
 
@@ -76,7 +74,7 @@ def scores(model: TrainedModel, samples: Sequence[Sample]) -> NDArray[np.float64
 
 
 def measure(category: Category, detector: str, count: int, draw: int, kind: str = "") -> Row:
-    """Fit once, and judge with the term and without it."""
+    """Fit, and fit again without learning if anything was learned; judge by both."""
     given, judged = draw_defects(category, count, draw, kind)
     with TemporaryDirectory(prefix="edgead-at-hand-") as folder:
         for number, sample in enumerate(given):
@@ -84,10 +82,10 @@ def measure(category: Category, detector: str, count: int, draw: int, kind: str 
             place.mkdir(exist_ok=True)
             shutil.copy(sample.path, place / f"{number}{sample.path.suffix}")
         model = fit(category.root, detector=detector, defects=folder)
-        alone = fit(category.root, detector=detector, defects=folder, learn_defects=False)
-    assert isinstance(model.module, ScoringModule)
-    assert model.card.defects is not None
-    assert model.card.defects.learned is not None
+        assert model.card.defects is not None
+        assert model.card.defects.learned is not None
+        strength = model.card.defects.learned.strength
+        alone = fit(category.root, detector=detector, defects=folder, learn_defects=False) if strength else model
     good = [sample for sample in category.test if not sample.anomalous]
     found = []
     for one in (alone, model):
@@ -103,7 +101,6 @@ def measure(category: Category, detector: str, count: int, draw: int, kind: str 
             )
         )
     auroc, escapes, at, alarms = ((before, after) for before, after in zip(*found, strict=True))
-    strength = model.card.defects.learned.strength
     return Row(category.name, detector, kind, draw, len(judged), strength, auroc, escapes, at, alarms)
 
 
@@ -136,12 +133,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
-    with ExitStack() as stack:
-        paths = list(arguments.categories)
-        if arguments.solar_cells:
-            paths.append(Path(stack.enter_context(TemporaryDirectory(prefix="edgead-at-hand-"))) / "solar_cell")
-            prepare(paths[-1])
-        for category in [open_category(path, need_test=True) for path in paths]:
+    with labelled(arguments.categories, solar_cells=arguments.solar_cells) as opened:
+        for category in opened:
             kinds = [""]
             if arguments.leave_out_kinds:
                 kinds = sorted({sample.label or "" for sample in category.test if sample.anomalous})

@@ -33,8 +33,11 @@ _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 # Scheme and credentials; a password may have a slash in it where what stands before cannot be a host and its port.
 _HEAD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/]*@|[^/:@\[]+:(?!\d{1,5}(?:[/?#]|$))[^@]*@)?")
-# A numeric address, a name with a port, or a name with a dot and a path behind it.
-_HOST = re.compile(r"(?:\d{1,3}\.){3}\d|\[[0-9A-Fa-f:]+\]|[^/?#]+:\d{1,5}(?:[/?#]|$)|[^/?#]+\.[^/?#]+/")
+# What is a host and no user: a numeric address or this machine, with a port or not, or a name with a dot and no port;
+# of a path on a disk, which has no host, what stands before its first slash.
+_HOST = re.compile(
+    r"(?:(?:(?:\d{1,3}\.){3}\d{1,3}|\[[0-9A-Fa-f:.%]+\]|localhost)(?::\d{1,5})?|[^:@\s]*\.[^:@\s]*|[A-Za-z]:|)"
+)
 _ENCODED = "!$&'()*+,;=%"  # what RFC 3986 allows in credentials as it is
 
 
@@ -52,10 +55,9 @@ def redact_uri(uri: str) -> str:
     scheme = "" if head is None else head[0]
     before, at, after = uri[len(scheme) :].rpartition("@")
     authority, slash, _ = before.partition("/")
-    # Rather hidden than shown: `user:1234/5@cam.local/x` has what looks like a port, but no dot before it, and a host
-    # after its `@`.
-    is_login = ":" in authority and "." not in authority and _HOST.match(after) is not None
-    is_address = bool(slash) and re.fullmatch(r"[^:@\s]*(:\d{1,5})?", authority) is not None and not is_login
+    # Rather hidden than shown: what stands before the `@` of `user:1234/5@cam/x` may be a host and its port as well as
+    # a password with a slash.
+    is_address = bool(slash) and _HOST.fullmatch(authority) is not None
     is_file = head is None and re.match(r"[^/:@]{2,}:", uri) is None
     if not at or is_address or is_file:  # what has an `@` is the path
         return redact(uri)

@@ -316,6 +316,8 @@ def test_the_stream_decides_as_the_evaluation_did(made: Made, backend: str) -> N
     decisions = set()
     # Scores of several categories are in deviations around zero, so a share of the score alone means nothing.
     spread = made.model.threshold.value - min(made.model.card.normal_scores)
+    # A network that was trained for seconds ends in a sigmoid of large numbers, which runtimes add in other orders.
+    least = (3e-4 if learns(made.name) else 1e-5) * spread
     for category in made.categories:
         with open_inspector(made.directory) as inspector:
             validated = {image.path: image for image in evaluate(inspector, category, bootstrap=10).images}
@@ -327,7 +329,7 @@ def test_the_stream_decides_as_the_evaluation_did(made: Made, backend: str) -> N
         assert list(streamed) == sorted(validated)
         for path, result in streamed.items():
             assert (result.decision, result.category) == (validated[path].decision, validated[path].category), path
-            assert result.score == pytest.approx(validated[path].score, rel=1e-4, abs=1e-5 * spread)
+            assert result.score == pytest.approx(validated[path].score, rel=1e-4, abs=least)
             assert result.category == (category.name if len(made.categories) > 1 else None)
             decisions.add(result.decision)
     assert Decision.ANOMALY in decisions

@@ -25,6 +25,7 @@ from edgead.runtime.imaging.pose import (
     UNIT,
     Pose,
     Search,
+    Small,
     centroid,
     part_picture,
     small_size,
@@ -49,6 +50,10 @@ _AREA = 0.7  # share of the frame; likewise
 _ROUND = 0.91
 _MARGIN = 1 / 12  # of the part's longer side, on all sides of it
 _ANGLES = 64
+# By so much all but a share of the aligned normals differ from the background where there is a part: grey levels,
+# robust standard deviations, and of the part's own contrast, for it casts a shadow and shines on what it lies on.
+_PALE, _FAR, _OF_PART, _MOSTLY = 8.0, 6.0, 0.15, 0.25
+_SHOWN, _COMPARED = 0.5, 200  # share of the normals whose frames must reach a place; how many are compared
 # A large frame is reduced to the canvas by a whole number that divides it, where canvas and network pixels then
 # differ at most so much: 0.8 ms for 1280x1024 instead of 2.8.
 _EVEN, _LARGE = 1.25, 1 << 19
@@ -56,10 +61,14 @@ _EVEN, _LARGE = 1.25, 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class _Looks:
-    """Part pictures of the normals, and their grey values: ``(N, h, w)`` uint8 each."""
+    """Of the normals ``(N, h, w)`` uint8 each: part pictures, grey values, distances from the background."""
 
     parts: NDArray[np.uint8]
     greys: NDArray[np.uint8]
+    fars: NDArray[np.uint8]
+
+    def some(self, chosen: NDArray[np.bool_]) -> _Looks:
+        return _Looks(self.parts[chosen], self.greys[chosen], self.fars[chosen])
 
 
 def learn_alignment(
@@ -76,14 +85,23 @@ def learn_alignment(
         ConfigError: the images show no part whose pose could be found: a texture, or one that fills the frame.
         DataError: an unreadable image, images of several sizes, or too few of them.
     """
+    names = image_names([category])
     frame, looks = _read(category.train, region)
-    template, grey = _first(looks)
-    for _ in range(_ROUNDS):
-        parts, greys = _aligned(looks, Search(template, grey, True), len(template))
-        template, grey = _mean(parts, _LEAST), _mean(greys)
-    turns = not _is_round(template, grey)
-    overlaps = _left_out(looks, parts, grey, turns)
-    median = float(np.median(overlaps))
+    omitted: dict[str, str] = {}
+    kept = np.arange(len(looks.parts))
+    while True:
+        template, grey, turns, overlaps = _template(looks)
+        median = float(np.median(overlaps))
+        found = overlaps >= _SHARE * median
+        if found.all() or found.sum() < _FEWEST:
+            break
+        # What is not found must not shape what the others are compared with.
+        omitted |= {
+            names[kept[index]]: f"the part to align overlaps by {overlaps[index] / FULL:.2f}, of the others "
+            f"{float(np.median(overlaps[found])) / FULL:.2f}"
+            for index in np.flatnonzero(~found)
+        }
+        kept, looks = kept[found], looks.some(found)
     covered = np.mean([_on_border(part) for part in looks.parts])
     area = float((looks.parts > 127).mean())
     if median < _CLEAR * FULL or covered > _BORDER or area > _AREA:
@@ -92,15 +110,55 @@ def learn_alignment(
             f"(overlap {median / FULL:.2f}, on {covered:.0%} of the border, {area:.0%} of the image): --align is for "
             "parts before a plain background; omit it"
         )
-    found = overlaps >= _SHARE * median
     minimum = math.ceil(_SHARE * median)
-    names = image_names([category])
-    omitted = {
-        names[index]: f"the part to align overlaps by {overlaps[index] / FULL:.2f}, of the others {median / FULL:.2f}"
-        for index in np.flatnonzero(~found)
-    }
-    canvas, window = _window(template, frame, size)
-    return Alignment(frame, canvas, window, template, grey, _near(template), minimum, turns), omitted
+    template, grey, belongs = _with_pale_parts(looks, template, grey, turns)
+    canvas, window = _window(belongs | (template > 0), frame, size)
+    return Alignment(frame, canvas, window, template, grey, _judged(template, belongs), minimum, turns), omitted
+
+
+def _template(looks: _Looks) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool, NDArray[np.int64]]:
+    """Return the template with its grey values, whether it has an axis, and how much each normal overlaps with it."""
+    template, grey = _first(looks)
+    for _ in range(_ROUNDS):
+        parts, greys = _aligned(looks, Search(template, grey, True), len(template))
+        template, grey = _mean(parts, _LEAST), _mean(greys)
+    turns = not _is_round(template, grey)
+    return template, grey, turns, _left_out(looks, parts, grey, turns)
+
+
+def _with_pale_parts(
+    looks: _Looks, template: NDArray[np.uint8], grey: NDArray[np.uint8], turns: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the template and its grey values on a larger square where need be, and what belongs to the part.
+
+    A part picture holds what stands out from the background by half of Otsu's threshold at least. An arm that is paler,
+    or thinner than a small pixel, belongs to the part all the same: in most of the aligned normals it differs from the
+    background. A shadow does not, it does not turn with the part.
+    """
+    search, side = Search(template, grey, turns), MOST_SIDE
+    chosen = np.unique(np.linspace(0, len(looks.parts) - 1, _COMPARED).round().astype(int))
+    poses = [search.find(looks.parts[index], looks.greys[index]) for index in chosen]
+    fars = np.stack([turned(looks.fars[index], pose, side) for index, pose in zip(chosen, poses, strict=True)])
+    full = np.full_like(looks.fars[0], 255)
+    inside = np.stack([turned(full, pose, side) == 255 for pose in poses])
+    # Where frames end, others say what is there.
+    level = np.quantile(np.where(inside, fars, 255), _MOSTLY, axis=0)
+    edge = (side - len(template)) // 2
+    large, large_grey = np.pad(template, edge), np.pad(grey, edge, mode="edge")
+    # Where few normals show anything, what they show is no rule.
+    known = inside.mean(axis=0) > _SHOWN
+    plain = level[known & (_near(large > 0) == 0)]
+    belongs = large > 127
+    if plain.size:
+        usual = float(np.median(plain))
+        spread = 1.4826 * float(np.median(np.abs(plain - usual)))
+        own = _OF_PART * float(np.median(level[belongs])) if belongs.any() else 0.0
+        belongs |= known & (level > usual + max(_PALE, _FAR * spread, own))
+    rows, columns = np.nonzero(belongs | (large > 0))
+    reach = math.ceil(max(np.abs(2 * rows + 1 - side).max(), np.abs(2 * columns + 1 - side).max()) / 2)
+    cut = max(0, min(edge, side // 2 - reach))
+    inner = slice(cut, side - cut)
+    return large[inner, inner], large_grey[inner, inner], belongs[inner, inner]
 
 
 def _read(samples: Sequence[Sample], region: Region | None) -> tuple[tuple[int, int], _Looks]:
@@ -108,7 +166,7 @@ def _read(samples: Sequence[Sample], region: Region | None) -> tuple[tuple[int, 
     if len(samples) < _FEWEST:
         raise DataError(f"--align takes {_FEWEST} normal images at least, got {len(samples)}")
 
-    def look(sample: Sample) -> tuple[tuple[int, int], NDArray[np.uint8], NDArray[np.uint8]]:
+    def look(sample: Sample) -> tuple[tuple[int, int], Small]:
         image = read_image(sample.path, sample.bits)
         try:
             image = image if region is None else region.cut(image)
@@ -118,21 +176,19 @@ def _read(samples: Sequence[Sample], region: Region | None) -> tuple[tuple[int, 
         small = small_size((width, height))
         # Twice as large first, as a canvas is larger than the small picture that is made of it.
         middle = resize(image, min(height, 2 * small[1]), min(width, 2 * small[0]))
-        found = part_picture(middle, small)
-        return (width, height), found.part, found.grey
+        return (width, height), part_picture(middle, small)
 
-    size, parts, greys = None, [], []
-    for sample, (found, part, grey) in zip(samples, prefetch(look, samples), strict=True):
+    size, shown = None, []
+    for sample, (found, one) in zip(samples, prefetch(look, samples), strict=True):
         size = size or found
         if found != size:
             raise DataError(
                 f"{sample.path} is {found[0]}x{found[1]}, the images before it {size[0]}x{size[1]}; "
                 "--align takes images of one size"
             )
-        parts.append(part)
-        greys.append(grey)
+        shown.append(one)
     assert size is not None
-    return size, _Looks(np.stack(parts), np.stack(greys))
+    return size, _Looks(*(np.stack([getattr(one, name) for one in shown]) for name in ("part", "grey", "far")))
 
 
 def _first(looks: _Looks) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -204,24 +260,33 @@ def _on_border(part: NDArray[np.uint8]) -> float:
     return float((border > 127).mean())
 
 
-def _near(template: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what is judged, 255 on the part and within a margin about it, which is square."""
-    rows, columns = np.nonzero(template > 127)
+def _judged(template: NDArray[np.uint8], belongs: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return what is judged, 255: the part and a margin about what stands out, and a pixel about what is pale."""
+    pale = np.pad(belongs, 1)
+    around = [pale[y : y + len(belongs), x : x + len(belongs)] for y in range(3) for x in range(3)]
+    judged = _near(template > 127)
+    judged[np.logical_or.reduce(around)] = 255
+    return judged
+
+
+def _near(part: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return 255 on the part and within a margin about it, which is square."""
+    rows, columns = np.nonzero(part)
     reach = math.ceil(_MARGIN * max(np.ptp(rows), np.ptp(columns))) if len(rows) else 0
-    near = np.zeros(template.shape, np.uint8)
+    near = np.zeros(part.shape, np.uint8)
     for row, column in zip(rows, columns, strict=True):
         near[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1] = 255
     return near
 
 
 def _window(
-    template: NDArray[np.uint8], frame: tuple[int, int], size: tuple[int, int]
+    part: NDArray[np.bool_], frame: tuple[int, int], size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     """Return canvas and window: the part with a margin, as large as the network's form allows."""
     height, width = size
     pixel = max(frame) / max(small_size(frame))  # frame pixels of a small one
-    rows, columns = np.nonzero(template)
-    half = len(template) / 2
+    rows, columns = np.nonzero(part)
+    half = len(part) / 2
     right, down = (columns + 0.5 - half) * pixel, (rows + 0.5 - half) * pixel
     box = right.min(), right.max(), down.min(), down.max()
     wide, high = box[1] - box[0], box[3] - box[2]

@@ -18,7 +18,7 @@ from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import Fit, Passes, fit_closed_form
 from edgead.detectors.learned import fit_learned
-from edgead.evaluation.operating_point import defects_at_hand, with_operating_point
+from edgead.evaluation.operating_point import with_operating_point
 from edgead.features.backbones import (
     NO_BACKBONE_INFO,
     BackboneInfo,
@@ -38,10 +38,11 @@ from edgead.fitting.audit import (
     warn_of_omitted,
 )
 from edgead.fitting.config import FitConfig, FitOptions
+from edgead.fitting.defect_images import usable_defects
 from edgead.fitting.known_defects import DefectMaterial, HeldOutNormals, Taught, teach
 from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
 from edgead.fitting.preparing import check_names
-from edgead.fitting.view import make_view, show_part
+from edgead.fitting.view import make_view
 from edgead.fitting.wide_files import warn_of_unused_bits
 from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
@@ -100,6 +101,8 @@ def fit(
     view, lost = make_view(opened[0], config)
     excluded = dict.fromkeys(config.exclude, AS_ASKED) | lost
     opened = exclude_images(opened, list(lost))
+    defects = usable_defects(opened[0], config.defects, view) if len(opened) == 1 else []
+    taught_from = defects if config.learn_defects else []
     while True:
         work = _Work(config, method, given, opened, view, progress)
         omitted = work.look()
@@ -107,16 +110,15 @@ def fit(
             excluded |= omitted
             opened = exclude_images(opened, list(omitted))
             continue
-        fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form()
+        fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form(taught_from)
         card = work.audit(fitted, excluded)
         if config.keep_stray or not card.stray:
             break
         excluded |= card.stray
         opened = exclude_images(opened, list(card.stray))
-    defects = work.defects() if len(opened) == 1 else []
     taught = None
-    if defects and config.learn_defects and fitted.held is not None:
-        taught = work.teach(fitted, defects)
+    if fitted.watched is not None:
+        taught = work.teach(fitted, taught_from)
         fitted = replace(fitted, outcome=of_closed_form(taught.fit, opened[0].name, len(work.names)))
         card = work.audit(fitted, excluded)
     model = work.assemble(fitted, card)
@@ -206,8 +208,11 @@ class _Work:
         )
         return _Fitted(of_learned(learned, self._opened[0].name, len(images)), images, info)
 
-    def fit_closed_form(self) -> _Fitted:
-        """Fit what needs no training, with settings chosen by measurement where there is a budget."""
+    def fit_closed_form(self, defects: Sequence[Sample]) -> _Fitted:
+        """Fit what needs no training, with settings chosen by measurement where there is a budget.
+
+        Where there are defects to learn from, the fit is watched for `teach`.
+        """
         config, network = self._config, build_backbone(self._spec, self._size)
         info = describe_backbone(self._spec, network)
         extractor = build_extractor(network, self._size)
@@ -233,7 +238,7 @@ class _Work:
             outcome = of_pool(found, self._method.settings.head, config.false_alarm_rate)
         else:
             together = 1 if cut is None else cut.count
-            held = HeldOutNormals(len(images), seed)
+            held = HeldOutNormals(len(images), seed) if defects else None
             closed = fit_closed_form(
                 self._method,
                 images,
@@ -242,39 +247,30 @@ class _Work:
                 progress=progress,
                 tiles=together,
                 groups=self._surveys[0].groups,
-                watch=held if self._has_defects else None,
+                watch=held,
             )
             outcome = of_closed_form(closed, self._opened[0].name, len(self._samples))
-            if self._has_defects:
-                return _Fitted(outcome, images, info, cut, budget, held, closed)
+            if held is not None:
+                return _Fitted(outcome, images, info, cut, budget, (closed, held))
         return _Fitted(outcome, images, info, cut, budget)
-
-    def defects(self) -> list[Sample]:
-        """Return the defects at hand, to be read with the bits that the model takes."""
-        listed = defects_at_hand(self._opened[0], self._config.defects)
-        return show_part([replace(one, bits=self._samples[0].bits) for one in listed], self._view)
 
     def teach(self, fitted: _Fitted, defects: Sequence[Sample]) -> Taught:
         """Let defects teach what was fitted."""
-        assert fitted.closed is not None
-        assert fitted.held is not None
+        assert fitted.watched is not None
+        closed, held = fitted.watched
         shown = TrainingImages(defects, replace(self._view, tiles=fitted.tiles))
-        extractor = fitted.closed.module.extractor
+        extractor = closed.module.extractor
         normals, defective = (Passes(one, extractor, 8, self._progress) for one in (fitted.images, shown))
         material = DefectMaterial(
             normals,
             defective,
-            fitted.held,
+            held,
             self._surveys[0].groups,
             [one.label or "defect" for one in defects],
             1 if fitted.tiles is None else fitted.tiles.count,
             self._config.seed,
         )
-        return teach(fitted.closed, material)
-
-    @property
-    def _has_defects(self) -> bool:
-        return self._config.learn_defects and bool(self._config.defects is not None or self._opened[0].defects)
+        return teach(closed, material)
 
     def audit(self, fitted: _Fitted, excluded: Mapping[str, str]) -> AuditCard:
         """Return what is known of the training images once a model was fitted."""
@@ -326,8 +322,7 @@ class _Fitted:
     backbone: BackboneInfo
     tiles: Tiles | None = None
     budget: Budget | None = None
-    held: HeldOutNormals | None = None
-    closed: Fit | None = None
+    watched: tuple[Fit, HeldOutNormals] | None = None
 
 
 def _run_key(

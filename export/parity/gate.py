@@ -25,7 +25,7 @@ from edgead.export.precision.variants import GraphFiles, PrecisionMaker, Samples
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import ParityRecord
 from edgead.runtime.bundle.reference_names import ReferenceName
-from edgead.runtime.errors import ConfigError, ParityError
+from edgead.runtime.errors import ConfigError, DataError, ParityError
 from edgead.runtime.imaging.decode import decode_image, find_images, read_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.progress import Progress
@@ -170,7 +170,16 @@ def _load(model: Exportable, images: Sequence[str | Path]) -> list[tuple[str, ND
             raise ConfigError("the model holds no reference images; give some with --images DIR")
         return [(name, model.prepare(decode_image(data, name))) for name, data in model.references]
     # Three components tell an image apart; the whole path would carry this machine's folders into the manifest.
-    return [("/".join(path.parts[-3:]), model.prepare(read_image(path, model.bits))) for path in find_images(images)]
+    return [("/".join(path.parts[-3:]), _prepare(model, path)) for path in find_images(images)]
+
+
+def _prepare(model: Exportable, path: Path) -> NDArray[np.uint8]:
+    """Return an image at network size; raises `DataError`, with the file's name, where the model does not take it."""
+    image = read_image(path, model.bits)
+    try:
+        return model.prepare(image)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; remove it, or give others") from error
 
 
 def _samples(model: Exportable, options: ExportOptions) -> Samples:
@@ -181,7 +190,7 @@ def _samples(model: Exportable, options: ExportOptions) -> Samples:
     if options.calibration:
         paths = list(find_images(options.calibration, normals=True))
         step = -(-len(paths) // _MOST_CALIBRATION)
-        good = [model.prepare(read_image(path, model.bits)) for path in paths[::step]]
+        good = [_prepare(model, path) for path in paths[::step]]
     else:
         good = [held[name] for name in held if ReferenceName.parse(name).kind == "normal"]
     others = [model.prepare(decode_image(data, name)) for name, data in model.references]

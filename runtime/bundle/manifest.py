@@ -162,7 +162,12 @@ def unknown_field(error: ValidationError) -> str | None:
     """Return the first field that this version does not know, None where all are known: within one format version,
     fields are only added, so that whatever has more was made by a newer edgead."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    unknown = [one for one in problems if one["type"] == "extra_forbidden"]
+    # So is one of another rule of the alignment: there is one yet.
+    unknown = [
+        one
+        for one in problems
+        if one["type"] == "extra_forbidden" or (one["type"] == "literal_error" and one["loc"][-1:] == ("rule",))
+    ]
     return ".".join(str(part) for part in unknown[0]["loc"] if part != "[key]") if unknown else None
 
 

@@ -20,8 +20,8 @@ from edgead.runtime.sources import Source
 
 _MOST_STRANGERS = 200  # pictures of no known category that a camera may show in a row
 _SAME = 1e-9  # relative difference of two signals of one image, computed by different processors
-# Least and most of brightness and focus are of up to four images; two of them by chance are not.
-_EXTREMES = 3
+# Median score, as a share of what unseen normals had, below which images were learned from: a memory bank holds them.
+_KNOWN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +93,23 @@ class Taken:
         self.shown = [one for one in self.shown if one.name not in self.stray]
 
     def repeats(self, learned: Normals) -> bool:
-        """Return whether the images that a model learned from are among these.
+        """Return whether images that a model learned from are among these, by what its bundle says of unseen normals.
 
-        Of those, a bundle has the quantiles of brightness and focus; the first and last of them are values of images,
-        and no two parts agree in such a value to the last digit.
+        Of the training images it has the quantiles of brightness and focus; the first and last of them are values of
+        images, and no two parts agree in a focus to the last digit, nor in two values of brightness.
         """
-        found = 0
-        for signal in ("brightness", "focus"):
+        agree = {"brightness": 0, "focus": 0}
+        for signal in agree:
             values = np.array([one.signals[signal] for one in self.shown])
             quantiles = learned.quantiles[signal]
             for extreme in {quantiles[0], quantiles[-1]}:
-                found += bool(np.any(np.abs(values - extreme) <= _SAME * abs(extreme)))
-        return found >= _EXTREMES
+                agree[signal] += bool(np.any(np.abs(values - extreme) <= _SAME * abs(extreme)))
+        return agree["focus"] > 0 or agree["brightness"] > 1
+
+    def scores_like_known(self, learned: Normals) -> bool:
+        """Return whether most of these score far below unseen normals, as only images do that were learned from."""
+        usual = learned.band("score", 0.5)[0]
+        return bool(self.shown) and float(np.median([one.signals["score"] for one in self.shown])) < _KNOWN * usual
 
 
 def collect(

@@ -106,7 +106,7 @@ def calibrate_bundle(
         rejected_before={key: sum(s > old[key].value for s in values) for key, values in scores.items()},
         warnings=(
             *_about_thresholds(old, new, taken, probes, routed=manifest.graph == "routed"),
-            *_about_source(taken, opened.source_id, wanted),
+            *_about_source(taken, opened.source_id, wanted, routed=manifest.graph == "routed"),
             *_about_images(taken, manifest),
         ),
     )
@@ -134,7 +134,8 @@ def _targets(old: Mapping[str, Threshold], asked: float | None) -> dict[str, flo
 def _require_scores(scores: Mapping[str, Sequence[float]], taken: Taken, source: str, *, routed: bool) -> None:
     if scores:
         return
-    seen = f"{taken.images} images" + (f" and {taken.unknown} of no known category" if taken.unknown else "")
+    what = "of no known category" if routed else "on which the part was not found"
+    seen = f"{taken.images} images" + (f" and {taken.unknown} {what}" if taken.unknown else "")
     needed = "2 of a category" if routed else "2"
     raise DataError(f"{source} showed {seen}; a threshold needs {needed} at least, 100 or more are advised")
 
@@ -159,9 +160,10 @@ def _about_thresholds(
             yield f"{key} keeps its threshold; the source showed it {'once' if key in scores else 'not at all'}"
 
 
-def _about_source(taken: Taken, source: str, wanted: int | None) -> Iterator[str]:
+def _about_source(taken: Taken, source: str, wanted: int | None, *, routed: bool) -> Iterator[str]:
     if taken.unknown:
-        yield f"{taken.unknown} frames of {source} showed no known category and were omitted"
+        what = "showed no known category" if routed else "did not show the part"
+        yield f"{taken.unknown} frames of {source} {what} and were omitted"
     seen = taken.images + len(taken.stray)
     if wanted is not None and seen < wanted:
         yield f"{source} ended after {seen} of {wanted} images"
@@ -176,7 +178,9 @@ def _about_images(taken: Taken, manifest: Manifest) -> Iterator[str]:
         yield f"stray images are left out of the threshold: {shown}{more}; look at them, and take away what is no part"
     calibrated = PROVENANCE_KEY in manifest.provenance  # the bundle then describes another camera's images
     learned = manifest.normals()
-    if not calibrated and any(taken.repeats(normals) for normals in learned.values()):
+    # Scores of one category alone: those of several are deviations around zero.
+    known = manifest.graph == "single" and any(taken.scores_like_known(normals) for normals in learned.values())
+    if known or (not calibrated and any(taken.repeats(normals) for normals in learned.values())):
         yield (
             "the images that the model was fitted on are among these; their scores are lower than those of new parts, "
             "and the threshold would be too low; show parts that the model has not seen"

@@ -11,7 +11,8 @@ Rule ``pose-overlap/1``, stated step by step in docs/preprocess.md:
 4. The canvas is read bilinearly along the pose, with weights of 6 bits a direction, its border repeated outside.
 
 How much of the two pictures overlaps, of what either covers, says whether the part was found at all: two parts, none,
-or one that is cut off overlap little. There is no floating point and no function of libm; the sines are integers.
+or one that is cut off overlap little. No function of libm and no sum of floats has a part in it: the sines are
+integers, and only Otsu's quotients are doubles, one operation after the other.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Alignment:
 
     def find(self, canvas: NDArray[np.uint8]) -> Found:
         """Return what was found on a canvas, whatever its overlap."""
-        part, grey, background = part_picture(canvas, self.small)
+        part, grey, background, _ = part_picture(canvas, self.small)
         return Found(self.search.find(part, grey), background)
 
     def require(self, canvas: NDArray[np.uint8]) -> Found:

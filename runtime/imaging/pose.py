@@ -1,4 +1,4 @@
-"""Where a part is on a small picture and how it is turned: whole numbers only, so the same on every processor.
+"""Where a part is on a small picture and how it is turned, in whole numbers: the same on every processor.
 
 The rule is stated step by step in docs/preprocess.md; `edgead.runtime.imaging.alignment` says what it is for.
 """
@@ -197,11 +197,17 @@ def small_size(canvas: tuple[int, int]) -> tuple[int, int]:
 
 
 class Small(NamedTuple):
-    """A small picture: what the part covers, ``(h, w)`` uint8, grey values ``(h, w)`` uint8, background ``(3,)``."""
+    """A small picture.
+
+    Attributes:
+        part: ``(h, w)`` uint8, what the part covers. grey: ``(h, w)`` uint8. background: ``(3,)`` uint8, its colour.
+        far: ``(h, w)`` uint8, how far each pixel is from that colour.
+    """
 
     part: NDArray[np.uint8]
     grey: NDArray[np.uint8]
     background: NDArray[np.uint8]
+    far: NDArray[np.uint8]
 
 
 def part_picture(canvas: NDArray[np.uint8], small: tuple[int, int]) -> Small:
@@ -224,7 +230,7 @@ def part_picture(canvas: NDArray[np.uint8], small: tuple[int, int]) -> Small:
     soft = (2 * np.arange(256) - threshold) * 255 // (2 * threshold)
     red, green, blue = planes.astype(np.uint16)
     grey = (red * np.uint16(77) + green * np.uint16(150) + blue * np.uint16(29) + np.uint16(128)) >> np.uint16(8)
-    return Small(np.clip(soft, 0, 255).astype(np.uint8)[far], grey.astype(np.uint8), background)
+    return Small(np.clip(soft, 0, 255).astype(np.uint8)[far], grey.astype(np.uint8), background, far)
 
 
 @lru_cache(maxsize=1)

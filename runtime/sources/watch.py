@@ -136,7 +136,9 @@ class WatchSource(Source):
         Another file may get the inode of a deleted one, but not its time as well where times are fine: a judged file
         was left alone since then. Whole seconds are of a file system that cannot tell, or set by a program.
         """
-        new = [path for path, seen in found.items() if path not in self._done and seen.modified_ns % 1_000_000_000]
+        new = [
+            path for path, seen in found.items() if self._done.get(path) != seen and seen.modified_ns % 1_000_000_000
+        ]
         if new:
             judged = {*self._done.values(), *islice(reversed(self._gone.values()), _RENAMED)}
             self._done.update((path, found[path]) for path in new if found[path] in judged)

@@ -180,6 +180,51 @@ def test_a_region_is_cut_before_the_part_is_found(bolts):
     assert result.area == region.area
 
 
+def with_arm(number: int, *, spot: bool = False, arm: bool = True) -> np.ndarray:
+    """A dark bar with an arm that is half as far from the ground as Otsu's threshold lies."""
+    rng = np.random.default_rng(number)
+    at, angle = (int(rng.integers(120, 200)), int(rng.integers(100, 156))), int(rng.integers(0, 1024))
+    picture = draw_part((320, 256), at, angle, shape="bar").copy()
+    turn = 2 * np.pi * angle / 1024
+    y, x = np.mgrid[:256, :320]
+    along = np.cos(turn) * (x - at[0]) + np.sin(turn) * (y - at[1])
+    across = np.cos(turn) * (y - at[1]) - np.sin(turn) * (x - at[0])
+    if arm:
+        picture[(along > 36) & (along < 90) & (abs(across) < 7)] = (152, 150, 147)
+    if spot:
+        picture[(abs(along - 70) < 5) & (abs(across) < 5)] = (200, 30, 30)
+    return picture
+
+
+def test_what_is_pale_belongs_to_the_part_and_is_judged(tmp_path):
+    (tmp_path / "good").mkdir()
+    for number in range(16):
+        Image.fromarray(with_arm(number)).save(tmp_path / "good" / f"{number:02d}.png")
+    model = fit(tmp_path / "good", size=96, align=True, detector="padim", settings={"dimensions": 20})
+    scores = {}
+    with model.inspector() as inspect:
+        for name, change in (("good", {}), ("spot", {"spot": True}), ("no arm", {"arm": False})):
+            scores[name] = [inspect(with_arm(number, **change)).score for number in range(50, 56)]
+    assert min(scores["spot"]) > max(scores["good"])
+    assert min(scores["no arm"]) > max(scores["good"])
+
+
+def test_images_without_the_part_shape_no_template(bolts, tmp_path):
+    settings = {"size": 96, "align": True, "detector": "padim", "settings": {"dimensions": 20}}
+    with fit(bolts, **settings).inspector() as inspect:
+        clean = inspect.view.align
+    root = tmp_path / "bolts"
+    shutil.copytree(bolts, root)
+    ground = draw_part(SIZE, (-500, -500))
+    for number in range(4):
+        Image.fromarray(ground).save(root / "train" / "good" / f"z{number}.png")
+    model = fit(root, **settings)
+    assert len(model.card.audit.excluded) == 4
+    with model.inspector() as inspect:
+        assert np.array_equal(inspect.view.align.template, clean.template)
+        assert inspect.view.align.minimum == clean.minimum
+
+
 @pytest.mark.parametrize("size", [(64, 256), (256, 64), (512, 512)])
 def test_networks_of_any_form_see_the_part(bolts, size):
     category = open_category(bolts, train_only=True)

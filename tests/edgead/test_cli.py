@@ -203,7 +203,8 @@ def test_device_verbs_need_no_training_package(process, plate, plate_bundle, tmp
     for call in calls:
         outcome = process(*call, "--json", without=HEAVY)
         assert outcome.code == 0, outcome.err
-        assert outcome.json["schema"] == f"edgead.{call[0]}/1"
+        version = 2 if call[0] == "doctor" else 1
+        assert outcome.json["schema"] == f"edgead.{call[0]}/{version}"
 
 
 def test_eval_of_a_bundle_without_masks_needs_no_training_package(process, plate, plate_bundle, tmp_path):

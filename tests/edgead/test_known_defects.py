@@ -14,10 +14,10 @@ from edgead.data import open_category
 from edgead.export.exporting import export_bundle
 from edgead.features.scoring import DefectTerm
 from edgead.fitting import fit
-from edgead.fitting.known_defects import LEAST, STRENGTHS, _choose
+from edgead.fitting.known_defects import LEAST, ONE_KIND, STRENGTHS, _choose
 from edgead.metrics.metrics import image_auroc
 from edgead.model.model import load_model
-from edgead.runtime.errors import ConfigError
+from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.tuning.refitting import Refitting
@@ -70,7 +70,7 @@ def test_what_defects_teach_finds_more_of_them(spotted, taught):
     assert alone.card.defects.learned is None
     learned = taught.card.defects.learned
     assert (learned.images, learned.reason) == (12, None)
-    assert learned.strength in STRENGTHS[1:]
+    assert learned.strength == ONE_KIND  # no other kind says what more would cost
     assert learned.normal_share[str(learned.strength)] < learned.normal_share["0.0"]
     before, after = (image_auroc(*judge(model, spotted), bootstrap=0).value for model in (alone, taught))
     assert after > before
@@ -122,11 +122,30 @@ def test_few_defects_are_judged_and_nothing_is_learned(spotted, tmp_path):
         shutil.copy(path, tmp_path / path.name)
     model = fit(spotted, defects=tmp_path, **QUICK)
     assert model.card.defects.learned.strength == 0
-    assert "3 defective images are too few" in model.card.defects.learned.reason
+    assert "too few to show that it helps: 4 of the 5" in model.card.defects.learned.reason
     assert model.module.defects is None
     plain = fit(spotted, **QUICK)
     assert model.card.normal_scores == pytest.approx(plain.card.normal_scores, rel=1e-6)
     assert model.threshold == plain.threshold
+
+
+def test_copies_of_a_defect_count_once(spotted, tmp_path, caplog):
+    for path in (spotted / "hand" / "scratch").iterdir():
+        shutil.copy(path, tmp_path / path.name)
+        with Image.open(path) as image:
+            brighter = Image.eval(image, lambda value: min(255, value + 12))
+            brighter.save(tmp_path / f"again-{path.name}")
+    model = fit(spotted, defects=tmp_path, **QUICK)
+    assert model.card.defects.images == 12
+    assert "12 of 24 defects at hand show the same as others and are omitted" in caplog.text
+
+
+def test_a_normal_image_is_no_defect_and_that_is_said_before_anything_is_fitted(spotted, tmp_path):
+    shutil.copy(spotted / "train" / "good" / "03.png", tmp_path / "bad.png")
+    told = []
+    with pytest.raises(DataError, match=r"bad\.png is also among the normal images .*03\.png"):
+        fit(spotted, defects=tmp_path, progress=lambda *step: told.append(step), **QUICK)
+    assert told == []
 
 
 def test_an_image_in_both_places_counts_once(spotted, tmp_path):
@@ -163,10 +182,15 @@ def test_the_strength_is_the_one_that_gains_most_and_none_where_a_kind_left_out_
     chosen, card = _choose(*scores(gaining, gone), own, kinds)
     assert chosen == 0
     assert "a kind left out" in card.reason
+    # Of one kind alone no more than the least strength is tried.
+    assert _choose(*scores(gaining), ["a"] * 4, [])[0] == 1
+    # A gain that one image makes alone is no gain.
+    lucky = [[90.5, 97.5, 98.5], [80.5] * 3, [85.5] * 3, [95.5, 94.5, 94.5]]
+    assert _choose(*scores(lucky), own, kinds)[0] == 0
     level = [[value] * 3 for value in (90.5, 80.5, 85.5, 95.5)]
     chosen, card = _choose(*scores(level), own, kinds)
     assert chosen == 0
-    assert card.reason == "no gain beyond chance"
+    assert card.reason == "no gain of more than a standard error"
     assert card.strength == 0
 
 

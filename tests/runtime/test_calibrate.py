@@ -241,6 +241,14 @@ def test_images_that_the_model_learned_from_are_recognised(make_bundle, folder, 
     assert not any(said in warning for warning in again.warnings)
 
 
+def test_scores_as_only_learned_images_have_are_doubted(make_bundle, folder, tmp_path):
+    path, out = make_bundle(), tmp_path / "new.edgead"
+    calibrate_bundle(path, folder, out)
+    dark = Camera([image // 4 for image in parts(30, seed=6)])  # the score is linear in the light
+    report = calibrate_bundle(out, dark, out, n=30)
+    assert any("images that the model was fitted on are among these" in warning for warning in report.warnings)
+
+
 def refused(error, match, path, source, out, **arguments):
     existed = out.exists()
     with pytest.raises(error, match=match):

@@ -122,9 +122,14 @@ def test_a_judged_file_that_is_renamed_is_the_same_where_times_can_tell(tmp_path
         # Of the same size, later: another part, whatever its inode.
         (tmp_path / "a.png").write_bytes(picture())
         wait_for(lambda: len(watching.got) == 2 + judged_again)
+        # Over the name of another judged one.
+        os.utime(tmp_path / "a.png", ns=(10**18, 10**18 + 10**9 + fraction_ns))
+        wait_for(lambda: watching.names().count("a.png") == 3)
+        (tmp_path / "a.png").replace(tmp_path / "done" / "b.png")
+        wait_for(lambda: watching.names().count("done/b.png") == 2 * judged_again)
         (tmp_path / "last.png").write_bytes(picture())
         wait_for(lambda: "last.png" in watching.names())
-    expected = ["a.png", "a.png", "last.png"] + ["done/b.png"] * judged_again
+    expected = ["a.png", "a.png", "a.png", "last.png"] + ["done/b.png"] * 2 * judged_again
     assert sorted(watching.names()) == sorted(expected)
 
 

@@ -196,14 +196,25 @@ def test_of_one_uri_everything_up_to_the_last_at_is_hidden(scheme, password):
         assert parse_address(f"{scheme}admin:{password}@10.0.0.5/live?policy=every").source_id == shown
 
 
-@pytest.mark.parametrize("uri", ["http://host:8080/path@2x.png", "rtsp://10.0.0.1/a@b", "C:/at@home/a.png", "a@b.png"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://10.0.0.1:8080/path@2x.png",
+        "rtsp://10.0.0.1/a@b",
+        "rtsp://cam.local/a@b",
+        "C:/at@home/a.png",
+        "a@b.png",
+        "/x/a@b.png",
+    ],
+)
 def test_an_at_in_a_path_hides_nothing(uri):
     assert redact_uri(uri) == uri
 
 
-@pytest.mark.parametrize("host", ["10.0.0.5/live", "cam.local/live", "cam:554", "[::1]/live"])
-def test_a_password_that_looks_like_a_port_and_a_path_is_hidden(host):
-    assert redact_uri(f"rtsp://admin:1234/5@{host}") == f"rtsp://***@{host}"
+@pytest.mark.parametrize("login", ["admin:1234/5", "ad.min:1234/5", "admin:99999/5", "admin:12345/", "admin/1234"])
+@pytest.mark.parametrize("host", ["10.0.0.5/live", "cam.local/live", "cam.local", "cam", "cam/x", "cam:554", "[::1]/x"])
+def test_a_password_that_looks_like_a_port_and_a_path_is_hidden(login, host):
+    assert redact_uri(f"rtsp://{login}@{host}") == f"rtsp://***@{host}"
 
 
 def test_credentials_are_encoded_for_libraries_that_end_an_address_at_these_characters():
