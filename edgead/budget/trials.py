@@ -69,7 +69,8 @@ class Trials:
         fitted, held_out = _split(sources, _room(images, extractor), pooled=pooled, seed=seed)
         normals = _Held.of(images, held_out).pixels
         painted, owners = _paint(normals, seed, progress)
-        remembered = FeatureExtractor(_Remembered(extractor.backbone), extractor.grid).eval()
+        shared = _Remembered(extractor.backbone)
+        remembered = FeatureExtractor(shared, extractor.grid, pooled=extractor.pooled).eval()
         return cls(normals, painted, owners, _Held.of(images, fitted), [sources[index] for index in fitted], remembered)
 
     @property

@@ -25,8 +25,16 @@ SizeOption = Annotated[
     str | None,
     typer.Option(
         metavar="N|HxW",
-        help="Network size in pixels, multiples of 32.",
+        help="Network size in pixels, multiples of 32 and of a vision transformer's patch.",
         show_default="256, or 128 for the small profile of a detector that trains a network",
+    ),
+]
+TapsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S,S...",
+        help="Strides of the backbone's features, finest first; 32 adds context. Of a vision transformer: blocks.",
+        show_default="8,16, or the last block",
     ),
 ]
 RateOption = Annotated[
@@ -92,13 +100,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_taps(text: str) -> tuple[int, ...]:
-    """Return the strides of ``8,16``: powers of two from 2 to 64, rising."""
+    """Return the strides, or block numbers, of ``8,16``: whole numbers from 1 up, rising."""
     from edgead.runtime.errors import ConfigError
 
     parts = [part.strip() for part in text.split(",")]
-    strides = tuple(int(part) for part in parts if part.isdecimal())
-    if len(strides) != len(parts) or not set(strides) <= {2, 4, 8, 16, 32, 64} or list(strides) != sorted(set(strides)):
-        raise ConfigError(f"--taps takes strides, finest first, such as 8,16 or 8,16,32, not '{text}'")
+    strides = tuple(int(part) for part in parts if part.isdecimal() and len(part) < 4)
+    if len(strides) != len(parts) or not all(strides) or list(strides) != sorted(set(strides)):
+        raise ConfigError(
+            "--taps takes strides, finest first, such as 8,16 or 8,16,32, or of a vision transformer block numbers, "
+            f"not '{text}'"
+        )
     return strides
 
 

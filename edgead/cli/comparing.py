@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, SizeOption, ThreadsOption, parse_size, parse_taps, require
+from edgead.cli._options import BackendOption, SizeOption, TapsOption, ThreadsOption, parse_size, parse_taps, require
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def compare(
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(metavar="NAME[@WEIGHTS]", help="As in fit.")] = "efficientnet_lite0",
-    taps: Annotated[str, typer.Option(metavar="S,S...", help="As in fit.")] = "8,16",
+    taps: TapsOption = None,
     size: SizeOption = None,
     frames: Annotated[
         int, typer.Option(min=1, max=100_000, metavar="N", help="Frames of the latency measurement.")
@@ -74,7 +74,7 @@ def compare(
     Each fit leaves a row in DIR/rows, so the same command goes on where it stopped. Exits with 3 where a row failed.
     """
     network_size = None if size is None else parse_size(size)
-    strides, chosen_seeds = parse_taps(taps), _seeds(seeds, seed_list)
+    strides, chosen_seeds = None if taps is None else parse_taps(taps), _seeds(seeds, seed_list)
     require("export", *_LIBRARIES)
     from edgead.comparing.measure import Options
     from edgead.comparing.plan import make_jobs, open_subjects, parse_variants

@@ -14,6 +14,7 @@ from edgead.cli._options import (
     DefectRateOption,
     FalseAlarmCostOption,
     SizeOption,
+    TapsOption,
     parse_settings,
     parse_size,
     parse_taps,
@@ -56,9 +57,7 @@ def fit(
     backbone: Annotated[
         str, typer.Option(metavar="NAME[@WEIGHTS]", help="A timm model; WEIGHTS: hub, random, a file or a folder.")
     ] = "efficientnet_lite0",
-    taps: Annotated[
-        str, typer.Option(metavar="S,S...", help="Strides of the backbone's features, finest first; 32 adds context.")
-    ] = "8,16",
+    taps: TapsOption = None,
     size: SizeOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
     settings: Annotated[
@@ -136,7 +135,7 @@ def fit(
     With --roi or --mask the model judges that part of a frame only, and refuses frames of another size than the images.
     """
     network_size = None if size is None else parse_size(size)
-    chosen, strides = parse_settings(settings or ()), parse_taps(taps)
+    chosen, strides = parse_settings(settings or ()), None if taps is None else parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")

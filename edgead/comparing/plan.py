@@ -12,7 +12,7 @@ from typing import Any
 
 from edgead.data import Category, open_category
 from edgead.detectors import REGISTRY, create_detector, default_size, pools_categories
-from edgead.features.backbones import DEFAULT_TAPS, BackboneSpec, build_backbone, describe_backbone
+from edgead.features.backbones import BackboneSpec, build_backbone, describe_backbone
 from edgead.model.model_card import check_size
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.version import __version__
@@ -162,7 +162,7 @@ def make_jobs(
     *,
     size: tuple[int, int] | None,
     backbone: str,
-    taps: Sequence[int] = DEFAULT_TAPS,
+    taps: Sequence[int] | None = None,
 ) -> list[Job]:
     """Return every fit in the order of work: one seed of everything first, so that an early stop leaves a whole table.
 
@@ -178,7 +178,7 @@ def make_jobs(
         )
     spec = BackboneSpec.parse(backbone, taps)
     info = describe_backbone(spec, build_backbone(spec, max(sizes.values())))
-    name = f"{info.name}@{info.weights}, taps {' '.join(map(str, taps))}"
+    name = f"{info.name}@{info.weights}, taps {' '.join(map(str, spec.strides))}"
     jobs = []
     for seed in seeds:
         groups = [(subject, variant) for subject in subjects for variant in variants]
@@ -195,12 +195,12 @@ def make_jobs(
                 "settings": dict(variant.settings),
                 "size": sizes[variant.label],
                 "backbone": [info.name, info.weights_sha256],
-                "taps": list(taps),
+                "taps": list(spec.strides),
                 "train": {member.name: member.train_sha256 for member in members},
             }
             setups = tuple(_digest({**setup, "test": member.test_sha256}) for member in members)
             keys = tuple(_digest([setup_key, seed]) for setup_key in setups)
-            jobs.append(Job(variant, members, seed, sizes[variant.label], backbone, tuple(taps), name, keys, setups))
+            jobs.append(Job(variant, members, seed, sizes[variant.label], backbone, spec.strides, name, keys, setups))
     return jobs
 
 

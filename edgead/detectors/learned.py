@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edgead.detectors import base
 from edgead.detectors.networks.blocks import fold_batch_norm
-from edgead.features.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, NO_BACKBONE, BackboneSpec
+from edgead.features.backbones import DEFAULT_BACKBONE, DEFAULT_TAPS, NO_BACKBONE, BackboneSpec, transformer
 from edgead.metrics.metrics import image_auroc
 from edgead.metrics.pixels import count_pixels, pixel_auroc
 from edgead.probes import STRUCTURAL, plant
@@ -123,6 +123,11 @@ class LearnedBase:
 
     def with_taps(self, spec: BackboneSpec, strides: Sequence[int]) -> BackboneSpec:
         """Return the backbone with the taps that the network needs; raises `ConfigError` for others."""
+        if spec.name not in (DEFAULT_BACKBONE, NO_BACKBONE.name) and transformer(spec.name) is not None:
+            raise ConfigError(
+                f"detector '{self.name}' takes convolutional backbones only; choose one such as resnet18, or "
+                "a detector that trains no network"
+            )
         if spec.strides not in (DEFAULT_TAPS, tuple(strides)):
             asked = ",".join(map(str, spec.strides))
             raise ConfigError(f"detector '{self.name}' takes taps of its own choice; omit --taps {asked}")

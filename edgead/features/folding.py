@@ -11,14 +11,22 @@ from edgead.runtime.errors import ConfigError
 
 
 class Backbone(nn.Module):
-    """Cut and folded network: ``(N, 3, h, w)`` float32 (mean already subtracted, range 0 to 255) -> one map a tap."""
+    """Cut and folded network: ``(N, 3, h, w)`` float32 (mean already subtracted, range 0 to 255) -> one map a tap.
+
+    Args:
+        body: the network.
+        mean: ``(3,)`` in grey levels.
+        channels: of each tap.
+        tokens: the taps are a transformer's tokens, each of which has seen the whole image.
+    """
 
     mean: Tensor
 
-    def __init__(self, body: fx.GraphModule, mean: Sequence[float], channels: Sequence[int]) -> None:
+    def __init__(self, body: nn.Module, mean: Sequence[float], channels: Sequence[int], tokens: bool = False) -> None:
         super().__init__()
         self.body = body
         self.channels = tuple(channels)
+        self.tokens = tokens
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -158,5 +166,10 @@ def _fold_scale(body: fx.GraphModule, std: Sequence[float]) -> None:
     conv = _convolution(modules[users[0].target]) if len(users) == 1 and users[0].op == "call_module" else None
     if conv is None:
         raise ConfigError("this backbone does not start with a convolution; choose a convolutional one")
+    fold_scale(conv, std)
+
+
+def fold_scale(conv: nn.Conv2d, std: Sequence[float]) -> None:
+    """Fold the division of its input by ``std (3,)`` into a convolution, in float64."""
     scale = torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1, 1)
     conv.weight = nn.Parameter((conv.weight.double() / scale).float())

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from edgead.budget import check_budget
 from edgead.detectors import default_size, learns, pools_categories
 from edgead.evaluation.costs import Costs
-from edgead.features.backbones import (
-    DEFAULT_BACKBONE,
-    DEFAULT_TAPS,
-)
+from edgead.features.backbones import DEFAULT_BACKBONE
 from edgead.model.model_card import check_size
 from edgead.runtime.decision.threshold import DEFAULT_FALSE_ALARM_RATE
 from edgead.runtime.errors import ConfigError
@@ -31,7 +28,7 @@ class FitOptions(TypedDict, total=False):
     detector: str
     settings: Mapping[str, Any] | None
     backbone: str
-    taps: Sequence[int]
+    taps: Sequence[int] | None
     size: int | tuple[int, int] | None
     seed: int
     false_alarm_rate: float
@@ -57,8 +54,10 @@ class FitConfig:
     Attributes:
         detector, settings: registered name and its settings.
         backbone: ``NAME`` or ``NAME@WEIGHTS``, see `BackboneSpec.parse`.
-        taps: where features are taken from the backbone, as strides (input pixels a cell), finest first.
-        size: network size in pixels, a side or ``(height, width)``, multiples of 32; None: the detector's own.
+        taps: where features are taken from the backbone, as strides (input pixels a cell), finest first, or as
+            block numbers of a vision transformer; None: 8 and 16, or the last block.
+        size: network size in pixels, a side or ``(height, width)``, multiples of 32 and of a vision
+            transformer's patch; None: the detector's own.
         seed: decides every random choice.
         false_alarm_rate: share of normal parts that may be rejected.
         exclude: training images to omit, named as `edgead audit` names them.
@@ -83,7 +82,7 @@ class FitConfig:
     detector: str = "patchcore"
     settings: Mapping[str, Any] | None = None
     backbone: str = DEFAULT_BACKBONE
-    taps: Sequence[int] = DEFAULT_TAPS
+    taps: Sequence[int] | None = None
     size: int | tuple[int, int] | None = None
     seed: int = 0
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE

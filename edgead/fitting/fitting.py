@@ -24,6 +24,7 @@ from edgead.features.backbones import (
     BackboneInfo,
     BackboneSpec,
     build_backbone,
+    check_patches,
     describe_backbone,
 )
 from edgead.features.features import build_extractor
@@ -155,6 +156,8 @@ class _Work:
         self._spec = BackboneSpec.parse(config.backbone, config.taps)
         if self._trained:
             self._spec = method.backbone(self._spec)
+        else:
+            check_patches(self._spec, self._size)  # before any image is read
         self._samples = [sample for category in opened for sample in category.train]
         self.names = image_names(opened)
         self._images = TrainingImages(self._samples, self._view)

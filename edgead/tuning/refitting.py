@@ -16,7 +16,7 @@ from edgead.data import Category, open_category
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.export.exporting import export_bundle
 from edgead.export.options import DEFAULT_MAX_DROP
-from edgead.features.backbones import BackboneSpec, build_backbone
+from edgead.features.backbones import BackboneSpec, build_backbone, size_step
 from edgead.features.features import build_extractor
 from edgead.fitting import fit
 from edgead.fitting.audit import exclude_images
@@ -32,7 +32,6 @@ from edgead.tuning.tuning import MOST_NORMALS, good_pictures
 
 FACTORS = (1.0, 0.75, 0.5)  # of the model's size, where nobody names sizes
 
-_STRIDE = 32
 _LEAST_SIDE = 64
 _LEAST_HELD_OUT = 4
 _RUNGS = 3  # settings of each size: the model's own, and every second of the detector's ladder below it
@@ -222,9 +221,9 @@ class Refitting:
         return BackboneSpec(found["name"], found["weights"], tuple(found["strides"]))
 
     def _sizes(self, sides: Sequence[int]) -> Iterator[tuple[int, int]]:
-        card = self._card
-        for side in sides or [round(card.height * factor / _STRIDE) * _STRIDE for factor in FACTORS]:
-            width = round(card.width * side / card.height / _STRIDE) * _STRIDE
+        card, step = self._card, size_step(self._spec.name)
+        for side in sides or [round(card.height * factor / step) * step for factor in FACTORS]:
+            width = round(card.width * side / card.height / step) * step
             if not sides and min(side, width) < _LEAST_SIDE:
                 continue
             size = check_size(side, width)

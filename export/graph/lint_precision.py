@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgead.export.graph.partition import array, constants, convolutions
+from edgead.export.graph.partition import array, blocks, constants, convolutions, in_block
 from edgead.export.graph.saturation import may_saturate
 
 _FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.DOUBLE: "float64"}
@@ -71,7 +71,10 @@ def _variadic(schema: onnx.defs.OpSchema) -> bool:
 def _half(model: onnx.ModelProto) -> Iterator[Problem]:
     types = _types(model)
     known = constants(model.graph)
+    between = blocks(model.graph)
     for node in model.graph.node:
+        if node.output[0] in between and in_block(node, known):
+            continue
         half = any(types.get(name) == TensorProto.FLOAT16 for name in node.input)
         square = node.op_type == "Mul" and node.input[0] == node.input[1]
         if half and (node.op_type in _WIDE_ONLY or square):

@@ -2,7 +2,8 @@
 
 Exported graphs carry no marks, so the parts are told apart by what they are made of: the network is what lies between
 its convolutions, and what only moves, pools or resizes their last feature maps. Distances, norms, reductions over
-patches, routing and smoothing come after it and belong to the head, whatever detector made them.
+patches, routing and smoothing come after it and belong to the head, whatever detector made them. A transformer's blocks
+belong to the network too: its matrix products, and what stands between them but normalisations and softmax.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _BETWEEN = (
     | _PASSIVE
     | {"Add", "Sub", "Mul", "Sigmoid", "HardSigmoid", "Tanh", "GlobalAveragePool", "GlobalMaxPool"}
 )
+# What may stand in a transformer's block as well; what sums squares or exponentials there stays in FP32.
+_IN_BLOCKS = _BETWEEN | {"MatMul", "Gemm", "Erf", "Neg"}
 # What may follow the last convolution and still be the network: nothing that squares, divides or sums over patches.
 _BEHIND = _ACTIVATIONS | _PASSIVE | {"Add"}
 # Inputs that say how, not what; they keep their type in any precision.
@@ -69,7 +72,7 @@ def convolutions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def network(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the nodes of the convolutional network in order; none where the graph has no convolution."""
+    """Return the nodes of the network in order, blocks included; none where the graph has no convolution."""
     graph = model.graph
     types = element_types(model)
     known = constants(graph)
@@ -86,22 +89,54 @@ def network(model: onnx.ModelProto) -> list[onnx.NodeProto]:
             leads.update(data(node))
     inside: set[str] = set()
     found = []
+    between = blocks(graph)
     for node in graph.node:
         flowing = data(node)
         reached = any(name in inside for name in flowing)
         if node.output[0] in kernels:
             member = True
+        elif node.output[0] in between and types.get(node.output[0]) == TensorProto.FLOAT:
+            member = in_block(node, known)
         elif not reached or types.get(node.output[0]) != TensorProto.FLOAT:
             member = False
         elif leads & set(node.output):
-            # A square is a length in the making, and overflows first.
-            member = node.op_type in _BETWEEN and not (node.op_type == "Mul" and node.input[0] == node.input[1])
+            member = node.op_type in _BETWEEN and not _square(node)
         else:
             member = node.op_type in _BEHIND and all(name in inside for name in flowing)
         if member:
             inside.update(node.output)
             found.append(node)
     return found
+
+
+def blocks(graph: onnx.GraphProto) -> set[str]:
+    """Return the outputs of nodes between a convolution and the last layer normalisation, which no head has.
+
+    Blocks with another normalisation (root mean squares) are not told from a head, and stay in FP32.
+    """
+    reached = {node.output[0] for node in convolutions(graph)}
+    for node in graph.node:
+        if reached.intersection(node.input):
+            reached.update(node.output)
+    leads: set[str] = set()
+    for node in reversed(graph.node):
+        if reached.isdisjoint(node.output):
+            continue
+        if node.op_type == "LayerNormalization" or not leads.isdisjoint(node.output):
+            leads.update((*node.output, *node.input))
+    return reached & leads
+
+
+def in_block(node: onnx.NodeProto, known: Collection[str]) -> bool:
+    """Whether a node of a transformer's blocks keeps its numbers in their range: no square, and no quotient of two."""
+    if node.op_type == "Div":
+        return node.input[1] in known
+    return str(node.op_type) in _IN_BLOCKS and not _square(node)
+
+
+def _square(node: onnx.NodeProto) -> bool:
+    # A square is a length in the making, and overflows first.
+    return bool(node.op_type == "Mul" and node.input[0] == node.input[1])
 
 
 def array(tensor: TensorProto) -> NDArray[np.generic]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.export.exportable import Exportable
+from edgead.export.graph.partition import blocks
 from edgead.export.members import make_manifest
 from edgead.export.ops.nodes import scoring_nodes
 from edgead.export.options import CPU, FP16, TRT, ExportOptions
@@ -86,6 +87,7 @@ def prove(
     named = _load(model, options.images)
     samples = _samples(model, options) if len(options.precisions) > 1 else None
     made = [fp32_graphs(model, options.fused, tell)]
+    _require_convolutions(made[0], options)
     manifest = make_manifest(model, made[0].section)
     maker = None
     if samples is not None:
@@ -130,6 +132,15 @@ def prove(
     if failed and not options.allow_drift:
         raise ParityError(complaint(failed[0], options.max_drop, made), report.to_dict())
     return made, manifest.model_copy(update={"parity": parity}), report
+
+
+def _require_convolutions(full: GraphFiles, options: ExportOptions) -> None:
+    """Refuse INT8 where it would quantise nothing but the patch embedding of a vision transformer."""
+    if {TRT, CPU} & set(options.precisions) and full.layers == 1 and blocks(full.models[full.main].graph):
+        raise ConfigError(
+            "--int8 quantises convolutions, and a vision transformer has one, its patch embedding, so that nothing "
+            "would be gained; omit --int8 (--fp16 takes its blocks too)"
+        )
 
 
 def _measure(
