@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgead.export.exportable import Exportable
@@ -21,6 +23,7 @@ from edgead.runtime.bundle.manifest_schema import (
     TilesSection,
 )
 from edgead.runtime.bundle.references import EXPECTED_NAME, REFERENCES, pack_expected
+from edgead.runtime.decision.conformal import PROVENANCE_KEY, kept_scores
 from edgead.runtime.imaging.alignment import encode_template
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import RESIZE_RULE
@@ -58,8 +61,15 @@ def make_manifest(model: Exportable, section: PrecisionSection) -> Manifest:
         threshold=ThresholdSection.from_threshold(model.threshold),
         categories=categories,
         precisions={FP32: section},
-        provenance=dict(model.provenance),
+        provenance=dict(model.provenance) | _held_out(model),
     )
+
+
+def _held_out(model: Exportable) -> dict[str, Any]:
+    """Return the scores that say how unusual a part is; those of several categories are no scores of one."""
+    if model.routing is not None or not len(model.normal_scores):
+        return {}
+    return {PROVENANCE_KEY: {FP32: kept_scores(model.normal_scores)}}
 
 
 def reference_members(model: Exportable) -> dict[str, bytes]:

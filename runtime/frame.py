@@ -105,6 +105,8 @@ class Result:
         reason: why the frame was not inspected.
         area: ``(left, top, width, height)`` of the part of the frame that ``map`` lies on, as shares of the frame, 0 to
             1; None: all of it.
+        p_value: share of good parts at least as unusual, by the held-out normals behind the threshold; near 0 for a
+            defect. It decides nothing. None where these are not known or nothing was computed.
         placement: where points of that part lie on ``map``, if the part's pose was undone (`Placement`); else None.
     """
 
@@ -121,6 +123,7 @@ class Result:
     name: str | None = None
     area: tuple[float, float, float, float] | None = None
     placement: Placement | None = None
+    p_value: float | None = None
 
     @classmethod
     def not_inspected(cls, frame: Frame | BadFrame, reason: str, threshold: float = math.nan) -> Result:
@@ -146,6 +149,7 @@ class Result:
             "decision": self.decision.value,
             "score": self.score if math.isfinite(self.score) else None,
             "threshold": self.threshold,
+            "p_value": None if self.p_value is None else round(self.p_value, 6),
             "category": self.category,
             "reason": self.reason,
             "timings_ms": {name: round(value, 4) for name, value in self.timings.items()},

@@ -80,6 +80,12 @@ def run(
     hang: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Seconds after which a frame is given up; at 6 times, the run.")
     ] = 10.0,
+    known_good: Annotated[
+        bool,
+        typer.Option(
+            "--known-good", help="All parts of this run are good: warn if the promised false-alarm rate does not hold."
+        ),
+    ] = False,
     show_pipeline: Annotated[
         bool, typer.Option("--show-pipeline", help="Print the GStreamer pipelines of csi:// sources, and end.")
     ] = False,
@@ -143,6 +149,7 @@ def run(
             give_up_s=6 * hang,
             survival=Survival(wait=wait),
             self_test_hours=self_test_every,
+            known_good=known_good,
         ),
     )
     _report(out, summary, on_stderr=taken)
@@ -165,6 +172,8 @@ def _report(out: Output, summary: StreamSummary, *, on_stderr: bool) -> None:
     for state in summary.drift:
         if state.drifting:
             out.warn(state.explain())
+    for promise in summary.promise:
+        (out.warn if promise.broken else out.note)(promise.explain())
     out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=on_stderr)
     if summary.error is not None:
         raise StreamFailed(summary.error)

@@ -20,6 +20,8 @@ from edgead.runtime.bundle.manifest_schema import (
     ThresholdSection,
 )
 from edgead.runtime.decision.baseline import Normals
+from edgead.runtime.decision.conformal import normal_scores
+from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError
 from edgead.runtime.imaging.preprocess import RESIZE_RULE
@@ -73,13 +75,29 @@ class Manifest(Section):
     def limits(self, precision: str = "fp32") -> Limits:
         """Return the thresholds that the scores of a precision are compared with."""
         entry = self.precisions.get(precision)
+        value = ((entry.threshold if entry is not None else None) or self.threshold).value
+        own = self.promised(precision) if self.graph == "routed" else {}
+        categories = {name: one.value for name, one in own.items() if name is not None}
+        return Limits(value, categories, self._normal_scores(precision, value, categories))
+
+    def _normal_scores(
+        self, precision: str, value: float, categories: Mapping[str, float]
+    ) -> dict[str | None, tuple[float, ...]]:
+        if self.graph == "single":
+            thresholds = {"fp32": self.threshold.value, precision: value}
+        else:
+            full = {f"fp32/{name}": one.threshold.value for name, one in self.categories.items() if one.threshold}
+            thresholds = full | {f"{precision}/{name}": one for name, one in categories.items()}
+        return normal_scores(self.provenance, precision, thresholds)
+
+    def promised(self, precision: str = "fp32") -> dict[str | None, Threshold]:
+        """Return the thresholds with their meaning, by category where the graph is routed, else under None."""
+        entry = self.precisions.get(precision)
+        if self.graph == "single":
+            return {None: ((entry.threshold if entry is not None else None) or self.threshold).to_threshold()}
         own = entry.categories if entry is not None else {}
-        sections = {name: own.get(name, category.threshold) for name, category in self.categories.items()}
-        routed = self.graph == "routed"
-        return Limits(
-            ((entry.threshold if entry is not None else None) or self.threshold).value,
-            {name: section.value for name, section in sections.items() if routed and section is not None},
-        )
+        found = {name: own.get(name, category.threshold) for name, category in self.categories.items()}
+        return {name: section.to_threshold() for name, section in found.items() if section is not None}
 
     def normals(self) -> dict[str | None, Normals]:
         """Return what good parts looked like, by category where the graph is routed, else under None."""

@@ -32,6 +32,10 @@ function make(tag, content, name) {
 }
 
 // What may be shown of a camera now: its decision, or NONE and why. quiet: seconds since the server said this of it.
+function unusual(camera) {
+  return typeof camera.p_value === "number" ? ` (p ${camera.p_value < 0.001 ? "< 0.001" : camera.p_value.toFixed(3)})` : "";
+}
+
 function judge(camera, quiet) {
   if (!state || silence() > LOST_S) return ["NONE", "NO CONNECTION", "The page hears nothing from the program."];
   if (state.state === "hung") return ["NONE", "BACKEND HANGS", "The network does not return; parts are not inspected."];
@@ -101,7 +105,7 @@ function tick() {
   const [kind, word, why] = judge(camera, shown ? elapsed(shown.at, shown.clock) : Infinity);
   $("decision").dataset.state = kind;
   text("word", word); text("why", why);
-  text("against", kind !== "NONE" && camera.score !== null ? `score ${figure(camera.score)}, threshold ${figure(camera.threshold)}${camera.category ? " · " + camera.category : ""}` : "");
+  text("against", kind !== "NONE" && camera.score !== null ? `score ${figure(camera.score)}, threshold ${figure(camera.threshold)}${unusual(camera)}${camera.category ? " · " + camera.category : ""}` : "");
   if (kind === "NONE") $("picture-box").dataset.state = "NONE";
   else if ($("picture-box").dataset.decision) $("picture-box").dataset.state = $("picture-box").dataset.decision;
   showCameras();
@@ -210,7 +214,10 @@ function showSinks() {
 }
 
 function showDrift() {
-  const said = (state.drift || []).filter(one => one.drifting).map(one => one.text);
+  const said = [
+    ...(state.promise || []).filter(one => one.broken).map(one => one.text),
+    ...(state.drift || []).filter(one => one.drifting).map(one => one.text),
+  ];
   $("drift").hidden = !said.length;
   text("drift", said.join(" · "));
 }

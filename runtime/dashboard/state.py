@@ -203,6 +203,7 @@ class Board:
             "decision": result.decision.value,
             "score": result.score,
             "threshold": result.threshold,
+            "p_value": result.p_value,
             "category": result.category,
             "reason": result.reason,
             "frame_index": result.frame_index,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from edgead.runtime.decision.conformal import p_value
 from edgead.runtime.errors import ConfigError, suggest
 from edgead.runtime.frame import Decision, Inference
 
@@ -17,13 +18,17 @@ BORDERLINE_SHARE = 0.02
 
 
 class Verdict(NamedTuple):
-    """The judgement of one image: raw score, the threshold it was compared with, and what follows."""
+    """The judgement of one image: raw score, the threshold it was compared with, and what follows.
+
+    ``p_value`` says how unusual the score would be for a good part, see `Result`.
+    """
 
     score: float
     threshold: float
     decision: Decision
     category: str | None
     reason: str | None
+    p_value: float | None = None
 
     def same(self, other: Verdict) -> bool:
         """Whether another verdict says the same of the part: its decision and, where routed, its category."""
@@ -64,10 +69,13 @@ class Limits:
     Attributes:
         value: of a model that routes nothing, and for frames that no category is known of.
         categories: threshold of each category of a routed model.
+        normal_scores: ascending scores of normals that the model has not seen, by category (None: there is only one);
+            those of them that are known.
     """
 
     value: float
     categories: Mapping[str, float] = field(default_factory=dict)
+    normal_scores: Mapping[str | None, Sequence[float]] = field(default_factory=dict, compare=False, repr=False)
 
     def judge(self, inference: Inference, index: int) -> Verdict:
         """Judge one image of a batch.
@@ -81,7 +89,9 @@ class Limits:
         if reason is not None:
             return Verdict(score, threshold, Decision.NOT_INSPECTED, category, reason)
         decision, reason = decide(score, threshold)
-        return Verdict(score, threshold, decision, category, reason)
+        normals = self.normal_scores.get(category)
+        unusual = None if normals is None or reason is not None else p_value(score, normals)
+        return Verdict(score, threshold, decision, category, reason, unusual)
 
     def changed(self, value: float, category: str | None, name: str) -> tuple[float, Limits]:
         """Return the threshold that another one replaces, and the limits with it.
@@ -95,7 +105,7 @@ class Limits:
         if category is None and self.categories:
             raise ConfigError(f"a routed model has a threshold for each category: {', '.join(self.categories)}")
         if category is None:
-            return self.value, Limits(value)
+            return self.value, replace(self, value=value)
         if category not in self.categories:
             raise ConfigError(f"{name} has no category '{category}'.{suggest(category, self.categories)}")
-        return self.categories[category], Limits(self.value, {**self.categories, category: value})
+        return self.categories[category], replace(self, categories={**self.categories, category: value})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.manifest_schema import CategorySection, NormalsSection, PrecisionSection, ThresholdSection
+from edgead.runtime.decision import conformal
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.uri import redact
 from edgead.runtime.version import __version__
@@ -23,12 +24,13 @@ class Recalibration:
 
     Attributes:
         old, new: thresholds, by precision, or by ``precision/category`` where the bundle is routed.
-        normals: what good parts look like, by category.
+        scores: of the parts, keyed likewise; normals: what good parts look like, by category.
         source_id, images, backend: where the parts came from, how many they were, and what judged them.
     """
 
     old: Mapping[str, Threshold]
     new: Mapping[str, Threshold]
+    scores: Mapping[str, Sequence[float]]
     normals: Mapping[str, NormalsSection]
     source_id: str
     images: int
@@ -53,10 +55,18 @@ def recalibrated_manifest(manifest: Manifest, found: Recalibration) -> Manifest:
             "categories": _categories(manifest, sections, found.normals),
             "provenance": {
                 **manifest.provenance,
+                conformal.PROVENANCE_KEY: _held_out(manifest, found),
                 PROVENANCE_KEY: [*(earlier if isinstance(earlier, list) else [earlier]), record],
             },
         }
     )
+
+
+def _held_out(manifest: Manifest, found: Recalibration) -> dict[str, Any]:
+    """Return the scores of the new parts beside those of categories that keep their threshold."""
+    earlier = manifest.provenance.get(conformal.PROVENANCE_KEY)
+    kept = dict(earlier) if isinstance(earlier, Mapping) else {}
+    return kept | {key: conformal.kept_scores(found.scores[key]) for key in found.new}
 
 
 def _record(found: Recalibration) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def calibrate_bundle(
     with Bundle.open(path) as bundle:
         if bundle.sha256 != sha256:
             raise BundleError(f"{path} was changed while it was calibrated; run it again")
-    found = Recalibration(old, new, _normals(taken, manifest), opened.source_id, taken.images, info)
+    found = Recalibration(old, new, scores, _normals(taken, manifest), opened.source_id, taken.images, info)
     replace_manifest(path, out, recalibrated_manifest(manifest, found))
     return CalibrationReport(
         bundle=str(path),
@@ -188,11 +188,8 @@ def _about_images(taken: Taken, manifest: Manifest) -> Iterator[str]:
 
 
 def _thresholds(manifest: Manifest, precision: str) -> dict[str, Threshold]:
-    entry = manifest.precisions[precision]
-    if manifest.graph == "single":
-        return {precision: (entry.threshold or manifest.threshold).to_threshold()}
-    sections = {name: entry.categories.get(name, category.threshold) for name, category in manifest.categories.items()}
-    return {f"{precision}/{name}": section.to_threshold() for name, section in sections.items() if section is not None}
+    promised = manifest.promised(precision)
+    return {precision if name is None else f"{precision}/{name}": one for name, one in promised.items()}
 
 
 def _open(source: str | Path, bits: int) -> Source:

@@ -113,6 +113,11 @@ class Inspector:
         return self._model.normals
 
     @property
+    def promised(self) -> Mapping[str | None, Threshold]:
+        """The bundle's thresholds with their meaning, likewise; empty where no bundle was opened."""
+        return self._model.promised
+
+    @property
     def threshold(self) -> float:
         """The threshold of frames that no category is known of; a routed model has others in ``limits``."""
         return self._model.limits.value
@@ -253,10 +258,7 @@ class Inspector:
         config: StreamConfig | None = None,
         **options: Unpack[StreamOptions],
     ) -> Stream:
-        """Return the camera loop over sources: ``for result in inspect.stream("rtsp://…"): …``.
-
-        Arguments and errors as in `edgead.runtime.Stream`: ``inspect.stream("0", sinks=["r.jsonl"], max_frames=100)``.
-        """
+        """Return the camera loop over sources, as `edgead.runtime.Stream`: ``for result in inspect.stream("0"): …``."""
         from edgead.runtime.streaming.stream import Stream
 
         return Stream(self, sources, sinks=sinks, config=config, **options)
@@ -285,10 +287,7 @@ class Inspector:
         return with_image(self.inspect_batch((taken,))[0], taken.to_rgb())
 
     def inspect_batch(self, frames: Sequence[Frame]) -> list[Result]:
-        """Judge several frames in one run of the network; stage times are shared equally between them.
-
-        `ConfigError` in a process that was forked after this inspector was opened.
-        """
+        """Judge several frames in one run of the network, whose stage times they share; raises as a single call."""
         self._process.require("this inspector")
         if not frames:
             return []

@@ -179,6 +179,7 @@ def judged(
         name=frame.name,
         area=sight.area,
         placement=sight.placement,
+        p_value=verdict.p_value,
     )
 
 

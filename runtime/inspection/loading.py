@@ -12,6 +12,7 @@ from edgead.runtime.backends import Backend, choose
 from edgead.runtime.backends.routed_backend import open_model
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
+from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.imaging.view import View
@@ -26,6 +27,7 @@ class ServingModel:
         cleanup: releases the backend and the files that it maps.
         precision: what the graph computes in, where the runtime cannot tell.
         normals: what normal parts looked like, by category; empty where nobody measured it.
+        promised: the bundle's own thresholds with their meaning, by category; empty without a bundle.
     """
 
     backend: Backend
@@ -34,6 +36,7 @@ class ServingModel:
     cleanup: ExitStack
     precision: str | None = None
     normals: Mapping[str | None, Normals] = field(default_factory=dict)
+    promised: Mapping[str | None, Threshold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,13 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
         # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
         told = "int8" if precision.startswith("int8") else None
         model = ServingModel(
-            backend, manifest.limits(precision), manifest.name, stack.pop_all(), told, manifest.normals()
+            backend,
+            manifest.limits(precision),
+            manifest.name,
+            stack.pop_all(),
+            told,
+            manifest.normals(),
+            manifest.promised(precision),
         )
         # Another bundle may have a profile of its own; without profiles it continues with this very backend.
         asked = config if config.profile is not None else replace(config, backend=settled.backend)

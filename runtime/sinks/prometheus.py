@@ -167,6 +167,19 @@ def _of_run(summary: StreamSummary) -> Iterator[Metric]:
         ["source", "category", "signal"],
         [((one.source_id, one.category or "", one.signal), float(one.drifting)) for one in summary.drift],
     )
+    if summary.promise:
+        yield _gauge(
+            "edgead_promise_evidence",
+            "Evidence of known good parts against the promised false-alarm rate; its inverse bounds the p-value.",
+            ["category"],
+            [((one.category or "",), one.evidence) for one in summary.promise],
+        )
+        yield _gauge(
+            "edgead_promise_broken",
+            "1 once the promised false-alarm rate was found not to hold.",
+            ["category"],
+            [((one.category or "",), float(one.broken)) for one in summary.promise],
+        )
     yield _gauge("edgead_run_seconds", "Seconds since the start.", [], [((), summary.seconds)])
     info = {"version": __version__}
     if summary.backend is not None:

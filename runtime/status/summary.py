@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgead.runtime.decision.drift import DriftState
+from edgead.runtime.decision.false_alarm_watch import PromiseState
 from edgead.runtime.status.frame_ledger import Counts
 from edgead.runtime.status.latency import Latency
 from edgead.runtime.status.sink_report import SinkReport
@@ -48,6 +49,8 @@ class StreamSummary:
         sinks: one report a sink.
         backend: what really ran, None where the inspector does not say.
         drift: what the drift watch says, one state a source, category and signal; empty where nothing is watched.
+        promise: what parts known to be good say of the promised false-alarm rate, of each category; empty where nobody
+            said that they are good.
         state: what the stream does; ``hung`` while the backend does not return.
         hangs: times the backend took longer than it may.
         error: why the stream gave up, None where it did not.
@@ -62,6 +65,7 @@ class StreamSummary:
     sinks: tuple[SinkReport, ...]
     backend: Mapping[str, Any] | None
     drift: tuple[DriftState, ...] = ()
+    promise: tuple[PromiseState, ...] = ()
     state: State = "ended"
     hangs: int = 0
     error: str | None = None
@@ -89,6 +93,7 @@ class StreamSummary:
             "sinks": [sink.to_dict() for sink in self.sinks],
             "backend": dict(self.backend) if self.backend is not None else None,
             "drift": [state.to_dict() for state in self.drift],
+            "promise": [state.to_dict() for state in self.promise],
             "hangs": self.hangs,
             "error": self.error,
         }

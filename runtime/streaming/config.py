@@ -23,6 +23,7 @@ class StreamOptions(TypedDict, total=False):
     survival: Survival | None
     self_test_hours: float | None
     drift: bool
+    known_good: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class StreamConfig:
         self_test_hours: hours between two replays of the bundle's references; None: only when `Stream.self_test` asks.
         drift: compare what normal parts look like with what they looked like when the threshold was made, where the
             bundle knows it. It warns, and changes no decision.
+        known_good: every part of this run is known to be good; warn when the promised false-alarm rate does not hold.
 
     Raises:
         ConfigError: a number is out of range.
@@ -65,6 +67,7 @@ class StreamConfig:
     survival: Survival | None = None
     self_test_hours: float | None = None
     drift: bool = True
+    known_good: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_frames", "duration_s", "queue_size", "batch", "hang_s", "give_up_s", "self_test_hours"):

@@ -17,7 +17,6 @@ from edgead.runtime.frame import Decision, Result
 from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.own_process import OwnProcess
 from edgead.runtime.sinks import Sink
-from edgead.runtime.sinks.drift import DriftSink, drift_watch
 from edgead.runtime.sinks.worker import SinkWorker
 from edgead.runtime.sources import Clock, Source
 from edgead.runtime.status.frame_ledger import Ledger
@@ -30,6 +29,7 @@ from edgead.runtime.streaming.grabber import Survival
 from edgead.runtime.streaming.inference_thread import FrameJudge, Judge
 from edgead.runtime.streaming.settlement import FrameSettler, Taken
 from edgead.runtime.streaming.upkeep import Upkeep
+from edgead.runtime.streaming.watching import watched, watches
 from edgead.runtime.uri import redact
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Stream:
         self._clock = clock
         self._drain = config.drain_s
         opened, self._sinks = open_ends(sources, sinks, clock, getattr(inspector, "bits", ALL_BITS))
-        self._sinks += drift_watch(inspector, self._sinks) if config.drift else []
+        self._sinks += watches(inspector, self._sinks, config)
         self._ledger = Ledger([source.source_id for source in opened])
         limit = config.max_frames if all(source.delivery.policy == "every" for source in opened) else None
         self._intake = Intake(opened, self._ledger, clock, config.queue_size, limit, config.survival or Survival())
@@ -242,7 +242,7 @@ class Stream:
             stages=stages,
             sinks=tuple(worker.report() for worker in self._workers),
             backend=self._judge.describe(),
-            drift=tuple(state for sink in self._sinks if isinstance(sink, DriftSink) for state in sink.watch.report()),
+            **watched(self._sinks),
             state=self.state,
             hangs=self._judge.hangs,
             error=redact(str(self._error)) if self._error is not None else None,

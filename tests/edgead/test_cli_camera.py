@@ -47,6 +47,24 @@ def test_run_shows_people_a_summary(edgead, plate, plate_bundle, tmp_path):
         assert expected in outcome.out
 
 
+def test_run_says_of_known_good_parts_whether_the_promise_holds_and_how_unusual_each_is(
+    edgead, plate, plate_bundle, tmp_path
+):
+    good = edgead("run", plate_bundle, "--source", plate / "test" / "good", "--known-good", "--json").json["promise"]
+    with Bundle.open(plate_bundle) as bundle:
+        promised = bundle.manifest.promised()[None]
+        n = len(bundle.manifest.provenance["held_out_scores"]["fp32"])
+    assert [(one["parts"], one["rate"], one["broken"]) for one in good] == [(4, promised.high, False)]
+    results = tmp_path / "r.jsonl"
+    outcome = edgead("run", plate_bundle, "--source", plate / "test", "--sink", results)
+    assert outcome.code == 0
+    found = {one["name"]: one for one in lines(results)}
+    for one in found.values():
+        assert 1 / (n + 1) <= one["p_value"] <= 1.0
+        if one["score"] > promised.value:
+            assert one["p_value"] <= 2 / (n + 1)  # at most one normal lies above the threshold
+
+
 def test_results_on_stdout_leave_the_summary_to_stderr(process, plate, plate_bundle):
     outcome = process("run", plate_bundle, "--source", plate / "test", "--sink", "jsonl:-")
     assert outcome.code == 0
