@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from edgead.budget import check_budget
 from edgead.detectors import default_size, learns, pools_categories
@@ -17,9 +17,7 @@ from edgead.runtime.errors import ConfigError
 from edgead.runtime.imaging.decode import require_bits
 from edgead.runtime.imaging.roi import Box
 from edgead.runtime.imaging.tiling import DEFAULT_OVERLAP
-
-if TYPE_CHECKING:
-    pass
+from edgead.runtime.imaging.view import View
 
 
 class FitOptions(TypedDict, total=False):
@@ -44,6 +42,7 @@ class FitOptions(TypedDict, total=False):
     tiles: tuple[int, int] | None
     tile_overlap: int
     align: bool
+    view: View | None
     bits: int | None
 
 
@@ -75,6 +74,8 @@ class FitConfig:
         tiles: ``(rows, columns)`` into which that part is cut, each resized to ``size``, for small defects in large
             images; for detectors of one category. tile_overlap: cells of the map that neighbours share.
         align: find the part in each image, and undo how it lies and is turned; images then have one size.
+        view: what a model that is fitted again sees of an image, in place of ``size``, ``roi``, ``mask`` and ``align``;
+            it is then not learned anew, so that the new model can take the old one's place. None: as these say.
         bits: how many bits of the values of 16-bit files carry the picture, 8 to 16; kept by the model. None: 16, and
             a warning (logger ``edgead.fit``) where the training images leave most of them empty.
     """
@@ -98,6 +99,7 @@ class FitConfig:
     tiles: tuple[int, int] | None = None
     tile_overlap: int = DEFAULT_OVERLAP
     align: bool = False
+    view: View | None = None
     bits: int | None = None
 
     @property
@@ -127,6 +129,8 @@ class FitConfig:
         if categories != 1 and (self.defects is not None or self.costs is not None):
             raise ConfigError("defects and costs are for a model of one category; fit one for each")
         check_budget(self.budget_mb, self.budget_ms)
+        if self.view is not None and (self.roi is not None or self.mask is not None or self.align):
+            raise ConfigError("a view says what of an image is judged; omit roi, mask and align")
         drawn = self.roi is not None or self.mask is not None or self.tiles is not None or self.align
         if drawn and self.budgeted:
             raise ConfigError(

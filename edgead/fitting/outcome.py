@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,6 @@ from edgead.features.scoring import ScoringModule
 from edgead.model.card_sections import CategoryCard, RoutingCard, TrainingCard
 from edgead.runtime.bundle.manifest_schema import ThresholdSection
 from edgead.runtime.decision.threshold import calibrate
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from edgead.export.options import DEFAULT_MAX_DROP
 from edgead.features.backbones import BackboneSpec, build_backbone, size_step
 from edgead.features.features import build_extractor
 from edgead.fitting import fit
+from edgead.fitting.again import config_again, require_same_backbone, require_same_images, spec_of
 from edgead.fitting.audit import exclude_images
 from edgead.model.model import TrainedModel
-from edgead.model.model_card import ModelCard, check_size, read_card
+from edgead.model.model_card import check_size, read_card
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.device.tuning.report import TuneReport
 from edgead.runtime.device.tuning.tune import TuneOptions, tune
@@ -115,8 +116,7 @@ class Refitting:
             )
         self._source = category
         given = open_category(category, train_only=True)
-        if given.fingerprint("train") not in card.fingerprint.values():
-            raise DataError(f"{model} was fitted on other images than those of {category}; give the folder of its fit")
+        require_same_images(card, given, model, category)
         # What the model was kept from learning is kept from its variants.
         self._excluded = [] if card.audit is None else list(card.audit.excluded)
         (self._category,) = exclude_images([given], self._excluded)
@@ -217,8 +217,7 @@ class Refitting:
 
     @property
     def _spec(self) -> BackboneSpec:
-        found = self._card.backbone
-        return BackboneSpec(found["name"], found["weights"], tuple(found["strides"]))
+        return spec_of(self._card)
 
     def _sizes(self, sides: Sequence[int]) -> Iterator[tuple[int, int]]:
         card, step = self._card, size_step(self._spec.name)
@@ -233,35 +232,15 @@ class Refitting:
 
     def _fit(self, images: Path, variant: Variant, exclude: Sequence[str] = ()) -> TrainedModel:
         card = self._card
-        model = fit(
-            [images],
-            detector=card.detector,
-            settings=variant.settings,
-            backbone=f"{self._spec.name}@{self._spec.weights}",
-            taps=self._spec.strides,
-            size=variant.size,
-            seed=card.seed,
-            false_alarm_rate=card.threshold.target_false_alarm_rate,
-            bits=card.bits,
-            exclude=exclude,
-            learn_defects=False,  # a model that did is refused above
-            keep_stray=card.audit is not None and bool(card.audit.stray),
-        )
-        _require_same_backbone(card, model.card)
+        again = config_again(card, exclude=exclude)
+        # A model that learned from defects is refused above.
+        model = fit([images], replace(again, settings=variant.settings, size=variant.size, learn_defects=False))
+        require_same_backbone(card, model.card)
         return model
 
     def _export(self, model: TrainedModel, path: Path, precisions: Sequence[str]) -> None:
         drop = max(self._drops[precision] for precision in precisions)
         export_bundle(model.exportable(path.stem), path, precisions=precisions, max_drop=drop, cache=self._cache)
-
-
-def _require_same_backbone(before: ModelCard, after: ModelCard) -> None:
-    digests = [card.backbone_info.get("weights_sha256") for card in (before, after)]
-    if digests[0] != digests[1]:
-        raise ConfigError(
-            f"the weights of {before.backbone['name']} are not those that the model was fitted with; "
-            "fit it again, and tune that one"
-        )
 
 
 def _label(size: tuple[int, int], change: dict[str, Any]) -> str:
