@@ -26,6 +26,7 @@ class ServingModel:
         cleanup: releases the backend and the files that it maps.
         precision: what the graph computes in, where the runtime cannot tell.
         normals: what normal parts looked like, by category; empty where nobody measured it.
+        sha256: digest of the bundle it was read from.
     """
 
     backend: Backend
@@ -34,6 +35,7 @@ class ServingModel:
     cleanup: ExitStack
     precision: str | None = None
     normals: Mapping[str | None, Normals] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,13 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
         # A runtime cannot tell what is in a graph; it only knows what it computes the rest in.
         told = "int8" if precision.startswith("int8") else None
         model = ServingModel(
-            backend, manifest.limits(precision), manifest.name, stack.pop_all(), told, manifest.normals()
+            backend,
+            manifest.limits(precision),
+            manifest.name,
+            stack.pop_all(),
+            told,
+            manifest.normals(),
+            bundle.sha256,
         )
         # Another bundle may have a profile of its own; without profiles it continues with this very backend.
         asked = config if config.profile is not None else replace(config, backend=settled.backend)
