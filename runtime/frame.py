@@ -20,6 +20,22 @@ Placement = tuple[float, float, float, float, float, float]
 _LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
+LONGEST_PART_ID = 128  # characters
+
+
+def require_part_id(part_id: object) -> None:
+    """Refuse what cannot be a part's id: other than text, empty, too long, or with characters that cannot be shown.
+
+    Raises:
+        ConfigError: in one line, with the limit.
+    """
+    if part_id is None:
+        return
+    if not isinstance(part_id, str) or not 0 < len(part_id) <= LONGEST_PART_ID or not part_id.isprintable():
+        shown = repr(part_id)[:60]
+        raise ConfigError(f"a part id is text of 1 to {LONGEST_PART_ID} characters that can be shown, not {shown}")
+
+
 def require_layout(layout: str) -> None:
     """Refuse the name of a layout that is not known: it would be taken for another, and the channels mixed up.
 
@@ -42,6 +58,8 @@ class Frame:
         layout: channel order of ``image``. Cameras that deliver BGR or grey keep it, because the resize
             to network size reorders channels for free while a full-size conversion costs a pass over the frame.
         name: file the frame came from, relative to its folder; None for cameras and videos.
+        part_id: what the line calls the part that is seen, such as a serial number, 128 characters at most; None where
+            nobody says.
     """
 
     image: NDArray[np.uint8]
@@ -50,9 +68,11 @@ class Frame:
     source_id: str
     layout: Layout = "rgb"
     name: str | None = None
+    part_id: str | None = None
 
     def __post_init__(self) -> None:
         require_layout(self.layout)
+        require_part_id(self.part_id)
 
     def to_rgb(self) -> NDArray[np.uint8]:
         """Return ``(H, W, 3)`` uint8 RGB; a copy unless the frame already is RGB."""
@@ -68,7 +88,8 @@ class BadFrame:
     """A frame that was captured but cannot be shown to a model, such as an unreadable image in a folder.
 
     Attributes:
-        index, timestamp_ns, source_id, name: as in `Frame`; the index counts on, so its neighbours keep their numbers.
+        index, timestamp_ns, source_id, name, part_id: as in `Frame`; the index counts on, so its neighbours keep their
+            numbers.
         reason: one line on what is wrong with it.
     """
 
@@ -77,6 +98,10 @@ class BadFrame:
     source_id: str
     reason: str
     name: str | None = None
+    part_id: str | None = None
+
+    def __post_init__(self) -> None:
+        require_part_id(self.part_id)
 
 
 class Decision(str, enum.Enum):
@@ -100,7 +125,7 @@ class Result:
         decision: `Decision`; `NOT_INSPECTED` carries a ``reason``.
         category: category of a routed model, else None.
         map: ``(gh, gw)`` float32 anomaly map on the detector's own grid, None where nothing was computed.
-        frame_index, timestamp_ns, source_id, name: copied from the frame.
+        frame_index, timestamp_ns, source_id, name, part_id: copied from the frame.
         timings: milliseconds per stage, e.g. ``{"preprocess": 1.6, "network": 4.2, "decide": 0.02}``.
         reason: why the frame was not inspected.
         area: ``(left, top, width, height)`` of the part of the frame that ``map`` lies on, as shares of the frame, 0 to
@@ -108,6 +133,7 @@ class Result:
         p_value: share of good parts at least as unusual, by the held-out normals behind the threshold; near 0 for a
             defect. It decides nothing. None where these are not known or nothing was computed.
         placement: where points of that part lie on ``map``, if the part's pose was undone (`Placement`); else None.
+        bundle: SHA-256 of the bundle that judged it; None where no bundle did.
     """
 
     score: float
@@ -124,6 +150,8 @@ class Result:
     area: tuple[float, float, float, float] | None = None
     placement: Placement | None = None
     p_value: float | None = None
+    part_id: str | None = None
+    bundle: str | None = None
 
     @classmethod
     def not_inspected(cls, frame: Frame | BadFrame, reason: str, threshold: float = math.nan) -> Result:
@@ -137,6 +165,7 @@ class Result:
             source_id=frame.source_id,
             reason=reason,
             name=frame.name,
+            part_id=frame.part_id,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +174,7 @@ class Result:
             "source_id": self.source_id,
             "frame_index": self.frame_index,
             "name": self.name,
+            "part_id": self.part_id,
             "timestamp_ns": self.timestamp_ns,
             "decision": self.decision.value,
             "score": self.score if math.isfinite(self.score) else None,

@@ -19,7 +19,7 @@ SUFFIXES = (".py", ".c", ".cu", ".cuh", ".h", ".css", ".html", ".js", ".svg", ".
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
-    *("camera", "genicam", "mqtt", "modbus", "gpio", "prometheus", "demo", "dev"),
+    *("camera", "genicam", "mqtt", "modbus", "gpio", "prometheus", "sign", "demo", "dev"),
 }
 
 

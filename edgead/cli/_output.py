@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from edgead.runtime.sinks.record import finite
+from edgead.runtime.sinks.result_json import finite
 from edgead.runtime.uri import redact
 
 _WIDTH = 120  # where nobody says how wide the paper is: a file, a pipe

@@ -144,7 +144,7 @@ def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str
     from edgead.pages.compare_page import compare_page
     from edgead.runtime.errors import DataError
     from edgead.runtime.files import atomic_write
-    from edgead.runtime.sinks.record import finite
+    from edgead.runtime.sinks.result_json import finite
 
     payload: dict[str, Any] = finite(summarise(rows, labels))
     files = {
@@ -242,7 +242,7 @@ def report(
         require("train", "torch", "torchvision", "timm", "safetensors")
     from edgead.pages.report_page import report_page
     from edgead.reporting import make_report
-    from edgead.runtime.sinks.record import finite
+    from edgead.runtime.sinks.result_json import finite
 
     with out.progress() as step:
         made = make_report(

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
-from edgead.runtime.sinks.record import finite, utc_now
+from edgead.runtime.sinks.result_json import finite, utc_now
 
 SCHEMA = "edgead.audit/1"
 

@@ -20,7 +20,7 @@ from edgead.runtime.errors import ConfigError, DataError, EdgeadError
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.http_server import Server, is_loopback, parse_listen
 from edgead.runtime.sinks import Sink
-from edgead.runtime.sinks.record import finite, utc_now
+from edgead.runtime.sinks.result_json import finite, utc_now
 from edgead.runtime.version import __version__
 
 if TYPE_CHECKING:

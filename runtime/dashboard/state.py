@@ -15,7 +15,7 @@ import numpy as np
 from edgead.runtime.dashboard.thumbnails import SIDE, THUMB_SIDE, Shown, thinned
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.sinks.record import finite, utc_now
+from edgead.runtime.sinks.result_json import finite, utc_now
 from edgead.runtime.uri import redact
 
 if TYPE_CHECKING:

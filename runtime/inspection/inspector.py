@@ -312,7 +312,7 @@ class Inspector:
                 "network": (inferred - prepared) * 1e3 / len(frames),
                 "decide": (time.perf_counter() - inferred) * 1e3 / len(frames),
             }
-            results.append(judged(frame, verdict, inference.map[index], timings, sight))
+            results.append(judged(frame, verdict, inference.map[index], timings, sight, model.sha256))
         return results
 
     def describe(self) -> BackendInfo:

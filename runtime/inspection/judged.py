@@ -6,7 +6,7 @@ import html
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,13 +158,14 @@ def judged(
     grid: NDArray[np.float32],
     timings: Mapping[str, float],
     sight: Sight,
+    bundle: str | None = None,
 ) -> Result:
-    """Return the result of a frame: its verdict, the anomaly map ``(gh, gw)``, and where that lies.
+    """Return the result of a frame: its verdict, the anomaly map ``(gh, gw)``, where that lies, and who judged.
 
     What the network said of a frame on which nothing is to be judged counts for nothing.
     """
     if sight.missing is not None:
-        return Result.not_inspected(frame, sight.missing, verdict.threshold)
+        return replace(Result.not_inspected(frame, sight.missing, verdict.threshold), bundle=bundle)
     return JudgedResult(
         score=verdict.score,
         threshold=verdict.threshold,
@@ -180,6 +181,8 @@ def judged(
         area=sight.area,
         placement=sight.placement,
         p_value=verdict.p_value,
+        part_id=frame.part_id,
+        bundle=bundle,
     )
 
 

@@ -28,6 +28,7 @@ class ServingModel:
         precision: what the graph computes in, where the runtime cannot tell.
         normals: what normal parts looked like, by category; empty where nobody measured it.
         promised: the bundle's own thresholds with their meaning, by category; empty without a bundle.
+        sha256: digest of the bundle it was read from.
     """
 
     backend: Backend
@@ -37,6 +38,7 @@ class ServingModel:
     precision: str | None = None
     normals: Mapping[str | None, Normals] = field(default_factory=dict)
     promised: Mapping[str | None, Threshold] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
             told,
             manifest.normals(),
             manifest.promised(precision),
+            bundle.sha256,
         )
         # Another bundle may have a profile of its own; without profiles it continues with this very backend.
         asked = config if config.profile is not None else replace(config, backend=settled.backend)

@@ -11,7 +11,7 @@ from edgead.runtime.errors import ConfigError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.sinks import Sink
-from edgead.runtime.sinks.record import as_json
+from edgead.runtime.sinks.result_json import as_json
 from edgead.runtime.uri import Parameters
 
 _log = logging.getLogger("edgead.sinks")

@@ -14,7 +14,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Frame, Result
 from edgead.runtime.sinks import Sink, selects
-from edgead.runtime.sinks.record import as_json
+from edgead.runtime.sinks.result_json import as_json
 from edgead.runtime.uri import Endpoint, Parameters
 from edgead.runtime.version import __version__
 

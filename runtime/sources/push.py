@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgead.runtime.errors import ConfigError, DataError
-from edgead.runtime.frame import BadFrame, Frame, Layout, require_layout
+from edgead.runtime.frame import BadFrame, Frame, Layout, require_layout, require_part_id
 from edgead.runtime.imaging.decode import WIDE_HINT
 from edgead.runtime.sources import Clock, Delivery, Policy, Source
 
@@ -56,7 +56,9 @@ class PushSource(Source):
         self._next = 0
         self._closed = False
 
-    def push(self, image: Any, timestamp_ns: int | None = None, name: str | None = None) -> int:
+    def push(
+        self, image: Any, timestamp_ns: int | None = None, name: str | None = None, part_id: str | None = None
+    ) -> int:
         """Hand over one picture and return its frame number.
 
         Args:
@@ -65,9 +67,10 @@ class PushSource(Source):
                 not run on a GPU yet: unverified).
             timestamp_ns: when it was captured, in the source's clock; None: now.
             name: shown in its Result.
+            part_id: what the line calls the part, see `Frame`.
 
         Raises:
-            ConfigError: the source is closed.
+            ConfigError: the source is closed, or that is no part id.
             DataError: another shape or dtype.
         """
         pixels = _as_host_array(image)
@@ -75,6 +78,7 @@ class PushSource(Source):
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             hint = WIDE_HINT if pixels.dtype == np.uint16 else ""
             raise DataError(f"a picture is (H, W, 3) or (H, W) uint8, got {pixels.shape} {pixels.dtype}{hint}")
+        require_part_id(part_id)
         stamp = self._clock() if timestamp_ns is None else timestamp_ns
         shared = self._copy and isinstance(image, np.ndarray)
         pixels = np.array(pixels, order="C") if shared else np.ascontiguousarray(pixels)
@@ -84,7 +88,7 @@ class PushSource(Source):
             index = self._next
             self._next += 1
             # Within the lock, so that frames come in the order of their numbers.
-            self._queue.put(Frame(pixels, index, stamp, self.source_id, layout, name))
+            self._queue.put(Frame(pixels, index, stamp, self.source_id, layout, name, part_id))
         return index
 
     def frames(self) -> Iterator[Frame | BadFrame]:

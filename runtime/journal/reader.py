@@ -1,0 +1,187 @@
+"""A journal read beside its writer: parts, labels, what judged, and the stored pixels."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.files import reason
+from edgead.runtime.frame import Frame
+from edgead.runtime.journal import images
+from edgead.runtime.journal.rows import KINDS, Row, frame_digest
+from edgead.runtime.journal.schema import COLUMNS, FILE, bundle_path, image_path, meta, open_for_reading
+from edgead.runtime.journal.schema import setup_digest as digest_of
+
+_PAGE = 2000
+
+
+class JournalReader:
+    """Reads the journal of a folder; its writer goes on meanwhile. Use as a context manager, or call `close`.
+
+    One thread at a time. Rows that are written while `rows` or `parts` goes on may or may not be among them.
+
+    Args:
+        folder: what ``--record`` was given.
+
+    Raises:
+        ConfigError: there is no journal, it is of another version, or damaged beyond reading.
+
+    Example:
+        >>> with JournalReader("line3") as reader:
+        ...     for part in reader.parts(part="4711"):
+        ...         print(part.decision, part.score, [label.body["label"] for label in reader.labels(part.seq)])
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._connection = open_for_reading(self.folder)
+
+    def rows(
+        self,
+        kind: str | None = None,
+        *,
+        part: str | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        after: int = 0,
+    ) -> Iterator[Row]:
+        """Yield rows in the order in which they were written.
+
+        Args:
+            kind: of this `Kind` only.
+            part: of the part with this id only, its labels too.
+            since_ms, until_ms: with this wall clock or later, or before.
+            after: with a higher ``seq`` only.
+        """
+        if kind is not None and kind not in KINDS:
+            raise ConfigError(f"unknown kind of row '{kind}'; known: {', '.join(KINDS)}")
+        conditions = [("kind = ?", kind), ("part = ?", part), ("time_ms >= ?", since_ms), ("time_ms < ?", until_ms)]
+        given = [(text, value) for text, value in conditions if value is not None]
+        where = "".join(f" AND {text}" for text, _ in given)
+        values = [value for _, value in given]
+        while True:
+            # A page at a time: a reader that holds one long query open keeps the log beside the file from shrinking.
+            page = self._all(
+                f"SELECT {_NAMES} FROM rows WHERE seq > ?{where} ORDER BY seq LIMIT {_PAGE}", after, *values
+            )
+            for stored in page:
+                yield Row.stored(stored)
+            if len(page) < _PAGE:
+                return
+            after = page[-1][0]
+
+    def parts(
+        self, *, part: str | None = None, since_ms: int | None = None, until_ms: int | None = None, after: int = 0
+    ) -> Iterator[Row]:
+        """Yield the rows of judged parts, as `rows`."""
+        return self.rows("part", part=part, since_ms=since_ms, until_ms=until_ms, after=after)
+
+    def part(self, seq: int) -> Row:
+        """Return the row of a part by its number.
+
+        Raises:
+            ConfigError: there is no such part, or no longer.
+        """
+        found = self._all(f"SELECT {_NAMES} FROM rows WHERE seq = ?", seq)
+        row = Row.stored(found[0]) if found else None
+        if row is None or row.kind != "part":
+            raise ConfigError(f"the record {self.folder} has no part in row {seq}; it may have been removed")
+        return row
+
+    def labels(self, part_seq: int | None = None) -> list[Row]:
+        """Return all labels, or those of one part, in the order in which they were given; each is kept."""
+        if part_seq is None:
+            return list(self.rows("label"))
+        found = self._all(f"SELECT {_NAMES} FROM rows WHERE ref = ? ORDER BY seq", part_seq)
+        return [row for row in map(Row.stored, found) if row.kind == "label"]
+
+    def setup(self, part: Row) -> dict[str, Any]:
+        """Return what judged a part: ``bundle`` (SHA-256), ``model``, ``precision``, ``backend``, ``machine``, ….
+
+        Raises:
+            DataError: the row names none, or it is missing or altered.
+        """
+        name = part.body.get("setup")
+        if name is None:
+            raise DataError(f"row {part.seq} does not say what judged it")
+        found = self._all("SELECT body FROM setups WHERE digest = ?", name)
+        try:
+            setup = json.loads(found[0][0])
+            if digest_of(setup) != name:
+                raise ValueError
+        except (IndexError, ValueError, TypeError) as error:
+            raise DataError(
+                f"what judged row {part.seq} is missing; run: edgead record verify {self.folder}"
+            ) from error
+        return dict(setup)
+
+    def frame(self, part: Row) -> Frame:
+        """Return the stored pixels of a part, just as they were judged.
+
+        Raises:
+            DataError: none were kept, the file is missing, or it holds other pixels than were judged.
+        """
+        if part.image is None:
+            why = part.body.get("no_image", "the record was not asked to keep it")
+            raise DataError(f"row {part.seq} has no image: {why}")
+        path = image_path(self.folder, part.seq)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the image of row {part.seq}, {path}: {reason(error)}") from error
+        layout = str(part.body["layout"])
+        pixels = images.decode(data, layout, str(path))
+        frame = Frame(
+            pixels,
+            int(part.body["frame"]),
+            0,
+            str(part.body["source"]),
+            layout,  # type: ignore[arg-type]  # which Frame checks
+            part.body.get("name"),
+            part.part,
+        )
+        if frame_digest(frame) != part.body["pixels"]:
+            raise DataError(f"{path} holds other pixels than row {part.seq} judged")
+        return frame
+
+    def bundle(self, sha256: str) -> Path:
+        """Return where the kept bundle of a digest lies; raises `DataError` where it is missing."""
+        path = bundle_path(self.folder, sha256)
+        if not path.is_file():
+            raise DataError(f"the bundle {sha256[:12]}… is not kept in {path.parent}; give it with --bundle")
+        return path
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows there are of each kind."""
+        return dict(self._all("SELECT kind, count(*) FROM rows GROUP BY kind ORDER BY kind"))
+
+    def head(self) -> tuple[int, str]:
+        """Return the number and hash of the last row; who keeps them elsewhere can prove later that nothing is gone."""
+        said = meta(self._connection)
+        return int(said["head_seq"]), said["head_hash"]
+
+    def close(self) -> None:
+        """Close the file; calling it twice is allowed."""
+        self._connection.close()
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise DataError(f"cannot read {self.folder / FILE}: {reason(error)}") from error
+
+
+_NAMES = ", ".join(COLUMNS)
