@@ -9,8 +9,10 @@ from edgead.cli import importing as importing  # isort: skip
 from edgead.cli import comparing as comparing  # isort: skip
 from edgead.cli import building as building  # isort: skip
 from edgead.cli import device as device  # isort: skip
+from edgead.cli.quality import signoff as signoff  # isort: skip
 from edgead.cli import tuning as tuning  # isort: skip
 from edgead.cli import camera as camera  # isort: skip
+from edgead.cli.quality import teach as teach  # isort: skip
 from edgead.cli._app import app, main, run
 
 __all__ = ["app", "main", "run"]

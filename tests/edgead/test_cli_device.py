@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -198,3 +199,41 @@ def test_doctor_is_0_where_things_are_missing(process):
     assert outcome.code == 0
     assert "pip install 'edgead[cpu]'" in outcome.out
     assert outcome.err == ""
+
+
+def test_signoff_prints_a_study_and_writes_page_json_and_signature(edgead, plate, plate_bundle, tmp_path):
+    study = tmp_path / "study"
+    for kind in ("good", "defect"):
+        shutil.copytree(plate / "test" / kind, study / kind)
+    page = tmp_path / "signoff.html"
+    outcome = edgead("signoff", plate_bundle, study, "-o", page, "--json")
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    assert report["schema"] == "edgead.signoff/1"
+    assert json.loads(page.with_suffix(".json").read_text()) == {k: v for k, v in report.items() if k != "page"}
+    assert report["claim"] in page.read_text()
+    people = edgead("signoff", plate_bundle, study)
+    assert "right in every trial" in " ".join(people.out.split())
+    refused = edgead("signoff", plate_bundle, study, "--key", tmp_path / "no.pem")
+    assert refused.code == 2
+    assert "give the page with -o" in refused.err
+    refused = edgead("signoff", plate_bundle, tmp_path, "-o", tmp_path / "x.html")
+    assert refused.code == 2
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_signoff_signs_the_json(edgead, plate, plate_bundle, tmp_path):
+    keys = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+
+    key = keys.Ed25519PrivateKey.generate()
+    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*private))
+    study, page = tmp_path / "study", tmp_path / "s.html"
+    for kind in ("good", "defect"):
+        shutil.copytree(plate / "test" / kind, study / kind)
+    outcome = edgead("signoff", plate_bundle, study, "-o", page, "--key", tmp_path / "key.pem")
+    assert outcome.code == 0, outcome.err
+    signature = (tmp_path / "s.json.sig").read_bytes()
+    key.public_key().verify(signature, (tmp_path / "s.json").read_bytes())  # raises where it is another
+    assert signature.hex() in page.read_text()
