@@ -293,12 +293,8 @@ def _old_bundle(reader: JournalReader, card: ModelCard, model: Path, given: Path
             if _made_from(bundle.manifest, card):
                 return given
         raise ConfigError(f"{given} was not exported from {model}; give the model directory that it came from")
-    seen: dict[str, None] = {}
-    for row in reader.parts():
-        digest = str(reader.setup(row)["bundle"])
-        seen.pop(digest, None)
-        seen[digest] = None
-    for digest in reversed(seen):
+    seen = [str(row.body.get("sha256")) for row in reader.rows("bundle")]
+    for digest in reversed(list(dict.fromkeys(seen))):
         try:
             path = reader.bundle(digest)
         except DataError:
