@@ -9,10 +9,12 @@ from edgead.cli import importing as importing  # isort: skip
 from edgead.cli import comparing as comparing  # isort: skip
 from edgead.cli import building as building  # isort: skip
 from edgead.cli import device as device  # isort: skip
-from edgead.cli.quality import signoff as signoff  # isort: skip
+from edgead.cli.line import signoff as signoff  # isort: skip
 from edgead.cli import tuning as tuning  # isort: skip
 from edgead.cli import camera as camera  # isort: skip
-from edgead.cli.quality import teach as teach  # isort: skip
+from edgead.cli.line import recording as recording  # isort: skip
+from edgead.cli.line import replaying as replaying  # isort: skip
+from edgead.cli.line import teaching as teaching  # isort: skip
 from edgead.cli._app import app, main, run
 
 __all__ = ["app", "main", "run"]

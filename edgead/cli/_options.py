@@ -51,6 +51,24 @@ FalseAlarmCostOption = Annotated[
     float | None,
     typer.Option("--cost-false-alarm", metavar="Y", help="Cost of a good part that is rejected, in the same unit."),
 ]
+RecordOption = Annotated[
+    str | None,
+    typer.Option(
+        "--record",
+        metavar="DIR",
+        help="A row and an image of each part: DIR?images=rejected&sample=0.05&max_size=20GB&max_age=90d&key=FILE.",
+        show_default=False,
+    ),
+]
+ShadowOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--shadow",
+        metavar="NEW.edgead",
+        help="A second bundle that judges the same frames and decides nothing.",
+        show_default=False,
+    ),
+]
 DefectRateOption = Annotated[
     float,
     typer.Option("--defect-rate", metavar="P", help="Share of all parts that are defective, for the costs."),

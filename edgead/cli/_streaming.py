@@ -26,6 +26,8 @@ from edgead.runtime.errors import EdgeadError, SourceError, StreamFailed
 from edgead.runtime.frame import Decision
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.inspection.run_config import RunConfig
+from edgead.runtime.inspection.shadow import ShadowReport, ShadowSink
+from edgead.runtime.journal.sink import RecordOptions, RecordSink
 from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import REGISTRY, parse_address
 from edgead.runtime.status.frame_ledger import Counts
@@ -48,20 +50,27 @@ class Ends:
     Attributes:
         sources, sinks: URIs.
         page: makes the live page, which is there before the sources are, so that it can say what is waited for.
+        record: what ``--record`` was given; shadow: a second bundle that judges and decides nothing.
         watch: show a status line where a person watches; not beside results on stdout.
     """
 
     sources: Sequence[str]
     sinks: Sequence[str]
-    page: Callable[[Inspector], LivePage] | None = None
+    page: Callable[[Inspector, RecordSink | None], LivePage] | None = None
     watch: bool = True
+    record: str | None = None
+    shadow: Path | None = None
 
 
-def run_stream(out: Output, bundle: Path, ends: Ends, run: RunConfig, stream: StreamConfig) -> StreamSummary:
+def run_stream(
+    out: Output, bundle: Path, ends: Ends, run: RunConfig, stream: StreamConfig
+) -> tuple[StreamSummary, ShadowReport | None]:
     """Run to the end, or until SIGINT or SIGTERM, which drain; before the first frame they give an empty summary.
 
     SIGHUP loads the bundle as it then is on the disk, SIGUSR1 has the references replayed: see `Stream`.
     """
+    # Read before anything is opened: a mistake is said at once.
+    options = RecordOptions.parse(ends.record) if ends.record is not None else None
     switch = _Switch()
     with switch.installed(), _calm_log():
         try:
@@ -70,9 +79,18 @@ def run_stream(out: Output, bundle: Path, ends: Ends, run: RunConfig, stream: St
                 out.note(f"backend: {inspector.why}")
                 if inspector.left_out is not None:
                     out.warn(inspector.left_out)
-                sinks: list[str | Path | Sink] = [*ends.sinks]
+                record = shadow = None
+                if options is not None:
+                    record = RecordSink(options, inspector)
+                    stack.callback(record.close)
+                sinks: list[str | Path | Sink] = [*ends.sinks, *([record] if record is not None else [])]
+                if ends.shadow is not None:
+                    shadow = ShadowSink(ends.shadow, run, inspector.bits)
+                    shadow.on_difference = record.shadow_differs if record is not None else None
+                    stack.callback(shadow.close)
+                    sinks.append(shadow)
                 if ends.page is not None:
-                    live = ends.page(inspector)
+                    live = ends.page(inspector, record)
                     stack.callback(live.close)
                     sinks.append(live)
                     out.note(f"live page: {live.url}")
@@ -84,11 +102,11 @@ def run_stream(out: Output, bundle: Path, ends: Ends, run: RunConfig, stream: St
                     stack.enter_context(
                         Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False)
                     )
-                return _run(opened)
+                return _run(opened), None if shadow is None else shadow.report
         except KeyboardInterrupt:
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)
-            return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None)
+            return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None), None
 
 
 def _run(stream: Stream) -> StreamSummary:

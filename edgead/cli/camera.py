@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, RateOption, ThreadsOption
+from edgead.cli._options import (
+    BackendOption,
+    BundleArgument,
+    PrecisionOption,
+    RateOption,
+    RecordOption,
+    ShadowOption,
+    ThreadsOption,
+)
 from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
 
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
     from edgead.runtime.dashboard.sink import LivePage
     from edgead.runtime.device.recalibration_report import CalibrationReport
     from edgead.runtime.inspection.inspector import Inspector
+    from edgead.runtime.inspection.shadow import ShadowReport
+    from edgead.runtime.journal.sink import RecordSink
     from edgead.runtime.status.summary import StreamSummary
 
 _SourceOption = Annotated[
@@ -107,13 +117,15 @@ def run(
             metavar="FILE", help="Let the page change thresholds, and write down who did.", show_default=False
         ),
     ] = None,
+    record: RecordOption = None,
+    shadow: ShadowOption = None,
 ) -> None:
     """Judge frames until the source ends or Ctrl-C, then print the summary.
 
     A source takes ?policy=newest (a live one's default: the newest frame, the others are counted) or ?policy=every,
     and ?max_age=0.5 (seconds). A camera that is lost is opened again for as long as it takes. SIGHUP continues with the
     bundle as it then is on the disk, without losing a frame; SIGUSR1 replays the references between frames, and nothing
-    is inspected while they come out wrong.
+    is inspected while they come out wrong. What --record keeps is read by edgead record and edgead replay.
     """
     if show_pipeline:
         _show_pipelines(out, source)
@@ -135,10 +147,10 @@ def run(
         page = partial(_live_page, serve, token, serve_audit)
     elif serve_token is not None or serve_audit is not None:
         raise ConfigError("--serve-token and --serve-audit belong to --serve ADDRESS")
-    summary = run_stream(
+    summary, shadowed = run_stream(
         out,
         bundle,
-        Ends(source, sinks, page, watch=not taken),
+        Ends(source, sinks, page, watch=not taken, record=record, shadow=shadow),
         RunConfig(backend, precision, threads, profile=profile_place(profile)),
         StreamConfig(
             max_frames=max_frames,
@@ -152,15 +164,16 @@ def run(
             known_good=known_good,
         ),
     )
-    _report(out, summary, on_stderr=taken)
+    _report(out, summary, shadowed, on_stderr=taken)
 
 
-def _report(out: Output, summary: StreamSummary, *, on_stderr: bool) -> None:
+def _report(out: Output, summary: StreamSummary, shadow: ShadowReport | None, *, on_stderr: bool) -> None:
     """Say how a run went.
 
     Raises:
         StreamFailed: it ended before it should.
     """
+    from edgead.cli.line.run_tables import run_tables
     from edgead.runtime.errors import StreamFailed
 
     for report in summary.sinks:
@@ -174,7 +187,8 @@ def _report(out: Output, summary: StreamSummary, *, on_stderr: bool) -> None:
             out.warn(state.explain())
     for promise in summary.promise:
         (out.warn if promise.broken else out.note)(promise.explain())
-    out.finish(summary.to_dict(), *_run_tables(summary), on_stderr=on_stderr)
+    payload = {**summary.to_dict(), **({} if shadow is None else {"shadow": shadow.to_dict()})}
+    out.finish(payload, *run_tables(summary, shadow), on_stderr=on_stderr)
     if summary.error is not None:
         raise StreamFailed(summary.error)
     if summary.errors:
@@ -200,54 +214,15 @@ def _serve_token(file: Path | None) -> str | None:
     return read_token(file) if file is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
 
 
-def _live_page(listen: str, token: str | None, audit: Path | None, inspector: Inspector) -> LivePage:
+def _live_page(
+    listen: str, token: str | None, audit: Path | None, inspector: Inspector, record: RecordSink | None
+) -> LivePage:
+    from edgead.runtime.dashboard.audit import AuditLog, AuditLogs
     from edgead.runtime.dashboard.sink import LivePage
 
-    return LivePage(listen, token=token, control=inspector, audit=audit)
-
-
-def _run_tables(summary: StreamSummary) -> list[Any]:
-    from edgead.cli._output import listing, milliseconds, table
-
-    counts = {name: source.frames for name, source in summary.sources.items()}
-    if len(counts) > 1:
-        counts["all"] = summary.frames
-    frames = [
-        [name, str(c.captured), str(c.inspected), _reasons(c.dropped), _reasons(c.failed), str(c.in_flight)]
-        for name, c in counts.items()
-    ]
-    stages = [("camera to decision", summary.latency), *summary.stages.items()]
-    tables = [
-        table("Frames", ["source", "captured", "inspected", "dropped", "failed", "in flight"], frames),
-        listing("Decisions", {name: str(count) for name, count in summary.decisions.items()}),
-        table(
-            "Latency in ms",
-            ["stage", "p50", "p95", "p99", "max"],
-            [
-                [name, *map(milliseconds, (one.p50, one.p95, one.p99, one.max) if one else (None,) * 4)]
-                for name, one in stages
-            ],
-        ),
-    ]
-    troubled = {
-        name: source.health
-        for name, source in summary.sources.items()
-        if source.health.last_loss is not None or source.health.resized
-    }
-    if troubled:
-        losses = [
-            [name, str(h.reconnects), str(h.attempts), str(h.stuck), str(h.resized), h.last_loss or "-"]
-            for name, h in troubled.items()
-        ]
-        tables.append(table("Losses", ["source", "came back", "tries", "stuck", "resized", "last loss"], losses))
-    if summary.sinks:
-        reports = [[r.name, str(r.accepted), str(r.written), str(r.failed), str(r.missed)] for r in summary.sinks]
-        tables.append(table("Sinks", ["sink", "results", "written", "failed", "missed"], reports))
-    return tables
-
-
-def _reasons(counts: Any) -> str:
-    return "\n".join([str(sum(counts.values())), *(f"{count} {reason}" for reason, count in counts.items())])
+    if audit is None or record is None:
+        return LivePage(listen, token=token, control=inspector, audit=audit)
+    return LivePage(listen, token=token, control=inspector, audit=AuditLogs(AuditLog(audit), record))
 
 
 @command("capture", panel=PANEL, example="edgead capture --source 0 -n 100 --interval 1 -o parts/plate/train/good")

@@ -7,13 +7,33 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.sinks.result_json import finite, utc_now
 
 SCHEMA = "edgead.audit/1"
+
+
+class AuditTrail(Protocol):
+    """Where it is written down what is about to be done: an `AuditLog`, or the record of the line."""
+
+    def add(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write it down; raises `DataError` where that fails, and then nothing may be done of what it says."""
+
+
+class AuditLogs:
+    """A file, and the record of the line, which is told what people did: all else the stream tells it itself."""
+
+    def __init__(self, file: AuditTrail, record: AuditTrail) -> None:
+        self._file, self._record = file, record
+
+    def add(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write it down in both; raises `DataError` where one does not take it."""
+        self._file.add(event, fields)
+        if "who" in fields:
+            self._record.add(event, fields)
 
 
 class AuditLog:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgead.runtime.dashboard.access import Access
-from edgead.runtime.dashboard.audit import AuditLog
+from edgead.runtime.dashboard.audit import AuditLog, AuditTrail
 from edgead.runtime.dashboard.server import page_handler
 from edgead.runtime.dashboard.state import Board
 from edgead.runtime.decision.verdict import Limits
@@ -54,8 +54,8 @@ class LivePage(Sink):
         listen: ``127.0.0.1:8080``, ``8080``, ``[::1]:8080``; port 0 takes a free one, see ``url``.
         token: 16 characters or more, which browsers are asked for.
         control: whose threshold is shown; None: the page has no slider.
-        audit: file to which changes of the threshold and reloads of the bundle are written before they are made, and
-            what self-tests found; None: the page changes no threshold.
+        audit: file, or another `AuditTrail`, to which changes of the threshold and reloads of the bundle are written
+            before they are made, and what self-tests found; None: the page changes no threshold.
         stale_s: a decision that is older, counted from capture, is shown as out of date.
         clock: monotonic clock in ns, the one that stamps the frames.
 
@@ -69,7 +69,7 @@ class LivePage(Sink):
         *,
         token: str | None = None,
         control: ThresholdControl | None = None,
-        audit: str | Path | None = None,
+        audit: str | Path | AuditTrail | None = None,
         stale_s: float = STALE_S,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -84,7 +84,7 @@ class LivePage(Sink):
                 "(openssl rand -hex 16 > FILE)"
             )
         self._control = control
-        self._audit = AuditLog(audit) if audit is not None else None
+        self._audit = AuditLog(audit) if isinstance(audit, str | Path) else audit
         self._stale_s = stale_s
         self._turn = threading.Lock()
         self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES)

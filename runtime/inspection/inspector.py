@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -101,6 +100,11 @@ class Inspector:
     def bundle(self) -> tuple[Path, str] | None:
         """Path and SHA-256 of the bundle that judges; None where this inspector was not opened from one."""
         return self._bundle
+
+    @property
+    def serving(self) -> tuple[str, RunConfig, BackendInfo] | None:
+        """Digest of the bundle that judges, what it was opened with, and what runs, all of one instant."""
+        return self._model.serving
 
     @property
     def limits(self) -> Limits:
@@ -317,9 +321,7 @@ class Inspector:
 
     def describe(self) -> BackendInfo:
         """Return what really runs."""
-        model = self._model
-        info = model.backend.describe()
-        return info if model.precision is None else replace(info, precision=model.precision)
+        return self._model.describe()
 
     def close(self) -> None:
         """Release the backend and the extracted files; calling it twice is allowed.
@@ -343,7 +345,5 @@ class Inspector:
     def __enter__(self) -> Inspector:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from edgead.runtime.backends import Backend, choose
+from edgead.runtime.backends import Backend, BackendInfo, choose
 from edgead.runtime.backends.routed_backend import open_model
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.decision.baseline import Normals
@@ -28,7 +28,7 @@ class ServingModel:
         precision: what the graph computes in, where the runtime cannot tell.
         normals: what normal parts looked like, by category; empty where nobody measured it.
         promised: the bundle's own thresholds with their meaning, by category; empty without a bundle.
-        sha256: digest of the bundle it was read from.
+        sha256: digest of the bundle it was read from; config: what that was opened with, settled.
     """
 
     backend: Backend
@@ -39,6 +39,17 @@ class ServingModel:
     normals: Mapping[str | None, Normals] = field(default_factory=dict)
     promised: Mapping[str | None, Threshold] = field(default_factory=dict)
     sha256: str | None = None
+    config: RunConfig | None = None
+
+    @property
+    def serving(self) -> tuple[str, RunConfig, BackendInfo] | None:
+        """Digest of the bundle, what it was opened with, and what runs; None where it came from no bundle."""
+        return None if self.sha256 is None or self.config is None else (self.sha256, self.config, self.describe())
+
+    def describe(self) -> BackendInfo:
+        """Return what really runs."""
+        info = self.backend.describe()
+        return info if self.precision is None else replace(info, precision=self.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
             manifest.normals(),
             manifest.promised(precision),
             bundle.sha256,
+            replace(settled, precision=precision),
         )
         # Another bundle may have a profile of its own; without profiles it continues with this very backend.
         asked = config if config.profile is not None else replace(config, backend=settled.backend)

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.errors import ConfigError, DataError, suggest
 from edgead.runtime.files import reason
 from edgead.runtime.frame import Frame
 from edgead.runtime.journal import images
+from edgead.runtime.journal.retention import last_removal
 from edgead.runtime.journal.rows import KINDS, Row, frame_digest
 from edgead.runtime.journal.schema import COLUMNS, FILE, bundle_path, image_path, meta, open_for_reading
 from edgead.runtime.journal.schema import setup_digest as digest_of
@@ -58,12 +59,7 @@ class JournalReader:
             since_ms, until_ms: with this wall clock or later, or before.
             after: with a higher ``seq`` only.
         """
-        if kind is not None and kind not in KINDS:
-            raise ConfigError(f"unknown kind of row '{kind}'; known: {', '.join(KINDS)}")
-        conditions = [("kind = ?", kind), ("part = ?", part), ("time_ms >= ?", since_ms), ("time_ms < ?", until_ms)]
-        given = [(text, value) for text, value in conditions if value is not None]
-        where = "".join(f" AND {text}" for text, _ in given)
-        values = [value for _, value in given]
+        where, values = _conditions(kind, part, since_ms, until_ms)
         while True:
             # A page at a time: a reader that holds one long query open keeps the log beside the file from shrinking.
             page = self._all(
@@ -74,6 +70,20 @@ class JournalReader:
             if len(page) < _PAGE:
                 return
             after = page[-1][0]
+
+    def last(
+        self,
+        count: int,
+        kind: str | None = None,
+        *,
+        part: str | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+    ) -> list[Row]:
+        """Return the last rows of those that `rows` yields, the newest last."""
+        where, values = _conditions(kind, part, since_ms, until_ms)
+        query = f"SELECT {_NAMES} FROM rows WHERE seq > 0{where} ORDER BY seq DESC LIMIT ?"
+        return [Row.stored(stored) for stored in reversed(self._all(query, *values, count))]
 
     def parts(
         self, *, part: str | None = None, since_ms: int | None = None, until_ms: int | None = None, after: int = 0
@@ -149,6 +159,10 @@ class JournalReader:
             raise DataError(f"{path} holds other pixels than row {part.seq} judged")
         return frame
 
+    def image_removed(self, part: Row) -> bool:
+        """Say whether a part's image is gone because the record was to stay within its limits; a row says so."""
+        return part.seq <= last_removal(self._connection)[1] and not image_path(self.folder, part.seq).is_file()
+
     def bundle(self, sha256: str) -> Path:
         """Return where the kept bundle of a digest lies; raises `DataError` where it is missing."""
         path = bundle_path(self.folder, sha256)
@@ -185,3 +199,14 @@ class JournalReader:
 
 
 _NAMES = ", ".join(COLUMNS)
+
+
+def _conditions(
+    kind: str | None, part: str | None, since_ms: int | None, until_ms: int | None
+) -> tuple[str, list[str | int]]:
+    """Return what follows a WHERE, and its values."""
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"unknown kind of row '{kind}'.{suggest(kind, KINDS)}")
+    conditions = [("kind = ?", kind), ("part = ?", part), ("time_ms >= ?", since_ms), ("time_ms < ?", until_ms)]
+    given = [(text, value) for text, value in conditions if value is not None]
+    return "".join(f" AND {text}" for text, _ in given), [value for _, value in given]

@@ -16,8 +16,9 @@ from edgead.runtime.errors import ConfigError, DataError, suggest
 from edgead.runtime.frame import Frame, Result
 
 Label = Literal["good", "defect", "unsure"]
-# ``bundle``: a run began, or another bundle took over; ``action``: what a page or a person did.
-Kind = Literal["part", "label", "bundle", "takeover", "waiver", "action", "note", "gap", "checkpoint"]
+# ``bundle``: a run began, or another bundle took over; ``shadow``: one that decides nothing would have decided
+# otherwise; ``action``: what a page or a person did.
+Kind = Literal["part", "label", "bundle", "shadow", "takeover", "waiver", "action", "note", "gap", "checkpoint"]
 LABELS: tuple[str, ...] = get_args(Label)
 KINDS: tuple[str, ...] = get_args(Kind)
 _LONGEST = 200  # characters of a name or a reason that people type
@@ -80,7 +81,15 @@ class NewRow:
     frame: Frame | None = None
 
 
-def part_row(result: Result, frame: Frame | None, setup: str | None, time_ms: int, *, keep: bool) -> NewRow:
+def part_row(
+    result: Result,
+    frame: Frame | None,
+    setup: str | None,
+    time_ms: int,
+    *,
+    keep: bool,
+    no_image: str | None = None,
+) -> NewRow:
     """Return the row of a judged part.
 
     Args:
@@ -88,7 +97,7 @@ def part_row(result: Result, frame: Frame | None, setup: str | None, time_ms: in
         frame: what was judged; None where there was no picture.
         setup: name of what judged, see `schema.setup_digest`.
         time_ms: wall clock.
-        keep: write its image.
+        keep: write its image; no_image: why there is none though one was wanted.
     """
     body: dict[str, Any] = {
         "source": result.source_id,
@@ -98,7 +107,7 @@ def part_row(result: Result, frame: Frame | None, setup: str | None, time_ms: in
     }
     if setup is not None:
         body["setup"] = setup
-    optional = {"name": result.name, "category": result.category, "reason": result.reason}
+    optional = {"name": result.name, "category": result.category, "reason": result.reason, "no_image": no_image}
     body |= {name: value for name, value in optional.items() if value is not None}
     if result.map is not None:
         body["map"] = map_digest(result.map)

@@ -40,10 +40,13 @@ class Sink(Protocol):
     Attributes:
         name: how reports call it, without secrets.
         keeps_frames: True where `write` needs the picture; such a sink gets a shorter queue, because frames are large.
+        takes_results_alone: True where a result without its picture is better than none: what finds no room with the
+            picture is queued without it.
     """
 
     name: str
     keeps_frames: bool
+    takes_results_alone: bool = False
 
     def attach(self, summary: Callable[[], StreamSummary]) -> None:  # noqa: ARG002
         """Called once before the first result, with what tells how the run stands; any thread may ask it."""
@@ -55,6 +58,10 @@ class Sink(Protocol):
 
     def write(self, result: Result, frame: Frame | None) -> None:
         """Write one result; ``frame`` is None where ``keeps_frames`` is False or there is no usable picture."""
+
+    def missed(self, count: int) -> None:  # noqa: ARG002
+        """Told before the next `write` or `close`, in their thread, how many results found no room since the last."""
+        return
 
     def note(self, event: str, fields: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Told what is done to the inspector (``reload``, ``self-test failed``, …), not from the thread of `write`.

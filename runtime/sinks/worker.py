@@ -31,7 +31,11 @@ class SinkWorker:
     def __init__(self, sink: Sink, patience_s: float) -> None:
         self._sink = sink
         self._patience = patience_s
-        self._capacity = _FRAMES if sink.keeps_frames else _RESULTS
+        # A sink that only looks like one need not have it.
+        self._alone = getattr(sink, "takes_results_alone", False)
+        self._capacity = _FRAMES if sink.keeps_frames and not self._alone else _RESULTS
+        self._pictures = 0
+        self._untold = 0
         self._changed = threading.Condition()
         self._queue: deque[tuple[Result, Frame | None]] = deque()
         self._busy = False
@@ -57,15 +61,18 @@ class SinkWorker:
         with self._changed:
             self._accepted += 1
             if self._closing:
-                self._missed += 1
+                self._miss(1)
                 return
-            self._wait_for(lambda: len(self._queue) < self._capacity, self._patience)
-            if len(self._queue) >= self._capacity:
-                self._missed += 1
+            self._wait_for(lambda: self._room(kept), self._patience)
+            if self._alone and not self._room(kept):
+                kept = None
+            if not self._room(kept):
+                self._miss(1)
                 return
             if self._idle():
                 self._progress = time.monotonic()
             self._queue.append((result, kept))
+            self._pictures += kept is not None
             self._changed.notify_all()
 
     def close(self, deadline: float) -> None:
@@ -82,7 +89,7 @@ class SinkWorker:
                 self._changed.wait_for(self._idle, max(0.0, deadline - time.monotonic()))
             if not self._idle():
                 self._error = f"did not finish; {len(self._queue) + self._busy} results were given up"
-            self._missed += len(self._queue) + self._busy
+            self._miss(len(self._queue) + self._busy)
             self._queue.clear()
             self._abandoned = True
             self._changed.notify_all()
@@ -104,6 +111,13 @@ class SinkWorker:
     def _idle(self) -> bool:
         return not self._queue and not self._busy
 
+    def _room(self, kept: Frame | None) -> bool:
+        return len(self._queue) < self._capacity and (kept is None or self._pictures < _FRAMES)
+
+    def _miss(self, count: int) -> None:
+        self._missed += count
+        self._untold += count
+
     def _wait_for(self, ready: Callable[[], bool], patience: float) -> None:
         """Wait until ``ready()``, but no longer than ``patience`` after the sink last began or finished a result."""
         while not ready():
@@ -119,10 +133,13 @@ class SinkWorker:
                 if not self._queue:
                     break
                 result, frame = self._queue.popleft()
+                self._pictures -= frame is not None
+                untold, self._untold = self._untold, 0
                 self._busy = True
                 self._step()
             error: Exception | None = None
             try:
+                self._tell_missed(untold)
                 self._sink.write(result, frame)
             except Exception as caught:  # noqa: BLE001
                 error = caught
@@ -137,10 +154,15 @@ class SinkWorker:
                     self._note_failure(error)
                 self._step()
         try:
+            self._tell_missed(self._untold)
             self._sink.close()
         except Exception as error:  # noqa: BLE001
             with self._changed:
                 self._error = _describe(error)
+
+    def _tell_missed(self, count: int) -> None:
+        if count and hasattr(self._sink, "missed"):
+            self._sink.missed(count)
 
     def _step(self) -> None:
         self._progress = time.monotonic()

@@ -1,13 +1,14 @@
 """Sources: where frames come from, one file each, chosen by URI.
 
 =======================================  =============================================================================
-``parts/good``, ``folder://parts/good``  images of a folder and its subfolders, by relative path
+``parts/good``, ``folder://parts/good``  images of a folder and its subfolders, by relative path (``?part_id=file``)
 ``part.png``, ``line.mp4``               one image; a video file, frame by frame
 ``0``, ``/dev/video0``, ``v4l2://0``     a camera on this machine (``?width=&height=&fps=&fourcc=``)
 ``rtsp://…``, ``http://…``               a network camera; its own query parameters are passed on
 ``csi://0``                              a Jetson's CSI camera (``?width=&height=&fps=&flip=``)
 ``genicam://0``, ``genicam://SERIAL``    an industrial camera (``?cti=&format=``)
-``watch://in``                           images as they come into a folder (``?settle=&poll=&existing=``)
+``watch://in``                           images as they come into a folder (``?settle=&poll=&existing=&part_id=``)
+``receive://127.0.0.1:8090``             images that are posted to ``/frame?part_id=ID`` (``?token_file=``)
 ``synthetic://``                         made parts (``?width=&height=&fps=&frames=&seed=&defects=``)
 =======================================  =============================================================================
 
@@ -146,7 +147,7 @@ _CAMERA = ("width", "height", "fps", "fourcc")
 
 # One line a source. The class is called with (address, clock).
 REGISTRY: dict[str, SourceEntry] = {
-    "folder": SourceEntry("folder", "FolderSource", "PIL", "", False, ()),
+    "folder": SourceEntry("folder", "FolderSource", "PIL", "", False, ("part_id",)),
     "video": SourceEntry("video", "VideoSource", "cv2", "camera", False, ()),
     "v4l2": SourceEntry("camera", "CameraSource", "cv2", "camera", True, _CAMERA, True),
     "rtsp": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None, True),
@@ -155,11 +156,18 @@ REGISTRY: dict[str, SourceEntry] = {
     "https": SourceEntry("camera", "CameraSource", "cv2", "camera", True, None, True),
     "csi": SourceEntry("csi", "CsiSource", "", "", True, ("width", "height", "fps", "flip"), True),
     "genicam": SourceEntry("genicam", "GenicamSource", "harvesters", "genicam", True, ("cti", "format"), True),
-    "watch": SourceEntry("watch", "WatchSource", "PIL", "", False, ("settle", "poll", "existing")),
+    "watch": SourceEntry("watch", "WatchSource", "PIL", "", False, ("settle", "poll", "existing", "part_id")),
+    "receive": SourceEntry("receive", "ReceiveSource", "PIL", "", True, ("token_file",)),
     "synthetic": SourceEntry(
         "synthetic", "SyntheticSource", "", "", True, ("width", "height", "fps", "frames", "seed", "defects")
     ),
 }
+
+
+def named_parts(parameters: Parameters) -> bool:
+    """Say whether ``?part_id=file`` is given: then an image's part id is its file's name without the suffix."""
+    return parameters.choice("part_id", "none", ("none", "file")) == "file"
+
 
 _DELIVERY = ("policy", "max_age", "silence")
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgead.runtime.errors import DataError, SourceError
+from edgead.runtime.errors import ConfigError, DataError, SourceError
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.imaging import listing
 from edgead.runtime.imaging.decode import read_image
-from edgead.runtime.sources import Address, Clock, Source
+from edgead.runtime.sources import Address, Clock, Source, named_parts
 
 _log = logging.getLogger("edgead.sources")
 
@@ -35,6 +35,7 @@ class FolderSource(Source):
         self._root = Path(address.location)
         self.paths = list_images(self._root)
         self._clock, self._bits = clock, address.bits
+        self._named = named_parts(address.parameters)
         self._closed = threading.Event()
 
     def frames(self) -> Iterator[Frame | BadFrame]:
@@ -45,11 +46,11 @@ class FolderSource(Source):
                 return
             timestamp_ns = self._clock()
             try:
+                part_id = path.stem if self._named else None
                 image = read_image(path, self._bits)
-            except DataError as error:
+                yield Frame(image, index, timestamp_ns, self.source_id, name=name, part_id=part_id)
+            except (DataError, ConfigError) as error:
                 yield BadFrame(index, timestamp_ns, self.source_id, str(error), name)
-            else:
-                yield Frame(image, index, timestamp_ns, self.source_id, name=name)
 
     def close(self) -> None:
         self._closed.set()

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from edgead.runtime.errors import DataError, SourceError, SourceLost
+from edgead.runtime.errors import ConfigError, DataError, SourceError, SourceLost
 from edgead.runtime.frame import BadFrame, Frame
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.listing import list_images
-from edgead.runtime.sources import Address, Clock, Source
+from edgead.runtime.sources import Address, Clock, Source, named_parts
 
 # A file is made empty and then filled; one that stays so was a part that nobody will see.
 _EMPTY_NS = 5_000_000_000
@@ -60,7 +60,7 @@ class WatchSource(Source):
     time and inode, where the file system's times are finer than a second, and not judged again. Where several images
     vanish at once and none is left, that is logged.
 
-    Parameters: ``settle`` (0.5 s), ``poll`` (0.2 s), ``existing`` (``no``).
+    Parameters: ``settle`` (0.5 s), ``poll`` (0.2 s), ``existing`` (``no``), ``part_id`` (``none``).
     """
 
     def __init__(self, address: Address, clock: Clock, _before: WatchSource | None = None) -> None:
@@ -70,6 +70,7 @@ class WatchSource(Source):
         self._address = address
         self._root = Path(address.location)
         self._clock = clock
+        self._named = named_parts(address.parameters)
         self._settle_ns = int((address.parameters.seconds("settle") or 0.5) * 1e9)
         self._poll_s = address.parameters.seconds("poll") or 0.2
         if not self._root.is_dir():
@@ -174,9 +175,11 @@ class WatchSource(Source):
 
     def _read(self, path: Path, index: int, whole_ns: int) -> Frame | BadFrame:
         name = path.relative_to(self._root).as_posix()
+        part_id = path.stem if self._named else None
         try:
-            return Frame(read_image(path, self._address.bits), index, whole_ns, self.source_id, name=name)
-        except DataError as error:
+            image = read_image(path, self._address.bits)
+            return Frame(image, index, whole_ns, self.source_id, name=name, part_id=part_id)
+        except (DataError, ConfigError) as error:
             return BadFrame(index, whole_ns, self.source_id, str(error), name)
 
     def _look(self) -> dict[Path, _Seen]:
