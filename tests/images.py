@@ -53,7 +53,7 @@ def image_root() -> Path:
 
 
 @cache
-def _solar_cells(kind: str, probability: float) -> tuple[Path, ...]:
+def solar_cells(kind: str, probability: float) -> tuple[Path, ...]:
     """Return the package's cells of a kind, "mono" or "poly", that experts found defective with this probability."""
     import elpv_dataset
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> _Pixels:
 
 def _broken(root: Path, _number: int) -> None:
     """Real defects beside real normal cells."""
-    normal, defective = iter(_solar_cells("mono", 0.0)), iter(_solar_cells("mono", 1.0))
+    normal, defective = iter(solar_cells("mono", 0.0)), iter(solar_cells("mono", 1.0))
     for folder, count, paths in (("train/good", 40, normal), ("test/good", 16, normal), ("test/defect", 24, defective)):
         for index in range(count):
             half = Image.fromarray(_read(next(paths))).resize((150, 150), Image.Resampling.BOX)
@@ -80,7 +80,7 @@ def _broken(root: Path, _number: int) -> None:
 
 def _cell(root: Path, number: int) -> None:
     """Real surfaces cut to several sizes; what is planted in them is known to the pixel."""
-    paths = iter(_solar_cells("poly", 0.0))
+    paths = iter(solar_cells("poly", 0.0))
 
     def surface(random: _Random) -> _Pixels:
         height, width = random.integers(180, 260, 2)
@@ -147,7 +147,7 @@ _FLAWS: dict[str, Any] = {
 def _plate(root: Path, number: int) -> None:
     for folder, count, seed in (("train/good", 40, 0), ("test/good", 12, 1), ("test/defect", 16, 2)):
         for index, random in _randoms(number, seed, count):
-            image, mask = _draw_plate(random, _solar_cells("poly", 1.0)[index] if folder == "test/defect" else None)
+            image, mask = _draw_plate(random, solar_cells("poly", 1.0)[index] if folder == "test/defect" else None)
             _save(image, root / folder / f"{index:03d}.png")
             if mask.any():
                 _save_mask(mask, root / "ground_truth" / "defect" / f"{index:03d}_mask.png")
