@@ -64,6 +64,7 @@ class LivePage(Sink):
         ConfigError: the address is taken, or reachable from outside without a token; the audit log cannot be written.
     """
 
+    # More than six parameters: each is one thing that a page may be given, by name.
     def __init__(
         self,
         listen: str = "127.0.0.1:8080",

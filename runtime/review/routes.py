@@ -19,7 +19,7 @@ from edgead.runtime.journal.reader import JournalReader
 from edgead.runtime.journal.rows import Row, person
 from edgead.runtime.journal.writer import Journal
 from edgead.runtime.review.pictures import Pictures
-from edgead.runtime.review.queue import DEFAULT_SHARE, KINDS, ReviewQueue
+from edgead.runtime.review.review_queue import DEFAULT_SHARE, KINDS, ReviewQueue
 from edgead.runtime.review.takeover import TakeOver
 
 _FILES = {
@@ -83,12 +83,12 @@ class ReviewRoutes:
             if not isinstance(asked, dict):
                 raise TypeError
             answer = actions[path](asked)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            handler.refuse(HTTPStatus.BAD_REQUEST, "write what the page writes", HEADERS)
-        except ConfigError as error:
+        except ConfigError as error:  # before ValueError, which it is as well
             handler.refuse(HTTPStatus.CONFLICT, str(error), HEADERS)
         except EdgeadError as error:
             handler.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), HEADERS)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            handler.refuse(HTTPStatus.BAD_REQUEST, "write what the page writes", HEADERS)
         else:
             handler.json(answer)
         return True

@@ -10,7 +10,7 @@ from edgead.runtime.dashboard.guarded import GuardedHandler, read_files
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.http_server import Server, is_loopback, parse_listen
 from edgead.runtime.journal.writer import Journal
-from edgead.runtime.review.queue import DEFAULT_SHARE
+from edgead.runtime.review.review_queue import DEFAULT_SHARE
 from edgead.runtime.review.routes import ReviewRoutes
 
 # The log-in and its looks are those of the live page.
