@@ -85,6 +85,13 @@ class JournalReader:
         query = f"SELECT {_NAMES} FROM rows WHERE seq > 0{where} ORDER BY seq DESC LIMIT ?"
         return [Row.stored(stored) for stored in reversed(self._all(query, *values, count))]
 
+    def rejected(self, count: int, *, before: int | None = None) -> list[Row]:
+        """Return the last parts that were not `OK`, the newest last; ``before``: with a lower ``seq`` only."""
+        query = (
+            f"SELECT {_NAMES} FROM rows WHERE decision <> 'OK' AND kind = 'part' AND seq < ? ORDER BY seq DESC LIMIT ?"
+        )
+        return [Row.stored(stored) for stored in reversed(self._all(query, before or (1 << 62), count))]
+
     def parts(
         self, *, part: str | None = None, since_ms: int | None = None, until_ms: int | None = None, after: int = 0
     ) -> Iterator[Row]:
