@@ -79,7 +79,9 @@ def measure_rows(folder: Path, count: int) -> None:
             }
             journal.add(type(row)(row.kind, row.time_ms, row.part, None, row.decision, row.score, body))
             if number % 1000 == 999 and number > 20_000:
-                journal.label(number // 2, "good", "Ann")  # waits until it is on the disk
+                with JournalReader(folder) as reader:
+                    part = next(reader.parts(part=f"SN{number // 2:09d}"))
+                journal.label(part.seq, "good", "Ann")  # waits until it is on the disk
     wrote = time.perf_counter() - began
     size = (folder / FILE).stat().st_size
     print(
