@@ -60,7 +60,7 @@ class Journal:
         ConfigError: another writer has it, it is of another version, or the folder cannot be written.
 
     Example:
-        >>> with Journal(Path("line3")) as journal:
+        >>> with Journal("line3") as journal:
         ...     journal.label(4711, "good", "Ann")
     """
 
