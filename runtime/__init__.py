@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from edgead.runtime.imaging.decode import read_image
     from edgead.runtime.inspection.inspector import Inspector
     from edgead.runtime.inspection.run_config import RunConfig
+    from edgead.runtime.journal.reader import JournalReader
+    from edgead.runtime.journal.sink import RecordOptions, RecordSink
+    from edgead.runtime.journal.writer import Journal
     from edgead.runtime.sinks import Sink, open_sink
     from edgead.runtime.sinks.callback import CallbackSink
     from edgead.runtime.sources import open_source
@@ -53,8 +56,12 @@ __all__ = [
     "Frame",
     "Inference",
     "Inspector",
+    "Journal",
+    "JournalReader",
     "LivePage",
     "PushSource",
+    "RecordOptions",
+    "RecordSink",
     "Result",
     "RunConfig",
     "Sink",
@@ -76,7 +83,11 @@ _LAZY = {
     "CallbackSink": "sinks.callback",
     "Inference": "frame",
     "Inspector": "inspection.inspector",
+    "Journal": "journal.writer",
+    "JournalReader": "journal.reader",
     "PushSource": "sources.push",
+    "RecordOptions": "journal.sink",
+    "RecordSink": "journal.sink",
     "RunConfig": "inspection.run_config",
     "LivePage": "dashboard.sink",
     "Sink": "sinks",

@@ -80,15 +80,19 @@ def run_stream(
                 if inspector.left_out is not None:
                     out.warn(inspector.left_out)
                 record = shadow = None
+                sinks: list[str | Path | Sink] = [*ends.sinks]
                 if options is not None:
                     record = RecordSink(options, inspector)
                     stack.callback(record.close)
-                sinks: list[str | Path | Sink] = [*ends.sinks, *([record] if record is not None else [])]
                 if ends.shadow is not None:
                     shadow = ShadowSink(ends.shadow, run, inspector.bits)
-                    shadow.on_difference = record.shadow_differs if record is not None else None
                     stack.callback(shadow.close)
                     sinks.append(shadow)
+                if record is not None:
+                    # After the shadow: sinks are closed in this order, and it writes down what the shadow says.
+                    sinks.append(record)
+                    if shadow is not None:
+                        shadow.on_difference = record.shadow_differs
                 if ends.page is not None:
                     live = ends.page(inspector, record)
                     stack.callback(live.close)

@@ -48,6 +48,7 @@ _SINKS = (
     ("prometheus-client", "prometheus_client", "prometheus"),
     ("pymodbus", "pymodbus", "modbus"),
     ("gpiod", "gpiod", "gpio"),
+    ("cryptography", "cryptography", "sign"),
 )
 _PURPOSE = {
     "train": "only training needs it",
@@ -55,6 +56,7 @@ _PURPOSE = {
     "mqtt": "only mqtt:// sinks need it",
     "modbus": "only modbus:// sinks need it",
     "gpio": "only gpio:// sinks need it",
+    "sign": "only signed records need it",
 }
 _TRAINING = (
     ("torch", "torch", "train"),

@@ -79,6 +79,6 @@ class Chain:
     def _before_first(self) -> bytes:
         """Return the hash before the first row that is still there: what the last checkpoint says, or the beginning."""
         last = self._connection.execute(
-            "SELECT body FROM rows WHERE kind = 'checkpoint' ORDER BY seq DESC LIMIT 1"
+            "SELECT body FROM rows WHERE kind <> 'part' AND kind = 'checkpoint' ORDER BY seq DESC LIMIT 1"
         ).fetchone()
         return first_hash(self._id) if last is None else bytes.fromhex(json.loads(last[0])["hash"])

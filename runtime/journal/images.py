@@ -58,35 +58,35 @@ def decode(data: bytes, layout: str, name: str) -> NDArray[np.uint8]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file under its name or not at all, without waiting for the disk: the writer syncs before it commits."""
+    """Write a file under its name or not at all; its content is on the disk then, its name after `sync_folders`.
+
+    Raises:
+        OSError: it could not be written, and nothing is left of it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            # One by one, and not all of them when the rows are committed: that would take the second that may be lost.
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
 
 
-def sync(paths: Sequence[Path]) -> None:
-    """Return when files that were written are on the disk, with their names; raises `OSError` where they cannot be."""
-    folders = set()
-    for path in paths:
-        folders |= {path.parent, path.parent.parent, path.parent.parent.parent}
-        _sync(path)
-    for folder in folders:
+def sync_folders(paths: Sequence[Path]) -> None:
+    """Return when the names of files that `write` has written are on the disk."""
+    for folder in {folder for path in paths for folder in (path.parent, path.parent.parent, path.parent.parent.parent)}:
         with suppress(OSError):  # not every system and file system can
-            _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    # Windows syncs only what was opened for writing.
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -85,6 +85,13 @@ class JournalReader:
         query = f"SELECT {_NAMES} FROM rows WHERE seq > 0{where} ORDER BY seq DESC LIMIT ?"
         return [Row.stored(stored) for stored in reversed(self._all(query, *values, count))]
 
+    def rejected(self, count: int, *, before: int | None = None) -> list[Row]:
+        """Return the last parts that were not `OK`, the newest last; ``before``: with a lower ``seq`` only."""
+        query = (
+            f"SELECT {_NAMES} FROM rows WHERE decision <> 'OK' AND kind = 'part' AND seq < ? ORDER BY seq DESC LIMIT ?"
+        )
+        return [Row.stored(stored) for stored in reversed(self._all(query, before or (1 << 62), count))]
+
     def parts(
         self, *, part: str | None = None, since_ms: int | None = None, until_ms: int | None = None, after: int = 0
     ) -> Iterator[Row]:
@@ -207,6 +214,8 @@ def _conditions(
     """Return what follows a WHERE, and its values."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"unknown kind of row '{kind}'.{suggest(kind, KINDS)}")
-    conditions = [("kind = ?", kind), ("part = ?", part), ("time_ms >= ?", since_ms), ("time_ms < ?", until_ms)]
+    # SQLite uses an index of some rows only where the query has the index's own words.
+    of_kind = "kind = ?" if kind == "part" else "kind <> 'part' AND kind = ?"
+    conditions = [(of_kind, kind), ("part = ?", part), ("time_ms >= ?", since_ms), ("time_ms < ?", until_ms)]
     given = [(text, value) for text, value in conditions if value is not None]
     return "".join(f" AND {text}" for text, _ in given), [value for _, value in given]

@@ -216,12 +216,14 @@ class Retention:
         return int(self._connection.execute(query, values).fetchone()[0])
 
 
-_LABELLED = "SELECT ref FROM rows WHERE kind = 'label' AND ref IS NOT NULL"
+_LABELLED = "SELECT ref FROM rows WHERE kind <> 'part' AND kind = 'label' AND ref IS NOT NULL"
 
 
 def last_removal(connection: sqlite3.Connection) -> tuple[int, int]:
     """Return ``(rows_through, images_through)`` of the last checkpoint row, 0 each where there is none."""
-    found = connection.execute("SELECT body FROM rows WHERE kind = 'checkpoint' ORDER BY seq DESC LIMIT 1").fetchone()
+    found = connection.execute(
+        "SELECT body FROM rows WHERE kind <> 'part' AND kind = 'checkpoint' ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
     if found is None:
         return 0, 0
     body = json.loads(found[0])

@@ -76,7 +76,7 @@ class RecordOptions:
         key: of the signature.
     """
 
-    folder: Path
+    folder: str | Path
     images: str = "all"
     sample: float = 0.0
     limits: Limits | None = None
@@ -118,7 +118,7 @@ class RecordSink(Sink):
         DataError: the bundle cannot be kept.
 
     Example:
-        >>> record = RecordSink(RecordOptions(Path("line3"), images="rejected"), inspector)
+        >>> record = RecordSink(RecordOptions("line3", images="rejected"), inspector)
         >>> inspector.stream("0", sinks=[record, "results.jsonl"]).run()
     """
 
@@ -128,14 +128,15 @@ class RecordSink(Sink):
     def __init__(self, options: RecordOptions, inspector: Judging) -> None:
         self.name = f"record {options.folder}"
         self._options, self._inspector = options, inspector
+        self._folder = Path(options.folder)
         self._chance = random.Random()
         self._lock = threading.Lock()
         self._setups: dict[str | None, str] = {}
-        self.journal = Journal(options.folder, limits=options.limits, key=options.key)
+        self.journal = Journal(self._folder, limits=options.limits, key=options.key)
         try:
             serving = inspector.bundle
             if serving is not None:
-                keep_bundle(options.folder, *serving)
+                keep_bundle(self._folder, *serving)
             self._tell(
                 "bundle",
                 "started",
@@ -171,7 +172,7 @@ class RecordSink(Sink):
         if event == "reloaded":
             path, sha256 = Path(said["bundle"]), str(said["sha256"])
             try:
-                keep_bundle(self._options.folder, path, sha256)
+                keep_bundle(self._folder, path, sha256)
             except EdgeadError as error:
                 # The line goes on, and the row says that these decisions cannot be made again.
                 _log.error("%s", error)

@@ -136,7 +136,9 @@ class _Verifier:
 
     def _beginning(self) -> tuple[bytes, int]:
         """Return the hash and number before the first row, which the last checkpoint says."""
-        found = self._connection.execute("SELECT seq, body FROM rows WHERE kind = 'checkpoint' ORDER BY seq").fetchall()
+        found = self._connection.execute(
+            "SELECT seq, body FROM rows WHERE kind <> 'part' AND kind = 'checkpoint' ORDER BY seq"
+        ).fetchall()
         start: tuple[bytes, int] = (first_hash(self._meta.get("id", "")), 0)
         for seq, text in found:
             try:
@@ -206,7 +208,9 @@ class _Verifier:
         """Tell images that retention removed, and said so before it did, from those that are just gone."""
         # Also what it removed while this went on: the rows are of one instant, the files are not.
         self._connection.execute("COMMIT")
-        for seq, text in self._connection.execute("SELECT seq, body FROM rows WHERE kind = 'checkpoint' ORDER BY seq"):
+        for seq, text in self._connection.execute(
+            "SELECT seq, body FROM rows WHERE kind <> 'part' AND kind = 'checkpoint' ORDER BY seq"
+        ):
             if seq > self._report.head:
                 self._images_through.append((seq, int(json.loads(text)["images_through"])))
         for seq, problem in self._missing:

@@ -60,7 +60,7 @@ class Journal:
         ConfigError: another writer has it, it is of another version, or the folder cannot be written.
 
     Example:
-        >>> with Journal(Path("line3")) as journal:
+        >>> with Journal("line3") as journal:
         ...     journal.label(4711, "good", "Ann")
     """
 
@@ -103,6 +103,7 @@ class Journal:
         # The batch that is not committed yet; only the writer's thread looks at these.
         self._batch: list[tuple[int, NewRow, int | None, _Ticket | None]] = []
         self._due: float | None = None
+        self._took_s = 0.0
         self._thread = threading.Thread(target=self._run, name="edgead-journal", daemon=True)
         self._thread.start()
 
@@ -261,14 +262,16 @@ class Journal:
                 row = _without_image(row, reason(error))
         self._batch.append((seq, replace(row, frame=None), size, ticket))
         if self._due is None:
-            self._due = time.monotonic() + self._commit_s
+            # Sooner where the disk is slow: the second that may be lost ends when the commit does.
+            self._due = time.monotonic() + max(self._commit_s / 8, self._commit_s - self._took_s)
 
     def _next(self) -> int:
         return self._chain.seq + len(self._batch) + 1
 
     def _commit(self) -> None:
+        begun = time.monotonic()
         try:
-            images.sync([image_path(self.folder, seq) for seq, _, size, _ in self._batch if size is not None])
+            images.sync_folders([image_path(self.folder, seq) for seq, _, size, _ in self._batch if size is not None])
             with self._changed:
                 setups = dict(self._setups)
             self._chain.append([(seq, row, size) for seq, row, size, _ in self._batch], setups)
@@ -276,7 +279,7 @@ class Journal:
             self._chain.roll_back()
             self._failed(reason(error))
             return
-        self._due = None
+        self._due, self._took_s = None, time.monotonic() - begun
         with self._changed:
             self._written_setups |= setups.keys()
             for digest in setups:

@@ -308,3 +308,99 @@ def test_a_kill_costs_the_last_second_at_most(tmp_path):
         ages.append(max((one["killed"] - said[number] for number in missing if number in said), default=0.0))
     print(f"oldest lost row: {max(ages):.3f} s")
     assert max(ages) <= 1.0
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no limit for the size of files on Windows")
+
+
+@posix
+def test_a_full_disk_costs_what_found_no_room_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "tests.runtime.journal_on_full_disk", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["why"]
+    assert seen["label"].startswith(f"cannot write the record {tmp_path}: ")
+    assert "\n" not in seen["label"]
+    assert seen["lost"] > 0
+    assert problems(tmp_path) == []
+    with JournalReader(tmp_path) as reader:
+        frames = [row.body["frame"] for row in reader.parts()]
+        # Rows that waited were written when there was room again; a gap says how many were not.
+        assert frames == list(range(1, seen["last"] + 1))
+        assert sum(row.body["rows"] for row in reader.rows("gap")) == seen["lost"]
+        without = [row for row in reader.parts() if row.image is None]
+        assert without
+        assert all(row.body["no_image"] for row in without)
+        # The label that was refused is not there after all, and the one that was taken is.
+        (label,) = reader.labels(3)
+        assert label.seq == seen["again"]
+        assert "label withdrawn: it could not be written" in [row.body.get("event") for row in reader.rows("note")]
+
+
+@posix
+def test_a_journal_that_finds_no_room_at_the_end_says_what_is_lost(tmp_path):
+    code = f"""
+import resource
+from edgead.runtime.errors import DataError
+from tests.runtime.test_journal import Journal, add_part
+journal = Journal({str(tmp_path)!r})
+journal.add_and_wait(add_part(journal, 1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+for number in range(2, 40):
+    journal.add(add_part(journal, number, keep=False))
+try:
+    journal.close()
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"38 rows of the record {tmp_path} are lost: " in done.stdout, done.stderr
+    assert problems(tmp_path) == []
+    assert verify(tmp_path).rows == 1
+
+
+def test_a_signed_head_is_verified_and_one_that_was_made_anew_is_not(tmp_path):
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+
+    from edgead.runtime.journal.signing import read_public_key
+
+    keys = []
+    for name in ("mine", "other"):
+        private = ed25519.Ed25519PrivateKey.generate()
+        plain = serialization.NoEncryption()
+        path = tmp_path / f"{name}.pem"
+        path.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+        keys.append(path)
+    folder = write(tmp_path / "line", 5, key=keys[0])
+    mine, other = (Known(public_key=read_public_key(path)) for path in keys)
+    assert verify(folder, known=mine).problems == []
+    assert verify(folder, known=mine).signature == "valid"
+    assert verify(folder).signature == "valid, by the key in the journal itself"
+    assert problems(folder, known=other) == ["the head is signed with another key"]
+    shutil.copytree(folder, tmp_path / "cut")
+    with JournalReader(folder) as reader:
+        (fourth,) = (row for row in reader.rows() if row.seq == 4)
+    with sqlite3.connect(tmp_path / "cut" / FILE) as connection:
+        digest = connection.execute("SELECT hash FROM rows WHERE seq = 4").fetchone()[0].hex()
+        connection.execute("DELETE FROM rows WHERE seq = 5")
+        connection.execute("UPDATE meta SET value = '4' WHERE name = 'head_seq'")
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'head_hash'", (digest,))
+    connection.close()
+    assert fourth.seq == 4
+    assert problems(tmp_path / "cut", known=mine) == ["the signature of the head is wrong"]
+    write(folder, 2)  # without the key
+    assert problems(folder, known=mine) == ["the head is not signed"]
+    (tmp_path / "no.pem").write_text("nothing")
+    with pytest.raises(ConfigError, match="no private key in PEM"):
+        write(folder, 1, key=tmp_path / "no.pem")
+
+
+def test_a_key_without_the_library_gives_the_pip_command(tmp_path, monkeypatch):
+    for name in ("cryptography", "cryptography.exceptions", "cryptography.hazmat.primitives"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "key.pem").write_text("x")
+    with pytest.raises(ConfigError, match=r"pip install 'edgead\[sign\]'"):
+        Journal(tmp_path / "line", key=tmp_path / "key.pem")
+    assert not (tmp_path / "line").exists()

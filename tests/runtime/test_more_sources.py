@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -498,3 +501,101 @@ def test_a_clock_that_drifts_or_begins_anew_never_looks_like_age():
     # One that stands still says nothing.
     clock.capture_ns(20 + 99 * MS, arrival + 132 * MS)
     assert clock.capture_ns(20 + 99 * MS, arrival + 9999 * MS) == arrival + 9999 * MS
+
+
+# Images over HTTP, and part ids
+
+
+class Receiving:
+    """A source that receives images, read in a thread unless it is told not to."""
+
+    def __init__(self, query="", read=True):
+        self.source = open_source(f"receive://127.0.0.1:0{query}")
+        self.got = []
+        self.thread = threading.Thread(target=lambda: self.got.extend(self.source.frames()))
+        if read:
+            self.thread.start()
+
+    def post(self, data, query="", path="frame", **headers):
+        request = Request(f"{self.source.url}{path}{query}", data, headers, method="POST")
+        try:
+            with urlopen(request, timeout=LONG_S) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            return error.code, error.read().decode().strip()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+        if self.thread.ident is not None:
+            self.thread.join(LONG_S)
+            assert not self.thread.is_alive()
+
+
+def test_images_are_received_with_their_part_id():
+    with Receiving("?policy=every") as receiving:
+        assert receiving.source.delivery.policy == "every"
+        assert receiving.post(picture(10), "?part_id=4711%2FA") == (202, {"frame": 0})
+        assert receiving.post(picture(20)) == (202, {"frame": 1})
+    assert [(frame.index, frame.part_id) for frame in receiving.got] == [(0, "4711/A"), (1, None)]
+    assert (receiving.got[0].image == np.asarray(Image.open(io.BytesIO(picture(10))))).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "query", "path", "headers", "code", "said"),
+    [
+        (b"no image", "?part_id=1", "frame", {}, 400, "is not a readable image"),
+        (None, "?part_id=", "frame", {}, 400, "a part id is text of 1 to 128 characters"),
+        (None, "?part_id=" + "x" * 129, "frame", {}, 400, "a part id is text of 1 to 128 characters"),
+        (None, "?part_id=a%0Ab", "frame", {}, 400, "a part id is text of 1 to 128 characters"),
+        (None, "?part_id=1&part_id=2", "frame", {}, 400, "given once"),
+        (None, "?part=1", "frame", {}, 400, "the only parameter is part_id"),
+        (None, "?part_id=1", "other", {}, 404, "post an image to /frame"),
+        (None, "?part_id=1", "frame", {"Origin": "http://elsewhere"}, 403, "not from web pages"),
+    ],
+)
+# More than six parameters: one request each.
+def test_what_cannot_be_a_part_is_refused_in_a_line_and_gives_no_frame(data, query, path, headers, code, said):
+    with Receiving() as receiving:
+        found, text = receiving.post(picture() if data is None else data, query, path, **headers)
+        assert found == code
+        assert said in text
+        assert "\n" not in text
+        assert receiving.post(picture()) == (202, {"frame": 0})
+    assert len(receiving.got) == 1
+
+
+def test_images_that_nobody_takes_are_refused_and_may_be_sent_again():
+    with Receiving(read=False) as receiving:
+        codes = [receiving.post(picture())[0] for _ in range(33)]
+        assert codes == [202] * 32 + [503]
+        receiving.thread.start()
+        wait_for(lambda: receiving.post(picture())[0] == 202)
+
+
+def test_an_address_that_others_reach_needs_a_token(tmp_path):
+    with pytest.raises(ConfigError, match=r"needs a token: \?token_file=FILE"):
+        open_source("receive://0.0.0.0:0")
+    (tmp_path / "token").write_text("a long secret\n")
+    with Receiving(f"?token_file={tmp_path}/token") as receiving:
+        assert receiving.post(picture())[0] == 401
+        assert receiving.post(picture(), Authorization="Bearer another")[0] == 401
+        assert receiving.post(picture(), Authorization="Bearer a long secret")[0] == 202
+        with pytest.raises(SourceError, match="cannot listen"):
+            open_source(f"receive://127.0.0.1:{receiving.source.url.split(':')[-1].strip('/')}")
+
+
+def test_a_file_names_its_part_where_that_is_asked_for(tmp_path):
+    (tmp_path / "SN-1.png").write_bytes(picture(10))
+    (tmp_path / ("y" * 140 + ".png")).write_bytes(picture(20))
+    plain = list(open_source(tmp_path).frames())
+    assert [frame.part_id for frame in plain] == [None, None]
+    named = list(open_source(f"{tmp_path}?part_id=file").frames())
+    assert named[0].part_id == "SN-1"
+    assert isinstance(named[1], BadFrame)  # rather not inspected than without the id that somebody asks for later
+    assert "a part id is text of 1 to 128 characters" in named[1].reason
+    with Watching(tmp_path, "?settle=80ms&poll=10ms&existing=yes&part_id=file") as watching:
+        wait_for(lambda: len(watching.got) == 2)
+    assert {getattr(frame, "part_id", None) for frame in watching.got} == {"SN-1", None}

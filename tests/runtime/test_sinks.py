@@ -177,6 +177,39 @@ def test_a_sink_that_had_nothing_to_do_for_long_is_not_taken_for_dead():
     assert sink.got == list(range(30))
 
 
+class _TakesAlone(Slow):
+    takes_results_alone = True
+
+    def __init__(self, gate):
+        super().__init__(gate=gate, keeps_frames=True)
+        self.pictures, self.told = [], []
+
+    def write(self, result, frame):
+        self.gate.wait(2 * LONG_S)
+        assert frame is None or frame.index == result.frame_index
+        self.pictures.append(frame is not None)
+
+    def missed(self, count):
+        self.told.append((len(self.pictures), count))
+
+
+def test_a_sink_that_takes_results_alone_loses_pictures_before_results_and_is_told_what_it_missed():
+    gate = threading.Event()
+    sink = _TakesAlone(gate)
+    worker = SinkWorker(sink, 0.0)
+    for index in range(5000):
+        worker.offer(result(index), frame(index))
+    missed = worker.report().missed
+    gate.set()
+    worker.close(time.monotonic() + LONG_S)
+    report = worker.report()
+    assert (report.accepted, report.written, report.missed) == (5000, 5000 - missed, missed)
+    assert 8 <= sum(sink.pictures) <= 9  # those that found room, and perhaps the one that was being written
+    assert missed >= 5000 - 4096 - 1
+    # Before the next result that is written, or at the end.
+    assert sum(count for _, count in sink.told) == missed
+
+
 def test_results_after_the_end_are_missed_not_lost():
     worker = SinkWorker(Slow(), 0.0)
     worker.close(time.monotonic() + 1)
