@@ -103,6 +103,11 @@ class BadFrame:
     def __post_init__(self) -> None:
         require_part_id(self.part_id)
 
+    @classmethod
+    def instead_of(cls, frame: Frame | BadFrame, reason: str, source_id: str, timestamp_ns: int) -> BadFrame:
+        """Return what stands for a frame that nobody will judge: the same part, without its picture."""
+        return cls(frame.index, timestamp_ns, source_id, reason, frame.name, frame.part_id)
+
 
 class Decision(str, enum.Enum):
     """What the line is told about one part. Only `OK` may pass it."""

@@ -37,7 +37,7 @@ class Lessons:
     Attributes:
         good, defective: parts to learn from and to prove by, in the order in which they were judged.
         disputed: parts of which people say different things, or that somebody was unsure of; they teach nothing.
-        without_image: parts that are labelled, but whose pixels the record did not keep.
+        without_image: parts that are labelled, but whose pixels the record did not keep, or no longer.
         unlabelled: parts with an image of which nobody said anything.
     """
 
@@ -64,14 +64,15 @@ def read_lessons(record: JournalReader) -> Lessons:
     disputed, without_image, unlabelled = [], [], []
     for row in record.parts():
         words = said.get(row.seq)
+        kept = row.image is not None and not record.image_removed(row)
         if words is None:
-            if row.image is not None:
+            if kept:
                 unlabelled.append(row)
             continue
         agreed = _agreed(words.values())
         if agreed is None:
             disputed.append(part_name(row))
-        elif row.image is None:
+        elif not kept:
             without_image.append(part_name(row))
         else:
             lesson = Lesson(row, agreed == "defect", _kind(words.values()), tuple(sorted(words)))

@@ -91,6 +91,7 @@ class ReviewQueue:
         ]
         self.parts = list(record.parts(after=max(0, head - window)))
         known = {row.seq for row in self.parts}
+        self._removed = {row.seq for row in self.parts if row.image is not None and record.image_removed(row)}
         self.said: dict[int, dict[str, Row]] = {}
         for label in record.labels():
             if label.ref in known:
@@ -120,7 +121,7 @@ class ReviewQueue:
     def escapes(self) -> Escapes:
         """Return what the sample says of the parts that passed."""
         passed = [row for row in self.parts if row.decision == "OK"]
-        sampled = [row for row in passed if row.image is not None and self._drawn(row)]
+        sampled = [row for row in self._shown() if row.decision == "OK" and self._drawn(row)]
         words = [word for row in sampled if (word := self._word(row)) is not None]
         defective = words.count("defect")
         low, high = share_interval(defective, len(words)) if words else (0.0, 1.0)
@@ -154,7 +155,7 @@ class ReviewQueue:
         return sorted(set(named), key=lambda kind: (-named.count(kind), kind))
 
     def _shown(self) -> Iterable[Row]:
-        return (row for row in self.parts if row.image is not None)
+        return (row for row in self.parts if row.image is not None and row.seq not in self._removed)
 
     def _word(self, row: Row) -> str | None:
         """Return what all say of a part, None where nobody does, they differ, or somebody is unsure."""

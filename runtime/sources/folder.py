@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgead.runtime.errors import ConfigError, DataError, SourceError
-from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.frame import BadFrame, Frame, require_part_id
 from edgead.runtime.imaging import listing
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.sources import Address, Clock, Source, named_parts
@@ -45,12 +45,18 @@ class FolderSource(Source):
             if self._closed.is_set():
                 return
             timestamp_ns = self._clock()
+            part_id = path.stem if self._named else None
             try:
-                part_id = path.stem if self._named else None
-                image = read_image(path, self._bits)
-                yield Frame(image, index, timestamp_ns, self.source_id, name=name, part_id=part_id)
-            except (DataError, ConfigError) as error:
+                require_part_id(part_id)
+            except ConfigError as error:
                 yield BadFrame(index, timestamp_ns, self.source_id, str(error), name)
+                continue
+            try:
+                image = read_image(path, self._bits)
+            except DataError as error:
+                yield BadFrame(index, timestamp_ns, self.source_id, str(error), name, part_id)
+                continue
+            yield Frame(image, index, timestamp_ns, self.source_id, name=name, part_id=part_id)
 
     def close(self) -> None:
         self._closed.set()

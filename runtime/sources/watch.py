@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgead.runtime.errors import ConfigError, DataError, SourceError, SourceLost
-from edgead.runtime.frame import BadFrame, Frame
+from edgead.runtime.frame import BadFrame, Frame, require_part_id
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.listing import list_images
 from edgead.runtime.sources import Address, Clock, Source, named_parts
@@ -177,10 +177,14 @@ class WatchSource(Source):
         name = path.relative_to(self._root).as_posix()
         part_id = path.stem if self._named else None
         try:
-            image = read_image(path, self._address.bits)
-            return Frame(image, index, whole_ns, self.source_id, name=name, part_id=part_id)
-        except (DataError, ConfigError) as error:
+            require_part_id(part_id)
+        except ConfigError as error:
             return BadFrame(index, whole_ns, self.source_id, str(error), name)
+        try:
+            image = read_image(path, self._address.bits)
+        except DataError as error:
+            return BadFrame(index, whole_ns, self.source_id, str(error), name, part_id)
+        return Frame(image, index, whole_ns, self.source_id, name=name, part_id=part_id)
 
     def _look(self) -> dict[Path, _Seen]:
         found: dict[Path, _Seen] = {}

@@ -238,7 +238,7 @@ class Intake:
         if item.timestamp_ns > self._clock():
             # Another clock would make every age negative and switch the fail-safe for stale frames off.
             reason = "timestamp from the future; stamp frames with time.monotonic_ns() at capture"
-            item = BadFrame(item.index, self._clock(), feed.name, reason, item.name)
+            item = BadFrame.instead_of(item, reason, feed.name, self._clock())
         with self._ready:
             if self._paused and not feed.source.live:
                 self._room.wait_for(lambda: not self._paused or self._stopping)
@@ -251,7 +251,7 @@ class Intake:
                 if not feed.every:
                     self._ledger.dropped(feed.name, PAUSED)
                     return self._limit != 0
-                item = BadFrame(item.index, item.timestamp_ns, feed.name, PAUSED, item.name)
+                item = BadFrame.instead_of(item, PAUSED, feed.name, item.timestamp_ns)
             if len(feed.waiting) >= feed.capacity:
                 if not feed.every:
                     feed.waiting.popleft()
@@ -261,7 +261,7 @@ class Intake:
                     feed.late.append(
                         oldest
                         if isinstance(oldest, BadFrame)
-                        else BadFrame(oldest.index, oldest.timestamp_ns, feed.name, LATE, oldest.name)
+                        else BadFrame.instead_of(oldest, LATE, feed.name, oldest.timestamp_ns)
                     )
                 else:
                     feed.holding = True

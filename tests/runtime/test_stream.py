@@ -21,6 +21,7 @@ from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.sinks import Sink
 from edgead.runtime.sources import Delivery, Source
 from edgead.runtime.sources.folder import list_images
+from edgead.runtime.sources.push import PushSource
 from edgead.runtime.streaming.stream import Stream
 from tests.waiting import LONG_S, wait_for
 
@@ -571,3 +572,32 @@ def test_real_images_through_the_loop(made_images):
     assert len(results) == stream.summary.frames.inspected > 5
     for result, path in zip(results, list_images(folder), strict=True):
         assert result.score == judge(read_image(path)).score
+
+
+def test_a_part_that_nobody_judged_keeps_its_id():
+    """Pushed out of the queue, paused, or stamped by another clock: the line must know which part was not inspected."""
+    gate, source = threading.Event(), PushSource(policy="every")
+    backend = Brightness(gate=gate)
+    runner = Runner(Stream(inspector(backend), source, queue_size=2))
+    picture = np.full((8, 10, 3), 100, np.uint8)
+    source.push(picture, part_id="p0")
+    assert backend.entered.wait(LONG_S)
+    for number in range(1, 6):
+        source.push(picture, part_id=f"p{number}")
+    wait_for(lambda: runner.stream.summary.frames.captured == 6)
+    gate.set()
+    wait_for(lambda: runner.stream.summary.frames.in_flight == 0)
+    runner.stream.pause()
+    source.push(picture, part_id="p6")
+    wait_for(lambda: runner.stream.summary.frames.captured == 7)
+    runner.stream.resume()
+    source.push(picture, part_id="p7", timestamp_ns=time.monotonic_ns() + int(3600e9))
+    wait_for(lambda: runner.stream.summary.frames.captured == 8)
+    source.close()
+    results = runner.join()
+    assert [result.part_id for result in results] == [f"p{number}" for number in range(8)]
+    reasons = {result.part_id: result.reason for result in results if result.decision is Decision.NOT_INSPECTED}
+    assert set(reasons) >= {"p1", "p2", "p3", "p6", "p7"}
+    assert reasons["p1"] == "not judged in time"
+    assert reasons["p6"] == "paused"
+    assert "from the future" in (reasons["p7"] or "")
