@@ -217,18 +217,12 @@ def _serve_token(file: Path | None) -> str | None:
 def _live_page(
     listen: str, token: str | None, audit: Path | None, inspector: Inspector, record: RecordSink | None
 ) -> LivePage:
-    from edgead.runtime.dashboard.access import Access
     from edgead.runtime.dashboard.audit import AuditLog, AuditLogs
     from edgead.runtime.dashboard.sink import LivePage
-    from edgead.runtime.review.routes import ReviewRoutes
-    from edgead.runtime.review.takeover import TakeOver
 
-    if record is None:
+    if audit is None or record is None:
         return LivePage(listen, token=token, control=inspector, audit=audit)
-    access = Access(token)
-    review = ReviewRoutes(record.journal, access.word, TakeOver(inspector, record))
-    trail = None if audit is None else AuditLogs(AuditLog(audit), record)
-    return LivePage(listen, token=access, control=inspector, audit=trail, more=review)
+    return LivePage(listen, token=token, control=inspector, audit=AuditLogs(AuditLog(audit), record))
 
 
 @command("capture", panel=PANEL, example="edgead capture --source 0 -n 100 --interval 1 -o parts/plate/train/good")

@@ -35,11 +35,6 @@ class Access:
         self._lock = threading.Lock()
         self._sessions: deque[str] = deque(maxlen=_SESSIONS)
 
-    @property
-    def needed(self) -> bool:
-        """Whether browsers are asked for a token."""
-        return self._token is not None
-
     def granted(self, request: Handler) -> bool:
         """Say whether a request may see anything: no token is set, or it carries the token or a session."""
         if self._token is None or request.bearer_is(self._token):

@@ -219,7 +219,6 @@ function showDrift() {
     ...(state.drift || []).filter(one => one.drifting).map(one => one.text),
   ];
   $("drift").hidden = !said.length;
-  $("review-link").hidden = !state.review;
   text("drift", said.join(" · "));
 }
 

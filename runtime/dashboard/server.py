@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from http import HTTPStatus
@@ -12,7 +13,6 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from edgead.runtime.dashboard.access import Access
-from edgead.runtime.dashboard.guarded import HEADERS, GuardedHandler, read_files
 from edgead.runtime.dashboard.state import Board
 from edgead.runtime.errors import ConfigError, EdgeadError
 from edgead.runtime.http_server import Handler
@@ -28,6 +28,20 @@ _FILES = {
 }
 # What a browser must have before it may see anything else.
 _OPEN = {"/login", "/page.css", "/icon.svg"}
+_LARGEST_BODY = 4096
+_WRONG_TOKEN_S = 0.5
+
+HEADERS = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    # Not "no-referrer": with that, browsers send the log-in form with the origin "null".
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+)
 
 
 class Page(Protocol):
@@ -38,9 +52,6 @@ class Page(Protocol):
 
     @property
     def board(self) -> Board: ...
-
-    @property
-    def more(self) -> Routes | None: ...
 
     def turn(self) -> AbstractContextManager[None]:
         """Let one request work at a time."""
@@ -55,36 +66,25 @@ class Page(Protocol):
         """Change a threshold; raises `ConfigError` where it is another one than was expected."""
 
 
-class Routes(Protocol):
-    """Pages of somebody else's, such as the review of a record, under the same protection."""
-
-    def files(self) -> Mapping[str, tuple[bytes, str]]:
-        """Return path -> content and type."""
-
-    def show(self, handler: GuardedHandler, path: str, query: str) -> bool:
-        """Answer a GET; False where it is none of these."""
-
-    def act(self, handler: GuardedHandler, path: str) -> bool:
-        """Answer a POST; False where it is none of these."""
-
-    def close(self) -> None:
-        """Release what the pages hold."""
-
-
-class PageHandler(GuardedHandler):
+class PageHandler(Handler):
     """Answers one request; `page_handler` gives it its page and files."""
 
     page: Page
-    open_paths = _OPEN
+    files: Mapping[str, tuple[bytes, str]]
 
-    def show(self, path: str, query: str) -> None:
-        more = self.page.more
-        if more is not None and more.show(self, path, query):
-            return
-        if path == "/api/state":
+    def get(self, path: str, query: str) -> None:
+        if path not in _OPEN and not self.page.access.granted(self):
+            if path == "/":
+                self._go("/login")
+            else:
+                self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
+        elif path in self.files:
+            body, kind = self.files[path]
+            self.answer(body, kind, headers=HEADERS)
+        elif path == "/api/state":
             with self.page.turn():
                 state = self.page.state(_integer(query, "since"))
-            self.json(state)
+            self._json(state)
         elif path == "/api/preview":
             self._preview(query)
         elif match := re.fullmatch(r"/api/picture/([0-9]{1,4})\.jpg", path):
@@ -92,25 +92,28 @@ class PageHandler(GuardedHandler):
                 jpeg = self.page.board.picture(
                     int(match[1]), _integer(query, "number"), heat=_integer(query, "heat") != 0
                 )
-            self.picture(jpeg)
+            self._picture(jpeg)
         elif match := re.fullmatch(r"/api/anomaly/([0-9]{1,15})\.jpg", path):
             with self.page.turn():
                 jpeg = self.page.board.thumbnail(int(match[1]), large=_integer(query, "large") != 0)
-            self.picture(jpeg)
+            self._picture(jpeg)
         else:
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
 
-    def act(self, path: str) -> None:
-        more = self.page.more
-        if more is not None and more.act(self, path):
-            return
-        if path == "/api/threshold":
-            self._change()
-        else:
+    def post(self, path: str, query: str) -> None:  # noqa: ARG002
+        if path == "/login":
+            self._log_in()
+        elif not self.page.access.granted(self):
+            self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
+        elif path != "/api/threshold":
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
+        elif not self.page.access.ours(self):
+            self.refuse(HTTPStatus.FORBIDDEN, "changes are taken from this server's own page only", HEADERS)
+        else:
+            self._change()
 
     def _change(self) -> None:
-        body = self.body("application/json")
+        body = self._body("application/json")
         if body is None:
             return
         try:
@@ -123,7 +126,7 @@ class PageHandler(GuardedHandler):
             self.refuse(HTTPStatus.BAD_REQUEST, "write value, expected, category and who", HEADERS)
             return
         try:
-            self.json(self.page.change(value, expected, category, who, self.client_address[0]))
+            self._json(self.page.change(value, expected, category, who, self.client_address[0]))
         except ConfigError as error:
             self.refuse(HTTPStatus.CONFLICT, str(error), HEADERS)
         except EdgeadError as error:
@@ -134,15 +137,57 @@ class PageHandler(GuardedHandler):
         try:
             with self.page.turn():
                 seen = self.page.preview(float(asked["value"][0]), asked.get("category", [None])[0])
-            self.json(seen)
+            self._json(seen)
         except (KeyError, ValueError, EdgeadError) as error:
             what = str(error) if isinstance(error, EdgeadError) else "write value=NUMBER"
             self.refuse(HTTPStatus.BAD_REQUEST, what, HEADERS)
 
+    def _log_in(self) -> None:
+        if not self.page.access.same_origin(self):
+            self.refuse(HTTPStatus.FORBIDDEN, "log in on this server's own page", HEADERS)
+            return
+        body = self._body("application/x-www-form-urlencoded")
+        if body is None:
+            return
+        try:
+            token = parse_qs(body.decode(), max_num_fields=2).get("token", [""])[0]
+        except ValueError:
+            token = ""
+        cookie = self.page.access.log_in(token.strip())
+        if cookie is None:
+            time.sleep(_WRONG_TOKEN_S)  # guessing is slow, on a bounded number of connections
+            self._go("/login?wrong")
+        else:
+            self._go("/", (("Set-Cookie", cookie),))
+
+    def _body(self, kind: str) -> bytes | None:
+        """Return the body of a POST, or refuse it and return None."""
+        length = self.headers.get("Content-Length", "")
+        if self.headers.get_content_type() != kind or not length.isdecimal():
+            self.refuse(HTTPStatus.BAD_REQUEST, f"send {kind} with its length", HEADERS)
+            return None
+        if int(length) > _LARGEST_BODY:
+            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers=HEADERS)
+            return None
+        return self.rfile.read(int(length))
+
+    def _json(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        self.answer(body, "application/json", headers=HEADERS)
+
+    def _picture(self, jpeg: bytes | None) -> None:
+        if jpeg is None:
+            self.refuse(HTTPStatus.NOT_FOUND, "no longer kept", HEADERS)
+        else:
+            self.answer(jpeg, "image/jpeg", headers=HEADERS)
+
+    def _go(self, where: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        self.answer(b"", "text/plain", status=HTTPStatus.SEE_OTHER, headers=(("Location", where), *HEADERS, *headers))
+
 
 def page_handler(page: Page) -> type[Handler]:
     """Return the handler class of one page."""
-    files = read_files(_FOLDER, _FILES) | dict(page.more.files() if page.more is not None else {})
+    files = {path: ((_FOLDER / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
     return type("PageHandler", (PageHandler,), {"page": page, "files": files})
 
 

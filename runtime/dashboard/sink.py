@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgead.runtime.dashboard.access import Access
 from edgead.runtime.dashboard.audit import AuditLog, AuditTrail
-from edgead.runtime.dashboard.server import Routes, page_handler
+from edgead.runtime.dashboard.server import page_handler
 from edgead.runtime.dashboard.state import Board
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import ConfigError, DataError, EdgeadError
@@ -52,11 +52,10 @@ class LivePage(Sink):
 
     Args:
         listen: ``127.0.0.1:8080``, ``8080``, ``[::1]:8080``; port 0 takes a free one, see ``url``.
-        token: 16 characters or more, which browsers are asked for; or who may look, made beforehand.
+        token: 16 characters or more, which browsers are asked for.
         control: whose threshold is shown; None: the page has no slider.
         audit: file, or another `AuditTrail`, to which changes of the threshold and reloads of the bundle are written
             before they are made, and what self-tests found; None: the page changes no threshold.
-        more: pages of somebody else's, such as the review of a record.
         stale_s: a decision that is older, counted from capture, is shown as out of date.
         clock: monotonic clock in ns, the one that stamps the frames.
 
@@ -64,15 +63,13 @@ class LivePage(Sink):
         ConfigError: the address is taken, or reachable from outside without a token; the audit log cannot be written.
     """
 
-    # More than six parameters: each is one thing that a page may be given, by name.
     def __init__(
         self,
         listen: str = "127.0.0.1:8080",
         *,
-        token: str | Access | None = None,
+        token: str | None = None,
         control: ThresholdControl | None = None,
         audit: str | Path | AuditTrail | None = None,
-        more: Routes | None = None,
         stale_s: float = STALE_S,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -80,15 +77,15 @@ class LivePage(Sink):
         self.name = "live page"
         self.keeps_frames = True
         self.board = Board(clock)
-        self.access = token if isinstance(token, Access) else Access(token)
-        if not self.access.needed and not is_loopback(host):
+        self.access = Access(token)
+        if token is None and not is_loopback(host):
             raise ConfigError(
                 f"--serve {listen} is reachable from other machines and needs a token: --serve-token FILE "
                 "(openssl rand -hex 16 > FILE)"
             )
         self._control = control
         self._audit = AuditLog(audit) if isinstance(audit, str | Path) else audit
-        self.more, self._stale_s = more, stale_s
+        self._stale_s = stale_s
         self._turn = threading.Lock()
         self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES)
         self._server = Server("--serve", host, port, page_handler(self))
@@ -107,8 +104,6 @@ class LivePage(Sink):
 
     def close(self) -> None:
         self._server.stop()
-        if self.more is not None:
-            self.more.close()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -133,7 +128,6 @@ class LivePage(Sink):
             "version": __version__,
             "model": control.name if control is not None else "",
             "word": self.access.word,
-            "review": self.more is not None,
             "stale_s": self._stale_s,
             "control": None if control is None else self._control_state(control),
             **self.board.state(since),
