@@ -126,7 +126,7 @@ class Station:
         for row in rows:
             if row.part in shift.parts:
                 defect = row.part in shift.defective and row.part not in (called_good or ())
-                label = {"seq": row.seq, "label": "defect" if defect else "good", "who": "Ann"}
+                label = {"row": row.seq, "label": "defect" if defect else "good", "who": "Ann"}
                 self._post("/api/review/label", label)
 
     def take_over(self) -> None:
@@ -157,7 +157,7 @@ class Station:
         return [json.loads(line) for line in lines]
 
     def _queue(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self._page}/api/review/queue?who=Ann", timeout=_WAIT_S) as answer:
+        with urllib.request.urlopen(f"{self._page}/api/review/next?who=Ann", timeout=_WAIT_S) as answer:
             found: dict[str, Any] = json.load(answer)
         self._word = found["word"]
         return found

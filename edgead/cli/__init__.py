@@ -14,6 +14,7 @@ from edgead.cli import tuning as tuning  # isort: skip
 from edgead.cli import camera as camera  # isort: skip
 from edgead.cli.line import recording as recording  # isort: skip
 from edgead.cli.line import replaying as replaying  # isort: skip
+from edgead.cli.line import reviewing as reviewing  # isort: skip
 from edgead.cli.line import teaching as teaching  # isort: skip
 from edgead.cli._app import app, main, run
 

@@ -218,11 +218,15 @@ def _live_page(
     listen: str, token: str | None, audit: Path | None, inspector: Inspector, record: RecordSink | None
 ) -> LivePage:
     from edgead.runtime.dashboard.audit import AuditLog, AuditLogs
+    from edgead.runtime.dashboard.review import ReviewDesk
     from edgead.runtime.dashboard.sink import LivePage
+    from edgead.runtime.inspection.takeover import TakeOver
 
-    if audit is None or record is None:
-        return LivePage(listen, token=token, control=inspector, audit=audit)
-    return LivePage(listen, token=token, control=inspector, audit=AuditLogs(AuditLog(audit), record))
+    both = audit if audit is None or record is None else AuditLogs(AuditLog(audit), record)
+    page = LivePage(listen, token=token, control=inspector, audit=both)
+    if record is not None:
+        page.desk = ReviewDesk(record.journal, TakeOver(inspector, record))
+    return page
 
 
 @command("capture", panel=PANEL, example="edgead capture --source 0 -n 100 --interval 1 -o parts/plate/train/good")

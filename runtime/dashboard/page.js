@@ -117,6 +117,7 @@ function tick() {
 
 function showFacts() {
   text("model", state.model || "edgead");
+  $("review").hidden = !state.review;
   const backend = state.backend;
   text("backend", backend ? `${backend.name} ${backend.version} · ${backend.precision}` : "");
   const seconds = Math.floor(state.seconds || 0), pad = number => String(number).padStart(2, "0");

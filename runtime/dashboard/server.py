@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from http import HTTPStatus
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
-from edgead.runtime.dashboard.access import Access
+from edgead.runtime.dashboard.answers import HEADERS, integer
+from edgead.runtime.dashboard.review import Reviewed, ReviewRoutes
 from edgead.runtime.dashboard.state import Board
 from edgead.runtime.errors import ConfigError, EdgeadError
 from edgead.runtime.http_server import Handler
@@ -28,27 +28,10 @@ _FILES = {
 }
 # What a browser must have before it may see anything else.
 _OPEN = {"/login", "/page.css", "/icon.svg"}
-_LARGEST_BODY = 4096
-_WRONG_TOKEN_S = 0.5
-
-HEADERS = (
-    (
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    ),
-    # Not "no-referrer": with that, browsers send the log-in form with the origin "null".
-    ("Referrer-Policy", "same-origin"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
-)
 
 
-class Page(Protocol):
+class Page(Reviewed, Protocol):
     """What is served: `edgead.runtime.dashboard.sink.LivePage` is one."""
-
-    @property
-    def access(self) -> Access: ...
 
     @property
     def board(self) -> Board: ...
@@ -66,7 +49,7 @@ class Page(Protocol):
         """Change a threshold; raises `ConfigError` where it is another one than was expected."""
 
 
-class PageHandler(Handler):
+class PageHandler(ReviewRoutes):
     """Answers one request; `page_handler` gives it its page and files."""
 
     page: Page
@@ -75,7 +58,7 @@ class PageHandler(Handler):
     def get(self, path: str, query: str) -> None:
         if path not in _OPEN and not self.page.access.granted(self):
             if path == "/":
-                self._go("/login")
+                self.go("/login")
             else:
                 self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
         elif path in self.files:
@@ -83,28 +66,30 @@ class PageHandler(Handler):
             self.answer(body, kind, headers=HEADERS)
         elif path == "/api/state":
             with self.page.turn():
-                state = self.page.state(_integer(query, "since"))
-            self._json(state)
+                state = self.page.state(integer(query, "since"))
+            self.json(state)
         elif path == "/api/preview":
             self._preview(query)
         elif match := re.fullmatch(r"/api/picture/([0-9]{1,4})\.jpg", path):
             with self.page.turn():
                 jpeg = self.page.board.picture(
-                    int(match[1]), _integer(query, "number"), heat=_integer(query, "heat") != 0
+                    int(match[1]), integer(query, "number"), heat=integer(query, "heat") != 0
                 )
-            self._picture(jpeg)
+            self.picture(jpeg)
         elif match := re.fullmatch(r"/api/anomaly/([0-9]{1,15})\.jpg", path):
             with self.page.turn():
-                jpeg = self.page.board.thumbnail(int(match[1]), large=_integer(query, "large") != 0)
-            self._picture(jpeg)
-        else:
+                jpeg = self.page.board.thumbnail(int(match[1]), large=integer(query, "large") != 0)
+            self.picture(jpeg)
+        elif not self.review_get(path, query):
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
 
     def post(self, path: str, query: str) -> None:  # noqa: ARG002
         if path == "/login":
-            self._log_in()
+            self.log_in()
         elif not self.page.access.granted(self):
             self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
+        elif self.review_post(path):
+            return
         elif path != "/api/threshold":
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
         elif not self.page.access.ours(self):
@@ -113,7 +98,7 @@ class PageHandler(Handler):
             self._change()
 
     def _change(self) -> None:
-        body = self._body("application/json")
+        body = self.body("application/json")
         if body is None:
             return
         try:
@@ -126,7 +111,7 @@ class PageHandler(Handler):
             self.refuse(HTTPStatus.BAD_REQUEST, "write value, expected, category and who", HEADERS)
             return
         try:
-            self._json(self.page.change(value, expected, category, who, self.client_address[0]))
+            self.json(self.page.change(value, expected, category, who, self.client_address[0]))
         except ConfigError as error:
             self.refuse(HTTPStatus.CONFLICT, str(error), HEADERS)
         except EdgeadError as error:
@@ -137,60 +122,13 @@ class PageHandler(Handler):
         try:
             with self.page.turn():
                 seen = self.page.preview(float(asked["value"][0]), asked.get("category", [None])[0])
-            self._json(seen)
+            self.json(seen)
         except (KeyError, ValueError, EdgeadError) as error:
             what = str(error) if isinstance(error, EdgeadError) else "write value=NUMBER"
             self.refuse(HTTPStatus.BAD_REQUEST, what, HEADERS)
-
-    def _log_in(self) -> None:
-        if not self.page.access.same_origin(self):
-            self.refuse(HTTPStatus.FORBIDDEN, "log in on this server's own page", HEADERS)
-            return
-        body = self._body("application/x-www-form-urlencoded")
-        if body is None:
-            return
-        try:
-            token = parse_qs(body.decode(), max_num_fields=2).get("token", [""])[0]
-        except ValueError:
-            token = ""
-        cookie = self.page.access.log_in(token.strip())
-        if cookie is None:
-            time.sleep(_WRONG_TOKEN_S)  # guessing is slow, on a bounded number of connections
-            self._go("/login?wrong")
-        else:
-            self._go("/", (("Set-Cookie", cookie),))
-
-    def _body(self, kind: str) -> bytes | None:
-        """Return the body of a POST, or refuse it and return None."""
-        length = self.headers.get("Content-Length", "")
-        if self.headers.get_content_type() != kind or not length.isdecimal():
-            self.refuse(HTTPStatus.BAD_REQUEST, f"send {kind} with its length", HEADERS)
-            return None
-        if int(length) > _LARGEST_BODY:
-            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers=HEADERS)
-            return None
-        return self.rfile.read(int(length))
-
-    def _json(self, content: dict[str, Any]) -> None:
-        body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-        self.answer(body, "application/json", headers=HEADERS)
-
-    def _picture(self, jpeg: bytes | None) -> None:
-        if jpeg is None:
-            self.refuse(HTTPStatus.NOT_FOUND, "no longer kept", HEADERS)
-        else:
-            self.answer(jpeg, "image/jpeg", headers=HEADERS)
-
-    def _go(self, where: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        self.answer(b"", "text/plain", status=HTTPStatus.SEE_OTHER, headers=(("Location", where), *HEADERS, *headers))
 
 
 def page_handler(page: Page) -> type[Handler]:
     """Return the handler class of one page."""
     files = {path: ((_FOLDER / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
     return type("PageHandler", (PageHandler,), {"page": page, "files": files})
-
-
-def _integer(query: str, name: str) -> int:
-    text = parse_qs(query, max_num_fields=8).get(name, ["0"])[0]
-    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgead.runtime.dashboard.access import Access
 from edgead.runtime.dashboard.audit import AuditLog, AuditTrail
+from edgead.runtime.dashboard.review import ReviewDesk
 from edgead.runtime.dashboard.server import page_handler
 from edgead.runtime.dashboard.state import Board
 from edgead.runtime.decision.verdict import Limits
@@ -78,6 +79,8 @@ class LivePage(Sink):
         self.keeps_frames = True
         self.board = Board(clock)
         self.access = Access(token)
+        # Set by who has a record: then its parts are reviewed on the page, too.
+        self.desk: ReviewDesk | None = None
         if token is None and not is_loopback(host):
             raise ConfigError(
                 f"--serve {listen} is reachable from other machines and needs a token: --serve-token FILE "
@@ -104,6 +107,8 @@ class LivePage(Sink):
 
     def close(self) -> None:
         self._server.stop()
+        if self.desk is not None:
+            self.desk.close()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -128,6 +133,7 @@ class LivePage(Sink):
             "version": __version__,
             "model": control.name if control is not None else "",
             "word": self.access.word,
+            "review": self.desk is not None,
             "stale_s": self._stale_s,
             "control": None if control is None else self._control_state(control),
             **self.board.state(since),

@@ -43,7 +43,7 @@ class Shown:
             return None
         with self._lock:
             if (side, heat) not in self._encoded:
-                self._encoded[side, heat] = _encode(self.image, self.layout, self.result, side, heat)
+                self._encoded[side, heat] = encode_jpeg(self.image, self.layout, self.result, side, heat)
             return self._encoded[side, heat]
 
 
@@ -53,7 +53,8 @@ def thinned(frame: Frame) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frame.image[::step, ::step])
 
 
-def _encode(image: NDArray[np.uint8], layout: Layout, result: Result, side: int, heat: bool) -> bytes:
+def encode_jpeg(image: NDArray[np.uint8], layout: Layout, result: Result, side: int, heat: bool) -> bytes:
+    """Return a picture as a JPEG of at most ``side`` pixels wide and high, with its heat map where that is wanted."""
     from PIL import Image
 
     rows, columns = image.shape[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 from edgead.runtime.errors import ConfigError, DataError, suggest
 from edgead.runtime.files import reason
-from edgead.runtime.frame import Frame
+from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.journal import images
 from edgead.runtime.journal.retention import last_removal
-from edgead.runtime.journal.rows import KINDS, Row, frame_digest
+from edgead.runtime.journal.rows import KINDS, Row, frame_digest, map_digest
 from edgead.runtime.journal.schema import COLUMNS, FILE, bundle_path, image_path, meta, open_for_reading
 from edgead.runtime.journal.schema import setup_digest as digest_of
 
@@ -166,9 +167,52 @@ class JournalReader:
             raise DataError(f"{path} holds other pixels than row {part.seq} judged")
         return frame
 
+    def result(self, part: Row) -> Result:
+        """Return a part's decision as a `Result`, with its anomaly map where its image was kept.
+
+        Raises:
+            DataError: the image is missing, or its map is another one than was judged.
+        """
+        body = part.body
+        grid, place = None, dict[str, Any]()
+        if part.image is not None:
+            path = image_path(self.folder, part.seq)
+            try:
+                found = images.decode_map(path.read_bytes(), str(path))
+            except OSError as error:
+                raise DataError(f"cannot read the image of row {part.seq}, {path}: {reason(error)}") from error
+            if found is not None:
+                grid, place = found
+                if map_digest(grid) != body.get("map"):
+                    raise DataError(f"{path} holds another anomaly map than row {part.seq} gave")
+        return Result(
+            math.nan if part.score is None else part.score,
+            math.nan if body.get("threshold") is None else body["threshold"],
+            Decision(part.decision),
+            int(body["frame"]),
+            0,
+            str(body["source"]),
+            body.get("category"),
+            grid,
+            body.get("timings_ms", {}),
+            body.get("reason"),
+            body.get("name"),
+            part_id=part.part,
+            **place,
+        )
+
     def image_removed(self, part: Row) -> bool:
         """Say whether a part's image is gone because the record was to stay within its limits; a row says so."""
-        return part.seq <= last_removal(self._connection)[1] and not image_path(self.folder, part.seq).is_file()
+        return part.seq <= self.images_removed_through() and not image_path(self.folder, part.seq).is_file()
+
+    def images_removed_through(self) -> int:
+        """Return the row up to which images were removed, but for those of parts that were labelled by then."""
+        return last_removal(self._connection)[1]
+
+    @property
+    def journal_id(self) -> str:
+        """What tells this journal from every other."""
+        return meta(self._connection)["id"]
 
     def bundle(self, sha256: str) -> Path:
         """Return where the kept bundle of a digest lies; raises `DataError` where it is missing."""

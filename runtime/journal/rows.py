@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgead.runtime.errors import ConfigError, DataError, suggest
 from edgead.runtime.frame import Frame, Result
+from edgead.runtime.journal.images import encode_map
 
 Label = Literal["good", "defect", "unsure"]
 # ``bundle``: a run began, or another bundle took over; ``shadow``: one that decides nothing would have decided
@@ -69,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A row before it has its number; ``frame`` is written as its image file."""
+    """A row before it has its number; ``frame`` is written as its image file, with the map in ``heat``."""
 
     kind: Kind
     time_ms: int
@@ -79,6 +80,7 @@ class NewRow:
     score: float | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     frame: Frame | None = None
+    heat: bytes = b""
 
 
 def part_row(
@@ -113,16 +115,9 @@ def part_row(
         body["map"] = map_digest(result.map)
     if frame is not None:
         body |= {"pixels": frame_digest(frame), "layout": frame.layout, "shape": list(frame.image.shape)}
-    return NewRow(
-        "part",
-        time_ms,
-        result.part_id,
-        None,
-        result.decision.value,
-        finite(result.score),
-        body,
-        frame if keep else None,
-    )
+    score, heat = finite(result.score), encode_map(result) if keep else b""
+    kept = frame if keep else None
+    return NewRow("part", time_ms, result.part_id, None, result.decision.value, score, body, kept, heat)
 
 
 def label_row(part: Row, label: str, who: str, time_ms: int, defect: str | None = None, note: str = "") -> NewRow:

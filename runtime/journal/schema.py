@@ -126,14 +126,29 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
     if not path.is_file():
         hint = "give the folder that --record was given" if folder.is_dir() else "check the path"
         raise ConfigError(f"{folder} holds no record ({FILE}); {hint}")
-    # On a medium that cannot be written SQLite cannot share memory with a writer; there is none then.
-    extra = "" if os.access(folder, os.W_OK) else "&immutable=1"
+    uri = f"{path.resolve().as_uri()}?mode=ro"
     try:
-        uri = f"{path.resolve().as_uri()}?mode=ro{extra}"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5.0)
-        require_version(connection, path)
+        return _reading(uri, path)
+    except sqlite3.Error as error:
+        # Beside a writer, or after a crash, what is newest lies in the log; without it the file alone is all there is,
+        # and SQLite need not make its own files beside it, which a medium that cannot be written does not allow.
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise ConfigError(f"cannot read {path}: {_said(error)}; read it as the user who writes it") from error
+    try:
+        return _reading(f"{uri}&immutable=1", path)
     except sqlite3.Error as error:
         raise ConfigError(f"cannot read {path}: {_said(error)}") from error
+
+
+def _reading(uri: str, path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5.0)
+    try:
+        require_version(connection, path)
+        connection.execute("SELECT count(*) FROM meta").fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -141,13 +156,10 @@ def require_version(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse what is no journal, or one of a version that this edgead does not know.
 
     Raises:
-        ConfigError: in one line, with what to do.
+        ConfigError: in one line, with what to do. sqlite3.Error: it cannot be read.
     """
-    try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise ConfigError(f"cannot read {path}: {_said(error)}") from error
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != _APPLICATION:
         raise ConfigError(f"{path} is no record of edgead; give another folder")
     if version != VERSION:

@@ -201,6 +201,7 @@ class _Verifier:
         self._report.images += 1
         try:
             reader.frame(row)
+            reader.result(row)
         except (DataError, ConfigError, KeyError, TypeError, ValueError) as error:
             self._say(str(error) if isinstance(error, DataError) else f"row {row.seq} does not say what its image is")
 

@@ -255,12 +255,12 @@ class Journal:
         seq, size = self._next(), None
         if row.frame is not None:
             try:
-                data = images.encode(row.frame)
+                data = images.encode(row.frame, row.heat)
                 images.write(image_path(self.folder, seq), data)
                 size = len(data)
             except OSError as error:
                 row = _without_image(row, reason(error))
-        self._batch.append((seq, replace(row, frame=None), size, ticket))
+        self._batch.append((seq, replace(row, frame=None, heat=b""), size, ticket))
         if self._due is None:
             # Sooner where the disk is slow: the second that may be lost ends when the commit does.
             self._due = time.monotonic() + max(self._commit_s / 8, self._commit_s - self._took_s)
@@ -336,4 +336,4 @@ def now_ms() -> int:
 
 
 def _without_image(row: NewRow, why: str) -> NewRow:
-    return replace(row, frame=None, body={**row.body, "no_image": why})
+    return replace(row, frame=None, heat=b"", body={**row.body, "no_image": why})

@@ -335,7 +335,8 @@ def post(url, data, query):
         with urlopen(Request(url + query, data, method="POST"), timeout=LONG_S) as answer:
             return answer.status, json.load(answer)
     except HTTPError as error:
-        return error.code, error.read().decode()
+        with error:
+            return error.code, error.read().decode()
 
 
 def test_a_shadow_decides_nothing_and_its_differences_are_recorded(edgead, plate, plate_bundle, lenient, tmp_path):
@@ -404,3 +405,41 @@ def test_what_is_claimed_of_a_shadow_is_the_exact_one_sided_bound():
     assert none_lost.to_dict()["upper"]["lost_rejects"] == pytest.approx(1 - 0.05 ** (1 / 59), abs=1e-9)
     assert "at most 4.95% of such parts that are rejected now are" in none_lost.claims()[1]
     assert "nothing is known" in ShadowReport("b", "").claims()[0]
+
+
+@posix
+def test_a_record_is_reviewed_without_a_camera_and_with_one(launch, edgead, plate_bundle, recorded, tmp_path):
+    folder = tmp_path / "line"
+    shutil.copytree(recorded, folder)
+    with launch(["review", folder, "--serve", "127.0.0.1:0"]) as child:
+        url = next(line.split()[-1] for line in child.stderr if line.startswith("review: ")).removesuffix("review")
+        first = label_next(url, "good")
+        assert first is not None
+        assert edgead("review", folder).code == 2  # one writer
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(LONG_S) == 0
+    camera = "synthetic://?fps=10&width=64&height=64"
+    arguments = ["run", plate_bundle, "--source", camera, "--record", folder, "--backend", "onnxruntime"]
+    with launch([*arguments, "--serve", "127.0.0.1:0"]) as child:
+        url = next(line.split()[-1] for line in child.stderr if line.startswith("live page: "))
+        with urlopen(f"{url}api/state", timeout=LONG_S) as answer:
+            assert json.load(answer)["review"] is True
+        second = label_next(url, "defect")
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(LONG_S) == 0
+    assert verify(folder).problems == []
+    with JournalReader(folder) as reader:
+        assert [(row.ref, row.body["label"]) for row in reader.labels()] == [(first, "good"), (second, "defect")]
+    assert edgead("review", tmp_path).code == 2
+    assert not (tmp_path / FILE).exists()
+
+
+def label_next(url, label):
+    with urlopen(f"{url}api/review/next?who=Ann", timeout=LONG_S) as answer:
+        found = json.load(answer)
+    row = found["part"]["row"]
+    headers = {"Content-Type": "application/json", "X-Edgead-Word": found["word"], "Origin": url.rstrip("/")}
+    body = json.dumps({"row": row, "label": label, "who": "Ann"}).encode()
+    with urlopen(Request(f"{url}api/review/label", body, headers), timeout=LONG_S) as answer:
+        assert answer.status == 200
+    return row

@@ -522,7 +522,8 @@ class Receiving:
             with urlopen(request, timeout=LONG_S) as answer:
                 return answer.status, json.load(answer)
         except HTTPError as error:
-            return error.code, error.read().decode().strip()
+            with error:
+                return error.code, error.read().decode().strip()
 
     def __enter__(self):
         return self

@@ -182,8 +182,8 @@ def test_memory_is_bounded_and_nothing_is_encoded_for_nobody(serve, monkeypatch)
     from edgead.runtime.dashboard import thumbnails as pictures
 
     made = []
-    encode = pictures._encode
-    monkeypatch.setattr(pictures, "_encode", lambda *a: made.append(1) or encode(*a))
+    encode = pictures.encode_jpeg
+    monkeypatch.setattr(pictures, "encode_jpeg", lambda *a: made.append(1) or encode(*a))
     page = serve()
     for index in range(3000):
         page.write(result(index, 20.0), frame(index))

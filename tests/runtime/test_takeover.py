@@ -1,4 +1,4 @@
-"""The review of recorded parts: queues, estimates without bias, labels over HTTP, and the take-over."""
+"""A taught bundle takes over while the line runs, and what labels say of the promised false-alarm rate."""
 
 from __future__ import annotations
 
@@ -16,23 +16,19 @@ from edgead.runtime import Inspector
 from edgead.runtime.backends import available
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.writing import replace_manifest
-from edgead.runtime.dashboard.access import Access
+from edgead.runtime.dashboard.review import ReviewDesk
 from edgead.runtime.dashboard.sink import LivePage
 from edgead.runtime.decision.threshold import Threshold
-from edgead.runtime.errors import BundleError, ConfigError, DataError
+from edgead.runtime.errors import BundleError, DataError
 from edgead.runtime.frame import Frame
+from edgead.runtime.inspection.takeover import TakeOver, next_path, previous_path
 from edgead.runtime.journal.reader import JournalReader
+from edgead.runtime.journal.review import ReviewQueue
 from edgead.runtime.journal.sink import RecordOptions, RecordSink
 from edgead.runtime.journal.verify import verify
 from edgead.runtime.journal.writer import Journal
-from edgead.runtime.review.review_queue import ReviewQueue
-from edgead.runtime.review.routes import ReviewRoutes
-from edgead.runtime.review.server import ReviewServer
-from edgead.runtime.review.takeover import TakeOver, next_path, previous_path
 from edgead.runtime.sources.push import PushSource
 from edgead.runtime.streaming.stream import Stream
-from tests.runtime.browser import Browser
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif("onnxruntime" not in available(), reason="needs onnxruntime (edgead[cpu])")
 
@@ -72,87 +68,40 @@ def say(folder: Path, words: dict[str, str], who: str = "Ann") -> None:
             journal.label(rows[part], word, who)
 
 
-# Queues and what labels say
+# The promised rate, from labels
 
 
-def test_each_queue_holds_what_a_person_has_not_said_yet(record: Path) -> None:
-    with JournalReader(record) as reader:
-        queue = ReviewQueue(reader, share=0.4)
-        rejects = [row.part for row in queue.choose("rejects", "Ann", 99)]
-        near = queue.choose("near", "Ann", 5)
-        sample = {row.part for row in queue.choose("sample", "Ann", 99)}
-    assert rejects == [f"p{number}" for number in (29, 28, 27, 26, 25, 24)]
-    scores = [row.score for row in near]
-    assert scores == sorted(scores, reverse=True)
-    assert all(row.decision == "OK" for row in near)
-    assert 4 <= len(sample) <= 20
-    say(record, {"p29": "good", "p28": "defect"})
-    with JournalReader(record) as reader:
-        queue = ReviewQueue(reader, share=0.4)
-        assert [row.part for row in queue.choose("rejects", "Ann", 2)] == ["p27", "p26"]
-        assert [row.part for row in queue.choose("rejects", "Ben", 2)] == ["p29", "p28"]  # who sees none of Ann's words
-        assert [row.part for row in queue.mine("Ann")] == ["p28", "p29"]
-        assert {row.part for row in ReviewQueue(reader, share=0.4).choose("sample", "Ben", 99)} == sample
-
-
-def test_the_sample_is_drawn_without_a_look_at_anything(make_bundle, tmp_path: Path) -> None:
-    """Of 400 parts about the share that was asked for, of passed and rejected ones alike; the same each time."""
-    folder = recorded(make_bundle(), tmp_path / "record", pictures(400, 200))
-    with JournalReader(folder) as reader:
-        for share in (0.1, 0.5):
-            drawn = ReviewQueue(reader, share=share).choose("sample", "Ann", 999)
-            passed = sum(row.decision == "OK" for row in drawn)
-            for count in (passed, len(drawn) - passed):
-                assert abs(count - 200 * share) < 4 * (200 * share * (1 - share)) ** 0.5
-        assert ReviewQueue(reader, share=1.0).escapes().sampled == 200
-
-
-def test_where_images_of_rejects_are_kept_the_records_own_sample_is_taken(make_bundle, tmp_path: Path) -> None:
-    folder = recorded(make_bundle(), tmp_path / "record", pictures(200, 40), "?images=rejected&sample=0.25")
-    with JournalReader(folder) as reader:
-        kept = [row for row in reader.parts() if row.image is not None and row.decision == "OK"]
-        queue = ReviewQueue(reader, share=0.9)
-        assert 15 < len(kept) < 65
-        assert queue.escapes().sampled == len(kept)
-        drawn = queue.choose("sample", "Ann", 999)
-        rejected = len(drawn) - len(kept)
-        assert 2 < rejected < 20  # a quarter of the 40, by the same chance
-        assert len(queue.choose("rejects", "Ann", 999)) == 40
-
-
-def test_escapes_are_estimated_from_the_sample_alone(record: Path) -> None:
-    with JournalReader(record) as reader:
-        before = ReviewQueue(reader, share=1.0).escapes()
-    assert (before.passed, before.sampled, before.reviewed, before.low, before.high) == (24, 24, 0, 0.0, 1.0)
-    assert "nothing is known" in before.explain()
-    words = {f"p{number}": "good" for number in range(20)} | {"p3": "defect", "p4": "unsure", "p29": "defect"}
-    say(record, words)
-    say(record, {"p5": "defect"}, "Ben")  # whom Ann contradicts
-    with JournalReader(record) as reader:
-        found = ReviewQueue(reader, share=1.0).escapes()
-    assert (found.reviewed, found.defective) == (18, 1)
-    # Clopper and Pearson for 1 of 18.
-    assert (found.low, found.high) == pytest.approx((0.0014, 0.2729), abs=1e-4)
-    assert "of the 24 that passed" in found.explain()
-
-
-def test_the_promise_is_tested_by_the_sample_in_order_up_to_what_nobody_has_seen(record: Path) -> None:
+def test_the_promise_is_tested_by_the_random_order_up_to_what_nobody_has_seen(record: Path) -> None:
     promised = Threshold(20.0, 0.01, 120, 0.0002, 0.03, True)
-    rejects = {f"p{number}": "good" for number in range(24, 30)}
-    say(record, rejects)  # looked at first, as people do
+    say(record, {f"p{number}": "good" for number in range(24, 30)})  # rejects are looked at first, as people do
     with JournalReader(record) as reader:
-        state = ReviewQueue(reader, share=1.0).promise(promised)
+        state = ReviewQueue(reader).promise("Ann", promised)
         assert state is not None
-        assert (state.parts, state.broken) == (0, False)
-        assert ReviewQueue(reader).promise(Threshold(20.0, 0.01, 0, 0.0, 1.0, False)) is None
+        assert state.parts < 6
+        assert not state.broken
+        assert ReviewQueue(reader).promise("Ann", Threshold(20.0, 0.01, 0, 0.0, 1.0, False)) is None
     say(record, {f"p{number}": "good" for number in range(24)} | {"p2": "defect", "p3": "unsure"})
     with JournalReader(record) as reader:
-        state = ReviewQueue(reader, share=1.0).promise(promised)
+        state = ReviewQueue(reader).promise("Ann", promised)
         assert state is not None
         assert (state.parts, state.false_alarms, state.broken) == (28, 6, True)
-        other = ReviewQueue(reader, share=1.0).promise(Threshold(19.0, 0.01, 120, 0.0002, 0.03, True))
-        assert other is not None
-        assert other.parts == 0  # judged by another threshold
+        for other in ("Ben", "Ann"):
+            found = ReviewQueue(reader).promise(other, Threshold(19.0, 0.01, 120, 0.0002, 0.03, True))
+            assert found is not None
+            assert found.parts == 0  # another person, another threshold
+
+
+def test_where_few_passed_parts_are_kept_as_few_rejects_count(make_bundle, tmp_path: Path) -> None:
+    """A quarter of the passed parts has images, and all rejects have: all are called good, a fifth are rejected."""
+    folder = recorded(make_bundle(), tmp_path / "record", pictures(400, 80), "?images=rejected&sample=0.25")
+    with JournalReader(folder) as reader:
+        kept = [row.part for row in reader.parts() if row.image is not None]
+    say(folder, {str(part): "good" for part in kept})
+    with JournalReader(folder) as reader:
+        state = ReviewQueue(reader).promise("Ann", Threshold(20.0, 0.01, 120, 0.0002, 0.03, True))
+    assert state is not None
+    assert 60 < state.parts < 140
+    assert 0.08 < state.false_alarms / state.parts < 0.36  # .2, and not the .5 of all that have images
 
 
 # Over HTTP
@@ -178,8 +127,8 @@ class Person:
     def get(self, path: str) -> Answer:
         return self._ask("GET", path, None, {})
 
-    def queue(self, kind: str = "rejects", who: str = "Ann") -> Any:
-        found = self.get(f"/api/review/queue?kind={kind}&who={who}").json
+    def queue(self, who: str = "Ann") -> Any:
+        found = self.get(f"/api/review/next?who={who}").json
         self.word = found["word"]
         return found
 
@@ -193,9 +142,6 @@ class Person:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return self._ask("POST", path, body, own)
 
-    def say(self, seq: int, label: str, who: str = "Ann", defect: str | None = None) -> Answer:
-        return self.post("/api/review/label", {"seq": seq, "label": label, "who": who, "defect": defect})
-
     def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         try:
@@ -204,89 +150,6 @@ class Person:
             return Answer(answer.status, answer.read())
         finally:
             connection.close()
-
-
-def test_a_person_reviews_a_record_without_a_camera(record: Path) -> None:
-    with ReviewServer(record, "127.0.0.1:0") as server:
-        ann = Person(server.url)
-        assert ann.get("/").status == 303
-        for path in ("/review", "/review.js", "/review.css", "/page.css", "/icon.svg"):
-            assert ann.get(path).status == 200
-        found = ann.queue()
-        assert (found["schema"], found["counts"]["rejects"], found["waiting"]) == ("edgead.review/1", 6, None)
-        first = found["items"][0]
-        assert (first["part"], first["decision"]) == ("p29", "ANOMALY")
-        plain, heat = (ann.get(f"/api/review/{first['seq']}.jpg?heat={on}") for on in (0, 1))
-        assert plain.body[:2] == heat.body[:2] == b"\xff\xd8"
-        assert plain.body != heat.body
-        said = ann.say(first["seq"], "defect", defect="spot")
-        assert said.status == 200
-        again = ann.say(first["seq"], "defect", defect="spot")  # a double click
-        assert again.json == said.json
-        ann.say(found["items"][1]["seq"], "good")
-        found = ann.queue()
-        assert (found["counts"]["rejects"], found["kinds"]) == (4, ["spot"])
-        assert found["labels"] == {"good": 1, "defect": 1, "unsure": 0}
-        assert [(one["part"], one["said"]["label"]) for one in found["mine"]] == [("p28", "good"), ("p29", "defect")]
-        assert ann.queue(who="Ben")["counts"]["rejects"] == 6
-        assert ann.queue(who="Ben")["mine"] == []
-        with pytest.raises(ConfigError, match="another"):
-            Journal(record)
-    with JournalReader(record) as reader:
-        labels = [(row.ref, row.body["label"], row.body["who"], row.body.get("defect")) for row in reader.rows("label")]
-    assert labels == [(first["seq"], "defect", "Ann", "spot"), (first["seq"] - 1, "good", "Ann", None)]
-    assert verify(record).problems == []
-
-
-@pytest.mark.parametrize(
-    ("content", "status", "text"),
-    [
-        ({"seq": 2, "label": "fine", "who": "Ann"}, 409, "unknown label 'fine'"),
-        ({"seq": 99999, "label": "good", "who": "Ann"}, 409, "has no part in row 99999"),
-        ({"seq": 1, "label": "good", "who": "Ann"}, 409, "has no part in row 1"),
-        ({"seq": 2, "label": "good", "who": " "}, 409, "write your name"),
-        ({"seq": 2, "label": "good", "who": "Ann", "defect": "spot"}, 409, "has no kind of defect"),
-        ({"seq": "2", "label": "good", "who": "Ann"}, 400, "write what the page writes"),
-        ({"seq": True, "label": "good", "who": "Ann"}, 400, "write what the page writes"),
-        ({"seq": 2, "label": "good"}, 400, "write what the page writes"),
-        ([], 400, "write what the page writes"),
-        (b"{" * 2000, 400, "write what the page writes"),
-        (b"x" * 5000, 413, ""),
-    ],
-)
-def test_what_is_no_label_is_refused_with_one_line_and_writes_nothing(
-    record: Path, content: Any, status: int, text: str
-) -> None:
-    with ReviewServer(record, "127.0.0.1:0") as server:
-        ann = Person(server.url)
-        ann.queue()
-        answer = ann.post("/api/review/label", content)
-        assert answer.status == status, answer.body
-        assert text in answer.body.decode()
-        assert answer.body.count(b"\n") <= 1
-        assert ann.get("/api/review/queue?kind=all").status == 400
-        assert ann.get("/api/review/99999.jpg").status == 400
-        assert ann.get("/api/state").status == 404
-    with JournalReader(record) as reader:
-        assert list(reader.rows("label")) == []
-
-
-def test_labels_are_taken_from_our_own_page_only_and_a_token_guards_all(record: Path) -> None:
-    with ReviewServer(record, "127.0.0.1:0") as server:
-        ann = Person(server.url)
-        label = {"seq": 2, "label": "good", "who": "Ann"}
-        assert ann.post("/api/review/label", label).status == 403  # without the word
-        ann.queue()
-        assert ann.post("/api/review/label", label, Origin="http://evil.example").status == 403
-    with pytest.raises(ConfigError, match="needs a token"):
-        ReviewServer(record, "0.0.0.0:0")
-    with ReviewServer(record, "127.0.0.1:0", token="0123456789abcdef") as server:
-        stranger = Person(server.url)
-        assert stranger.get("/review").status == 303
-        for path in ("/api/review/queue", "/api/review/2.jpg", "/review.js"):
-            assert stranger.get(path).status == 401
-    with pytest.raises(ConfigError, match="there is no record in"):
-        ReviewServer(record / "nowhere")
 
 
 # A taught bundle takes over
@@ -310,9 +173,8 @@ class Line:
     def __init__(self, bundle: Path, folder: Path) -> None:
         self.inspector = Inspector.open(bundle, backend="onnxruntime")
         self.record = RecordSink(RecordOptions(folder), self.inspector)
-        access = Access(None)
-        routes = ReviewRoutes(self.record.journal, access.word, TakeOver(self.inspector, self.record), share=1.0)
-        self.page = LivePage("127.0.0.1:0", token=access, control=self.inspector, more=routes)
+        self.page = LivePage("127.0.0.1:0", control=self.inspector)
+        self.page.desk = ReviewDesk(self.record.journal, TakeOver(self.inspector, self.record))
         self.source = PushSource(policy="every")
         self.stream = Stream(self.inspector, self.source, sinks=[self.record, self.page])
         self.results: list[Any] = []
@@ -348,8 +210,8 @@ def test_a_taught_bundle_takes_over_without_losing_a_frame(line) -> None:
     offered = ann.queue()["waiting"]
     assert (offered["path"], offered["taught"]["good"]) == (str(waiting), 3)
     stale = ann.post("/api/review/takeover", {"who": "Ann", "sha256": "0" * 64})
-    assert (stale.status, b"another bundle waits by now" in stale.body) == (409, True)
-    assert ann.post("/api/review/takeover", {"who": "", "sha256": offered["sha256"]}).status == 409
+    assert (stale.status, b"another bundle waits by now" in stale.body) == (400, True)
+    assert ann.post("/api/review/takeover", {"who": "", "sha256": offered["sha256"]}).status == 400
     running.push(pictures(4, 0, seed=8))
     done = ann.post("/api/review/takeover", {"who": "Ann", "sha256": offered["sha256"]})
     assert done.status == 200, done.body
@@ -402,7 +264,7 @@ def test_what_may_not_take_over_does_not(line, make_bundle, wrong: str) -> None:
     offered = ann.queue()["waiting"]
     assert offered is not None
     answer = ann.post("/api/review/takeover", {"who": "Ann", "sha256": offered.get("sha256", "")})
-    assert answer.status == 409, answer.body
+    assert answer.status == 400, answer.body
     assert answer.body.count(b"\n") == 1
     running.push(pictures(2, 0, seed=8))
     assert [result.threshold for result in running.results] == [20.0] * 4
@@ -444,51 +306,3 @@ def test_files_that_cannot_change_places_leave_the_old_bundle_judging(line, monk
     assert [result.threshold for result in running.results] == [20.0] * 4
     assert bundle.read_bytes() == before
     assert waiting.exists()
-
-
-# In a real browser
-
-
-def test_keys_alone_review_a_record_in_a_browser(record: Path, tmp_path: Path) -> None:
-    with ReviewServer(record, "127.0.0.1:0", share=1.0) as server:
-        browser = Browser(tmp_path / "profile")
-        try:
-            browser.send("Page.navigate", url=server.url)
-            wait_for(lambda: browser.evaluate("document.activeElement && document.activeElement.id") == "who")
-            for letter in "Ann":
-                browser.send("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
-            browser.send("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
-            wait_for(
-                lambda: browser.evaluate("document.getElementById('part-name').textContent") == "Part p29 · rejected"
-            )
-
-            def press(key: str) -> None:
-                text = {"text": key} if len(key) == 1 else {}
-                browser.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-                browser.send("Input.dispatchKeyEvent", type="keyUp", key=key)
-
-            def heading() -> Any:
-                return browser.evaluate("document.getElementById('part-name').textContent")
-
-            wait_for(lambda: heading() == "Part p29 · rejected")
-            press("h")
-            wait_for(lambda: "heat=1" in browser.evaluate("document.getElementById('picture').src"))
-            wait_for(lambda: browser.evaluate("document.getElementById('picture').naturalWidth") == 45)
-            press("d")
-            wait_for(lambda: heading() == "Part p28 · rejected")
-            press("g")
-            wait_for(lambda: heading() == "Part p27 · rejected")
-            press("ArrowRight")
-            wait_for(lambda: heading() == "Part p26 · rejected")
-            press("u")
-            wait_for(lambda: browser.evaluate("document.querySelectorAll('#mine li').length") == 3)
-            press("3")
-            wait_for(lambda: browser.evaluate("document.querySelector('[data-queue=sample]').ariaChecked") == "true")
-            assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-            problems = [event for event in browser.events if event["method"] in ("Runtime.exceptionThrown",)]
-            assert problems == []
-        finally:
-            browser.close()
-    with JournalReader(record) as reader:
-        assert [row.body["label"] for row in reader.rows("label")] == ["defect", "good", "unsure"]
-        assert {row.body["who"] for row in reader.rows("label")} == {"Ann"}

@@ -1,0 +1,62 @@
+"""``edgead review``: recorded parts labelled in a browser, without a camera."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgead.cli._app import command
+from edgead.cli.device import PANEL
+from edgead.cli.line._selection import RecordArgument
+
+if TYPE_CHECKING:
+    from edgead.cli._output import Output
+
+
+@command("review", panel=PANEL, example="edgead review line3 --serve 127.0.0.1:8080")
+def review(
+    out: Output,
+    folder: RecordArgument,
+    serve: Annotated[str, typer.Option(metavar="ADDRESS", help="Where browsers find the page.")] = "127.0.0.1:8080",
+    serve_token: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Token that browsers are asked for; an address that others reach needs one.",
+            show_default="$EDGEAD_SERVE_TOKEN",
+        ),
+    ] = None,
+) -> None:
+    """Serve the review of a record until Ctrl-C: rejects, near-misses, and a random sample of passed parts.
+
+    One key a part: good, defect, unsure. While edgead run --record goes on, the same page is at /review of its live
+    page (--serve), since a record has one writer.
+    """
+    from edgead.runtime.dashboard.access import read_token
+    from edgead.runtime.dashboard.review import ReviewPage
+    from edgead.runtime.journal.reader import JournalReader
+    from edgead.runtime.journal.writer import Journal
+
+    token = read_token(serve_token) if serve_token is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
+    JournalReader(folder).close()  # a folder that holds no record is not made one
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Journal(folder) as journal, ReviewPage(journal, serve, token) as page:
+            out.note(f"review: {page.url}review")
+            while not ended.wait(0.2):  # in short waits, so that Windows sees Ctrl-C
+                pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with JournalReader(folder) as reader:
+        counts = reader.counts()
+    from edgead.cli._output import listing
+
+    rows = {kind: str(count) for kind, count in counts.items()}
+    out.finish({"schema": "edgead.review-end/1", "counts": counts}, listing(f"Rows of {folder}", rows))
