@@ -66,6 +66,10 @@ def main(category: Path | None = None) -> dict[str, Any]:
             station.review(shifts[0])  # the last word counts
             taught = _teach(folder, known)
             assert taught.gate.passed, [one.to_dict() for one in taught.gate.problems]
+            gate = taught.to_dict()["gate"]
+            print(
+                f"the same parts, taught: {gate['false_alarms']['new']} false alarms, {gate['escapes']['new']} escapes"
+            )
             station.take_over()
             second = station.inspect(shifts[1])
             print(f"second shift: {second['false_alarms']} false alarms, {second['escapes']} escapes")
@@ -74,7 +78,7 @@ def main(category: Path | None = None) -> dict[str, Any]:
     return {
         "first": first,
         "second": second,
-        "gate": taught.to_dict()["gate"],
+        "gate": gate,
         "refused": [one.to_dict() for one in refused.gate.problems],
         "judged": judged,
         **proved,
@@ -108,7 +112,8 @@ class Station:
             with urllib.request.urlopen(request, timeout=_WAIT_S) as answer:
                 assert answer.status == 202
             self._posted += 1
-        lines = self._wait(lambda: len(found := self._results()) >= self._posted and found)
+            # As on a line: the next part comes when this one is decided.
+            lines = self._wait(lambda: len(found := self._results()) >= self._posted and found)
         self.decisions |= {line["part_id"]: line["decision"] for line in lines}
         decided = {part: self.decisions[part] for part in shift.parts}
         return {

@@ -135,3 +135,24 @@ def test_the_ten_lines_of_the_readme_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("end_to_end") == 3
+
+
+def test_the_story_of_teaching_at_the_line_is_true():
+    """Run, review, teach, poisoned labels refused, take over, and the next shift: with real cells and processes."""
+    pytest.importorskip("elpv_dataset")
+    pytest.importorskip("onnxruntime")
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import teach_at_the_line
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    found = teach_at_the_line.main()
+    first, second, gate = found["first"], found["second"], found["gate"]
+    assert (first["parts"], first["defects"]) == (30, 12)
+    assert first["false_alarms"] >= 6  # most of the new batch, nine parts
+    assert second["false_alarms"] <= first["false_alarms"] // 3
+    assert (gate["false_alarms"]["new"], gate["passed"]) == (0, True)
+    assert gate["escapes"]["new"] <= gate["escapes"]["old"]
+    assert found["refused"]
+    assert all(one["problem"] == "a defect that was caught now passes" for one in found["refused"])
+    assert (found["judged"], found["replayed"], found["changed"]) == (60, 60, 0)
