@@ -17,7 +17,7 @@ from edgead.runtime.errors import ConfigError
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.journal.reader import JournalReader
 from edgead.runtime.journal.rows import NewRow, part_row
-from edgead.runtime.journal.schema import FILE, image_path
+from edgead.runtime.journal.schema import COLUMNS, FILE, chain_hash, image_path
 from edgead.runtime.journal.verify import Known, verify
 from edgead.runtime.journal.writer import Journal, now_ms
 
@@ -131,6 +131,20 @@ def test_exchanged_and_added_rows_are_found(tmp_path):
         "WHERE seq = 20",
     )
     assert any("row 21 was altered" in problem for problem in problems(tmp_path / "b"))
+
+
+def test_a_row_that_was_altered_with_its_own_hash_breaks_the_chain_after_it(tmp_path):
+    write(tmp_path)
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        names = ", ".join(COLUMNS)
+        before, row = (connection.execute(f"SELECT {names} FROM rows WHERE seq = {seq}").fetchone() for seq in (4, 5))
+        altered = (*row[:5], "OK", *row[6:9])
+        assert altered != row[:9]
+        connection.execute(
+            "UPDATE rows SET decision = 'OK', hash = ? WHERE seq = 5", (chain_hash(bytes(before[9]), altered),)
+        )
+    connection.close()
+    assert problems(tmp_path) == ["row 6 was altered, or its place in the chain was"]
 
 
 def test_rows_of_another_journal_are_found(tmp_path):
