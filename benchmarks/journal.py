@@ -118,7 +118,7 @@ def measure_latency(arguments: argparse.Namespace) -> None:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for turn in range(3):
         for way in ways:
-            found[way].append(_run(arguments, way, pixels, arguments.folder / f"{turn}-{way.split()[0]}"))
+            found[way].append(_run(arguments, way, pixels, arguments.folder / f"{turn}-{ways.index(way)}"))
     for way, runs in found.items():
         best = {name: float(np.median([run["latency"][name] for run in runs])) for name in ("p50", "p95", "p99")}
         print(f"{way}: " + json.dumps({**{k: round(v, 2) for k, v in best.items()}, "sinks": runs[-1]["sinks"]}))

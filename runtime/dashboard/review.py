@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,6 +154,9 @@ class Reviewed(Guarded, Protocol):
     @property
     def desk(self) -> ReviewDesk | None: ...
 
+    def turn(self) -> AbstractContextManager[None]:
+        """Let one request work at a time, where a line must not be slowed down."""
+
 
 class ReviewRoutes(AnsweringHandler):
     """What a handler answers of the review, for those who may see it."""
@@ -180,7 +183,9 @@ class ReviewRoutes(AnsweringHandler):
             )
         elif match := re.fullmatch(r"/api/review/picture/([0-9]{1,15})\.jpg", path):
             try:
-                self.picture(desk.picture(int(match[1]), heat=integer(query, "heat") != 0))
+                with self.page.turn():
+                    jpeg = desk.picture(int(match[1]), heat=integer(query, "heat") != 0)
+                self.picture(jpeg)
             except EdgeadError as error:
                 self.refuse(HTTPStatus.NOT_FOUND, str(error), HEADERS)
         else:
@@ -269,6 +274,10 @@ class ReviewPage:
         self._server = Server("--serve", host, port, handler)
         self.url = self._server.url
         self._server.start()
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Let each request work at once: there is no line that it could slow down."""
+        return nullcontext()
 
     def close(self) -> None:
         """Serve no more; calling it twice is allowed."""

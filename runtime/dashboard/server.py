@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,9 +34,6 @@ class Page(Reviewed, Protocol):
 
     @property
     def board(self) -> Board: ...
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Let one request work at a time."""
 
     def state(self, since: int) -> dict[str, Any]:
         """Return what a browser shows now."""

@@ -3,6 +3,8 @@
 The sample is the passed parts in an order that chance alone decides (a hash of the journal's id and the row), reviewed
 from its beginning. What a person said of the parts up to the first one not reviewed yet is therefore a random sample of
 all passed parts, whatever else was reviewed, and in whichever queue: so the share of escapes is estimated without bias.
+That near-misses which were labelled before make the reviewed beginning longer adds none: to stop before the first part
+of the other kind, and to leave that one out, is inverse sampling (Haldane 1945), whose share is right on average.
 """
 
 from __future__ import annotations

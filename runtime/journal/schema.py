@@ -48,13 +48,14 @@ PRAGMA user_version = {VERSION};
 
 
 def canonical(value: Any) -> str:
-    """Return the one JSON text of a value: keys sorted, no spaces, numbers as Python writes them, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Return the one JSON text of a value: keys sorted, no spaces, ASCII, numbers as Python writes them, no NaN."""
+    # ASCII: names of files may hold bytes that are no text, and SQLite keeps text only.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def chain_hash(before: bytes, covered: Covered) -> bytes:
     """Return the hash of a row: SHA-256 over the hash of the row before it and its columns, as canonical JSON."""
-    return hashlib.sha256(before + canonical(covered).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(before + canonical(covered).encode()).digest()
 
 
 def first_hash(journal_id: str) -> bytes:

@@ -197,6 +197,7 @@ class Journal:
         self.close()
 
     def _put(self, row: NewRow, ticket: _Ticket | None) -> None:
+        canonical(row.body)  # what cannot be written is the caller's to know, and must not end the writer's thread
         with self._changed:
             if row.frame is not None:
                 self._changed.wait_for(lambda: self._frames < _FRAMES or self._failure is not None or self._closing)
@@ -258,7 +259,7 @@ class Journal:
                 data = images.encode(row.frame, row.heat)
                 images.write(image_path(self.folder, seq), data)
                 size = len(data)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the decision is written
                 row = _without_image(row, reason(error))
         self._batch.append((seq, replace(row, frame=None, heat=b""), size, ticket))
         if self._due is None:
@@ -275,7 +276,7 @@ class Journal:
             with self._changed:
                 setups = dict(self._setups)
             self._chain.append([(seq, row, size) for seq, row, size, _ in self._batch], setups)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is tried again, and people are told
             self._chain.roll_back()
             self._failed(reason(error))
             return

@@ -16,8 +16,8 @@ from PIL import Image
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.journal.reader import JournalReader
-from edgead.runtime.journal.rows import part_row
-from edgead.runtime.journal.schema import FILE, image_path
+from edgead.runtime.journal.rows import NewRow, part_row
+from edgead.runtime.journal.schema import COLUMNS, FILE, chain_hash, image_path
 from edgead.runtime.journal.verify import Known, verify
 from edgead.runtime.journal.writer import Journal, now_ms
 
@@ -133,6 +133,20 @@ def test_exchanged_and_added_rows_are_found(tmp_path):
     assert any("row 21 was altered" in problem for problem in problems(tmp_path / "b"))
 
 
+def test_a_row_that_was_altered_with_its_own_hash_breaks_the_chain_after_it(tmp_path):
+    write(tmp_path)
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        names = ", ".join(COLUMNS)
+        before, row = (connection.execute(f"SELECT {names} FROM rows WHERE seq = {seq}").fetchone() for seq in (4, 5))
+        altered = (*row[:5], "OK", *row[6:9])
+        assert altered != row[:9]
+        connection.execute(
+            "UPDATE rows SET decision = 'OK', hash = ? WHERE seq = 5", (chain_hash(bytes(before[9]), altered),)
+        )
+    connection.close()
+    assert problems(tmp_path) == ["row 6 was altered, or its place in the chain was"]
+
+
 def test_rows_of_another_journal_are_found(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b")
@@ -245,6 +259,17 @@ def test_a_clock_that_is_set_back_keeps_the_order_and_is_noted(tmp_path):
         assert [row.kind for row in rows] == ["part", "part", "note", "part"]
         assert rows[2].body == {"event": "clock set back", "by_ms": 1_000_000_000_500}
         assert rows[3].time_ms == 1_000_000_000_000
+    assert problems(tmp_path) == []
+
+
+def test_names_that_are_no_text_are_kept_and_what_cannot_be_written_is_the_callers_to_know(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.add(NewRow("note", now_ms(), body={"name": "part\udcff.png", "who": "Jürgen"}))
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            journal.add_and_wait(NewRow("note", now_ms(), body={"value": float("nan")}))
+        assert journal.add_and_wait(add_part(journal, 1)) == 2  # the writer goes on
+    with JournalReader(tmp_path) as reader:
+        assert next(reader.rows("note")).body == {"name": "part\udcff.png", "who": "Jürgen"}
     assert problems(tmp_path) == []
 
 

@@ -93,6 +93,18 @@ def test_old_rows_go_by_age_and_no_clock_that_was_not_set_removes_any(tmp_path):
     assert image_path(tmp_path, 3).exists()
 
 
+@pytest.mark.parametrize("first_ms", [1000, 4_000_000_000_000])
+def test_a_row_of_a_clock_that_was_wrong_is_as_old_as_this_run(tmp_path, first_ms):
+    with Journal(tmp_path) as journal:
+        for number, time_ms in enumerate((first_ms, now_ms() - 40 * 86_400_000), 1):
+            journal.add_and_wait(add_part(journal, number, time_ms=time_ms))
+    with Journal(tmp_path, limits=Limits(max_age_s=30 * 86_400.0)) as journal:
+        journal.add_and_wait(add_part(journal, 3))
+    # Rows go from the beginning only, so the old one behind it waits with it.
+    with JournalReader(tmp_path) as reader:
+        assert [row.body["frame"] for row in reader.parts()] == [1, 2, 3]
+
+
 def test_what_a_crash_left_of_a_removal_is_swept_and_is_no_fault_before(tmp_path):
     size = (100, 100)
     with Journal(tmp_path, limits=Limits(max_bytes=1_000_000)) as journal:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import sqlite3
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
@@ -20,7 +22,7 @@ from edgead.runtime.journal.reader import JournalReader
 from edgead.runtime.journal.retention import Limits
 from edgead.runtime.journal.review import QUEUES, ReviewQueue
 from edgead.runtime.journal.rows import part_row
-from edgead.runtime.journal.schema import image_path
+from edgead.runtime.journal.schema import FILE, image_path
 from edgead.runtime.journal.verify import verify
 from edgead.runtime.journal.writer import Journal, now_ms
 from tests.runtime.browser import Browser
@@ -344,3 +346,33 @@ def test_a_label_that_cannot_be_written_is_said_and_the_part_stays(chromium, jou
     chromium.press("g", 71, "g")
     wait_for(lambda: "is closed" in chromium.text("problem"))
     assert chromium.text("part-title") == "P100"
+
+
+def test_the_interval_holds_the_true_share_however_many_near_misses_are_looked_at_first(tmp_path):
+    """Of 200 passed parts 20 are escapes, all among the nearest misses; 20 orders of the sample, each of another id."""
+    with Journal(tmp_path / "made") as journal:
+        for number in range(1, 201):
+            score = 0.9 if number % 10 == 3 else 0.2 + number % 7 / 20
+            frame = Frame(np.full((2, 2, 3), number % 256, np.uint8), number, 0, "line")
+            journal.add(part_row(Result(score, 1.0, Decision.OK, number, 0), frame, None, now_ms(), keep=True))
+    shares, naive, held = [], [], 0
+    for turn in range(20):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        shutil.copy(tmp_path / "made" / FILE, folder)
+        (folder / "images").symlink_to(tmp_path / "made" / "images")
+        with sqlite3.connect(folder / FILE) as connection:
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'id'", (f"{turn:032x}",))
+        connection.close()
+        with Journal(folder) as journal, JournalReader(folder) as reader:
+            queue = ReviewQueue(reader)
+            looked = [*order(queue, "near")[:15], *order(queue, "sample")[:25]]
+            for seq in dict.fromkeys(looked):
+                journal.label(seq, "defect" if seq % 10 == 3 else "good", "Ann")
+            found = queue.escapes("Ann")
+            held += found.low <= 0.1 <= found.high
+            shares.append(found.defects / found.reviewed)
+            naive.append(sum(seq % 10 == 3 for seq in set(looked)) / len(set(looked)))
+    assert held >= 18  # 95 % of 20 are 19
+    assert abs(np.mean(shares) - 0.1) < 0.04
+    assert np.mean(naive) > 0.3  # what counting all that was labelled would have said
