@@ -19,7 +19,7 @@ from edgead.runtime.journal.images import encode_map
 Label = Literal["good", "defect", "unsure"]
 # ``bundle``: a run began, or another bundle took over; ``shadow``: one that decides nothing would have decided
 # otherwise; ``action``: what a page or a person did.
-Kind = Literal["part", "label", "bundle", "shadow", "takeover", "waiver", "action", "note", "gap", "checkpoint"]
+Kind = Literal["part", "label", "bundle", "shadow", "takeover", "action", "note", "gap", "checkpoint"]
 LABELS: tuple[str, ...] = get_args(Label)
 KINDS: tuple[str, ...] = get_args(Kind)
 _LONGEST = 200  # characters of a name or a reason that people type
@@ -34,7 +34,7 @@ class Row:
         kind: `Kind`; one of a later edgead may be another.
         time_ms: wall clock when it was written, in milliseconds since 1970, UTC.
         part: id of the part, where one was given.
-        ref: of a label or waiver: ``seq`` of the part's row.
+        ref: of a label: ``seq`` of the part's row.
         decision, score: of a part.
         image: size in bytes of the part's image file; None where none was kept.
         body: what else it says.

@@ -29,7 +29,7 @@ CREATE TABLE rows(
   kind TEXT NOT NULL,
   time_ms INTEGER NOT NULL, -- wall clock, milliseconds since 1970, UTC, as it was
   part TEXT,                -- the part's id, where one was given
-  ref INTEGER,              -- of a label or a waiver: the part's row
+  ref INTEGER,              -- of a label: the part's row
   decision TEXT,
   score REAL,
   image INTEGER,            -- bytes of the image file, where there is one
