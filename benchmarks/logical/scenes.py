@@ -1,8 +1,9 @@
 """The kit: which parts lie where, what may vary, and the rules that a logical anomaly breaks, one at a time.
 
-*Rules*: two long screws of one length in the left compartment; one green figure, head up, in the middle one above; one
-blue plate in the middle one below; three short screws in the right compartment. *May vary*: which screw, figure or
-plate it is; place by 7 pixels, angle by 7 degrees, brightness by 8 %, light and noise of the whole picture.
+*Rules*: two long screws in the left compartment; in the right one, from above: one green figure, one blue plate, three
+short screws. *May vary*: which screw, figure or plate it is; where in its compartment it lies, and how it is turned;
+brightness by 8 %, light and noise of the whole picture. So every small patch of a logical anomaly is one that normal
+scenes have, too, and at about the same place: what is wrong is how many there are, of what, and where they belong.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from PIL import Image, ImageFilter
 from benchmarks.logical.cutouts import CutOut, paste
 
 SIDE = 384
-_LONG, _SHORT, _FIGURE, _PLATE = 225, 120, 150, 115
-_JITTER, _TURN, _BRIGHT = 7, 7.0, 0.08
+_LONG, _SHORT, _FIGURE, _PLATE = 135, 78, 105, 95
+_BRIGHT = 0.08
+_TRIES = 200
+# Left, top, right, bottom of the compartments.
+_LEFT, _ABOVE, _MIDDLE, _BELOW = (0, 0, 190, 384), (194, 0, 384, 125), (194, 129, 384, 250), (194, 254, 384, 384)
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One part of the kit: what it is, where its middle lies, how long it is, and how it is turned and coloured."""
+    """One part of the kit: what it is, in which compartment it lies, how long it is, and how it is coloured."""
 
     kind: str
-    x: int
-    y: int
+    box: Box
     length: int
-    angle: float = 0.0
     hue: int = 0
 
 
@@ -42,13 +46,13 @@ class Scene:
 
 
 KIT = (
-    Item("screw", 40, 192, _LONG),
-    Item("screw", 112, 192, _LONG),
-    Item("figure", 205, 105, _FIGURE),
-    Item("plate", 205, 285, _PLATE),
-    Item("screw", 290, 75, _SHORT),
-    Item("screw", 330, 192, _SHORT),
-    Item("screw", 290, 310, _SHORT),
+    Item("screw", _LEFT, _LONG),
+    Item("screw", _LEFT, _LONG),
+    Item("figure", _ABOVE, _FIGURE),
+    Item("plate", _MIDDLE, _PLATE),
+    Item("screw", _BELOW, _SHORT),
+    Item("screw", _BELOW, _SHORT),
+    Item("screw", _BELOW, _SHORT),
 )
 
 Break = Callable[[Sequence[Item]], tuple[list[Item], list[int], list[Item]]]
@@ -75,29 +79,29 @@ def _added(item: Item) -> Break:
 
 
 def _swapped(first: int, second: int) -> Break:
-    """Exchange the places of two parts; both are wrong."""
+    """Exchange the compartments of two parts; both are wrong."""
 
     def swap(kit: Sequence[Item]) -> tuple[list[Item], list[int], list[Item]]:
         items = list(kit)
         a, b = items[first], items[second]
-        items[first], items[second] = replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)
+        items[first], items[second] = replace(a, box=b.box), replace(b, box=a.box)
         return items, [first, second], []
 
     return swap
 
 
-# Each breaks one rule: count, order, place, pairing, colour, length, direction.
+# Each breaks one rule: count, order, place, pairing, colour, length.
 LOGICAL: Mapping[str, Break] = {
-    "count-missing": _without(5),
-    "count-extra": _added(Item("screw", 355, 100, _SHORT)),
+    "long-missing": _without(1),
+    "long-extra": _added(Item("screw", _LEFT, _LONG)),
+    "short-missing": _without(5),
+    "short-extra": _added(Item("screw", _BELOW, _SHORT)),
     "order-swapped": _swapped(2, 3),
-    "place-wrong": _changed(5, x=250, y=192),
-    "pairing-length": _changed(1, length=_SHORT + 40),
-    "colour-wrong": _changed(2, hue=90),
-    "length-wrong": _changed(4, length=_SHORT + 55),
-    "figure-for-plate": _changed(3, kind="figure"),
-    "direction-wrong": _changed(2, angle=180.0),
-    "pair-missing": _without(1),
+    "short-on-the-left": _changed(4, box=_LEFT),
+    "pair-of-unequal": _changed(1, length=_SHORT),
+    "figure-missing": _without(2),
+    "two-plates": _changed(2, kind="plate", length=_PLATE),
+    "blue-figure": _changed(2, hue=90),
 }
 STRUCTURAL = ("scratch", "stain", "crack")
 
@@ -119,9 +123,11 @@ class KitMaker:
         scene, covered = self._draw(items)
         regions = [(covered[place], int(covered[place].sum())) for place in wrong]
         for item in missing:
-            mask = self._ghost(item)
-            # Anywhere within the compartment is right, and a part's size of it is all that can be asked for.
-            regions.append((_grown(mask, 12), int(mask.sum())))
+            # Anywhere in its compartment is right, and a part's size of it is all that can be asked for.
+            left, top, right, bottom = item.box
+            mask = np.zeros((SIDE, SIDE), bool)
+            mask[top:bottom, left:right] = True
+            regions.append((mask, int((self._part(item).alpha > 127).sum())))
         return Scene(self._photographed(scene), regions)
 
     def structural(self, kind: str) -> Scene:
@@ -132,24 +138,41 @@ class KitMaker:
         return Scene(self._photographed(scene), [(mask, int(mask.sum()))])
 
     def _draw(self, items: Sequence[Item]) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+        """Return the scene, and where each item lies: anywhere in its compartment, and not on another one."""
         scene = np.full((SIDE, SIDE, 3), 205, np.uint8)
-        for edge in (150, 260):
-            scene[:, edge - 2 : edge + 2] = 120
-        scene[190:194, 152:258] = 120
+        scene[:, 190:194] = scene[125:129, 194:] = scene[250:254, 194:] = 120
+        taken = np.zeros((SIDE, SIDE), bool)
         covered = []
         for item in items:
-            x, y = (at + int(self._random.integers(-_JITTER, _JITTER + 1)) for at in (item.x, item.y))
-            covered.append(paste(scene, self._part(item), x, y))
+            part = self._part(item)
+            for _ in range(_TRIES):
+                where = self._ghost(part, *self._place(item, part))
+                if not (where & taken).any():
+                    break
+                part = self._part(item)
+            paste(scene, part, *self._placed)
+            taken |= _grown(where, 2)
+            covered.append(where)
         return scene, covered
+
+    def _place(self, item: Item, part: CutOut) -> tuple[int, int]:
+        left, top, right, bottom = item.box
+        rows, columns = part.alpha.shape
+        low_x, high_x = left + columns // 2 + 2, right - columns // 2 - 2
+        low_y, high_y = top + rows // 2 + 2, bottom - rows // 2 - 2
+        x = int(self._random.integers(low_x, max(low_x, high_x) + 1))
+        y = int(self._random.integers(low_y, max(low_y, high_y) + 1))
+        self._placed = min(x, right), min(y, bottom)
+        return self._placed
 
     def _part(self, item: Item) -> CutOut:
         own = self._parts[item.kind]
-        angle = item.angle + self._random.uniform(-_TURN, _TURN)
+        angle = self._random.uniform(0.0, 360.0)
         bright = 1.0 + self._random.uniform(-_BRIGHT, _BRIGHT)
         return own[self._random.integers(len(own))].drawn(item.length, angle, hue=item.hue, brightness=bright)
 
-    def _ghost(self, item: Item) -> NDArray[np.bool_]:
-        return paste(np.zeros((SIDE, SIDE, 3), np.uint8), self._part(item), item.x, item.y)
+    def _ghost(self, part: CutOut, x: int, y: int) -> NDArray[np.bool_]:
+        return paste(np.zeros((SIDE, SIDE, 3), np.uint8), part, x, y)
 
     def _fault(self, scene: NDArray[np.uint8], part: NDArray[np.bool_], kind: str) -> NDArray[np.bool_]:
         y, x = np.nonzero(part)
