@@ -163,7 +163,7 @@ class Routed : public Network {
     }
 
   private:
-    const Manifest &manifest_;
+    const Manifest manifest_;
     std::vector<std::string> names_;
     std::unique_ptr<Graph> router_;
     std::map<std::string, std::unique_ptr<Graph>> heads_;
