@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "digests.hpp"
 #include "hash.hpp"
 #include "layout.hpp"
 #include "text.hpp"
@@ -44,7 +45,7 @@ std::string Bundle::read_manifest() const {
                             std::to_string(MAX_MANIFEST_BYTES));
     std::string data;
     raw(entry, [&](const uint8_t *at, size_t size) { data.append(reinterpret_cast<const char *>(at), size); });
-    if (crc32(reinterpret_cast<const uint8_t *>(data.data()), data.size()) != entry.crc)
+    if (!agree(crc32(reinterpret_cast<const uint8_t *>(data.data()), data.size()), entry.crc))
         altered(path(), std::string(MANIFEST_NAME) + " has another checksum than its header says");
     return data;
 }
@@ -84,7 +85,7 @@ void Bundle::chunks(const std::string &name, const Taker &take) const {
         digest.update(at, size);
         take(at, size);
     });
-    if (digest.hex() != manifest_.member(name)->sha256)
+    if (!agree(digest.hex(), manifest_.member(name)->sha256))
         altered(path(), "member " + repr(name) + " has another SHA-256 than its manifest says");
 }
 

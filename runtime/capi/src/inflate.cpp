@@ -1,5 +1,7 @@
 #include "inflate.hpp"
 
+#include "digests.hpp"
+
 namespace edgead {
 
 namespace {
@@ -179,7 +181,7 @@ bool inflate_zlib(const std::vector<uint8_t> &stream, size_t size, std::vector<u
     for (uint8_t byte : out) a = (a + byte) % 65521, b = (b + a) % 65521;
     const uint32_t told = static_cast<uint32_t>(stream[end]) << 24 | static_cast<uint32_t>(stream[end + 1]) << 16 |
                           static_cast<uint32_t>(stream[end + 2]) << 8 | stream[end + 3];
-    return told == (b << 16 | a);
+    return agree(b << 16 | a, told);
 }
 
 }  // namespace edgead

@@ -1,5 +1,7 @@
 #include "layout.hpp"
 
+#include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "text.hpp"
@@ -7,6 +9,8 @@
 namespace edgead {
 
 namespace {
+
+#include "letters.h"
 
 bool is_windows_device(const std::string &folded) {
     if (folded == "con" || folded == "prn" || folded == "aux" || folded == "nul") return true;
@@ -22,10 +26,26 @@ bool ends_with(std::string_view text, std::string_view end) {
     return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
+bool takes_letters(std::string_view name) {
+    std::vector<uint32_t> points;
+    return decode_utf8(name, points) && std::all_of(points.begin(), points.end(), [](uint32_t c) {
+               return c < 0x80 || std::any_of(std::begin(LETTERS), std::end(LETTERS),
+                                              [c](const uint32_t(&range)[2]) { return c >= range[0] && c <= range[1]; });
+           });
+}
+
 std::string fold_name(std::string_view name) {
-    std::string folded(name);
-    for (char &c : folded)
-        if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    std::vector<uint32_t> points;
+    decode_utf8(name, points);
+    std::string folded;
+    for (uint32_t c : points) {
+        const auto *found = std::find_if(std::begin(FOLDED), std::end(FOLDED), [c](const auto &one) { return one.point == c; });
+        if (found != std::end(FOLDED)) {
+            folded += found->folded;
+        } else {
+            folded += encode_utf8({c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c});
+        }
+    }
     return folded;
 }
 

@@ -17,7 +17,10 @@ inline const char *const REFERENCES = "references/";
 // What is wrong with a member's name, "" where nothing is.
 std::string member_name_problem(std::string_view name);
 
-// The form in which two names collide where case is ignored; for ASCII alone.
+// Whether a name holds only letters of which it is known what they become where case is ignored.
+bool takes_letters(std::string_view name);
+
+// The form in which two names collide on a file system that ignores case, of a name that `takes_letters`.
 std::string fold_name(std::string_view name);
 
 bool starts_with(std::string_view text, std::string_view start);

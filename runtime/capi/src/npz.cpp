@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "digests.hpp"
 #include "hash.hpp"
 #include "inflate.hpp"
 #include "layout.hpp"
@@ -49,7 +50,7 @@ bool read_members(const std::vector<uint8_t> &data, std::vector<Member> &members
         } else if (method != 8 || !inflate_raw(held, packed, plain, member.data)) {
             return false;
         }
-        if (crc32(member.data.data(), member.data.size()) != crc) return false;
+        if (!agree(crc32(member.data.data(), member.data.size()), crc)) return false;
         members.push_back(std::move(member));
         position += 46 + n_name + more;
     }

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "digests.hpp"
 #include "failure.hpp"
 #include "hash.hpp"
 #include "inflate.hpp"
@@ -41,7 +42,7 @@ Chunk next_chunk(const std::vector<uint8_t> &file, size_t &position, const std::
     const uint8_t *at = file.data() + position;
     const uint64_t size = big(at);
     if (size > file.size() - position - 12) unreadable(name);
-    if (crc32(at + 4, size + 4) != big(at + 8 + size)) unreadable(name);
+    if (!agree(crc32(at + 4, size + 4), big(at + 8 + size))) unreadable(name);
     position += 12 + size;
     return {std::string(reinterpret_cast<const char *>(at) + 4, 4), at + 8, static_cast<size_t>(size)};
 }

@@ -192,7 +192,7 @@ std::map<std::string, Entry> read_entries(const File &file) {
     uint64_t position = 0;
     std::string beyond;
     for (const Found &one : found) {
-        if (!is_ascii(one.name)) beyond = one.name;
+        if (!takes_letters(one.name)) beyond = one.name;
         if (!folded.insert(fold_name(one.name)).second) damaged(label, "member " + repr(one.name) + " is there twice");
         // Where `at` lies so far behind that a header has no place, data are missing.
         if (one.at != position || one.at + LOCAL > data_end)
@@ -205,8 +205,9 @@ std::map<std::string, Entry> read_entries(const File &file) {
     // Whether two such names are the same on some disk is in tables of Unicode that this library does without.
     if (!beyond.empty())
         fail(EDGEAD_BUNDLE_UNSUPPORTED, label + ": member " + repr(beyond) +
-                                            " has letters beyond ASCII in its name, which the C library does not take; "
-                                            "rename the category, or use the Python runtime");
+                                            " has characters in its name that the C library does not take (Latin, Greek, "
+                                            "Cyrillic, Japanese, Chinese and Korean ones it does); rename the category, or "
+                                            "use the Python runtime");
     return entries;
 }
 
