@@ -146,7 +146,7 @@ std::vector<Found> read_found(const Directory &directory, uint64_t size, const s
         const uint8_t *text = bytes.data() + position, *extra = text + got_name;
         const std::string name(reinterpret_cast<const char *>(text), got_name);
         position += got_name + got_extra;
-        if (!is(at, "PK\1\2") || got_extra != n_extra || got_name != n_name || u16(at + 32) || u16(at + 34))
+        if (!is(at, "PK\1\2") || got_extra != n_extra || u16(at + 32) || u16(at + 34))
             damaged(label, "its directory is broken");
         decode_name(name, flags, label);
         check_kind(name, flags, method, u32(at + 38), label);
