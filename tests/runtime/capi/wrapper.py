@@ -208,7 +208,7 @@ def frame_of(image: NDArray[np.uint8], layout: str = "rgb", **changes: Any) -> F
     The array must live as long as the frame is used.
     """
     height, width = image.shape[:2]
-    assert image.strides[1:] == ((3, 1) if image.ndim == 3 else (1,))
+    assert width == 1 or image.strides[1:] == ((3, 1) if image.ndim == 3 else (1,))
     fields = {"layout": LAYOUTS[layout], "data": image.ctypes.data, "width": width, "height": height}
     fields |= {"stride": image.strides[0], **changes}
     return FrameStruct(struct_size=ctypes.sizeof(FrameStruct), **fields)
