@@ -58,7 +58,7 @@ def write(
     mask: NDArray[np.uint8] | None = None,
     tiles: tuple[int, int, int] | None = None,
     align: Alignment | None = None,
-    threshold: float = 200.0,
+    threshold: float = 100.0,
     files: dict[str, bytes] | None = None,
     **changes: Any,
 ) -> Path:
