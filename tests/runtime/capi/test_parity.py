@@ -1,0 +1,185 @@
+"""The table of Python, C, C++ and C#: the same bytes for the network, the same scores to the bit, the same decisions.
+
+Real images of four categories, judged by real models: two of one category (nearest rows with a region and a mask,
+Gaussians), one that cuts tiles, one that aligns, one that routes two categories, one that was trained; in FP32 and INT8,
+with native code and without.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgead.runtime.imaging.alignment import PartNotFound
+from edgead.runtime.imaging.decode import read_image
+from edgead.runtime.imaging.roi import Box
+from edgead.runtime.inspection.inspector import Inspector
+from tests.parts import draw_part
+from tests.runtime.capi.languages import LANGUAGES, Program, build_program
+from tests.runtime.capi.wrapper import CError, Library, frame_of, wheel_library
+from tests.runtime.conftest import native_library  # noqa: F401 - a fixture
+
+Images = list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle and the images that it judges."""
+
+    name: str
+    bundle: Path
+    images: Images
+
+
+def some(source: Path, target: Path, good: int) -> Path:
+    """Copy a category with a few good images; all that are judged."""
+    (target / "train").mkdir(parents=True)
+    shutil.copytree(source / "test", target / "test")
+    for file in sorted((source / "train" / "good").iterdir())[:good]:
+        (target / "train" / "good").mkdir(exist_ok=True)
+        shutil.copy(file, target / "train" / "good")
+    return target
+
+
+def draw_bolts(target: Path) -> Path:
+    """Make a category of a part that lies anywhere, and a picture without it."""
+    for folder, count in (("train/good", 24), ("test/good", 6), ("test/scratch", 6)):
+        (target / folder).mkdir(parents=True)
+        for index in range(count):
+            picture = draw_part((200, 160), (80 + index * 3 % 40, 65 + index * 5 % 30), 67 * index)
+            if folder.endswith("scratch"):
+                picture[70:76, 60:140:3] = 255
+            Image.fromarray(picture).save(target / folder / f"{index}.png")
+    Image.fromarray(np.full((160, 200, 3), 180, np.uint8)).save(target / "test" / "scratch" / "nothing.png")
+    return target
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "patchcore": {"category": "plate", "settings": {"bank_size": 1100}, "roi": Box(9, 5, 170, 180), "mask": True},
+    "padim": {"category": "cell", "settings": {"dimensions": 24}},
+    "tiles": {"category": "broken", "detector": "patchcore", "settings": {"bank_size": 1100}, "tiles": (1, 2)},
+    "align": {"category": "bolt", "detector": "patchcore", "settings": {"bank_size": 1100}, "align": True},
+    "dfc": {"category": "plate+figure", "settings": {"head.bank_size": 128}},
+    "slsg": {
+        "category": "plate",
+        "good": 40,
+        "settings": {"steps": 20, "batch": 2, "width": 0.15, "pretraining_steps": 2, "evaluations": 1},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request: pytest.FixtureRequest, made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    pytest.importorskip("torch", reason="needs torch: pip install 'edgead[export]'")
+    from edgead.export.exporting import export_bundle
+    from edgead.fitting import fit
+
+    options = dict(KINDS[request.param])
+    folder = tmp_path_factory.mktemp(request.param)
+    good, names = options.pop("good", 12), options.pop("category").split("+")
+    if names == ["bolt"]:
+        categories = [draw_bolts(folder / "bolt")]
+    else:
+        categories = [some(made_images / name, folder / name, good) for name in names]
+    if options.pop("mask", False):
+        mask = np.zeros((192, 192), np.uint8)
+        mask[60:90, 40:70] = 255
+        Image.fromarray(mask).save(folder / "mask.png")
+        options["mask"] = folder / "mask.png"
+    settings = options.pop("settings")
+    model = fit(categories, detector=options.pop("detector", request.param), settings=settings, size=96, **options)
+    bundle = folder / "x.edgead"
+    files = [file for category in categories for file in sorted((category / "test").rglob("*.*"))]
+    precisions = [] if request.param == "slsg" else ["int8-cpu"]
+    export_bundle(model.exportable("x"), bundle, precisions=precisions, max_drop=5.0, allow_drift=True)
+    return Made(request.param, bundle, [read_image(file) for file in files])
+
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def program(request: pytest.FixtureRequest, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return build_program(request.param, installed, tmp_path_factory.mktemp("program"))
+
+
+def precisions_of(inspector: Path) -> list[str]:
+    from edgead.runtime.bundle.bundle import Bundle
+
+    with Bundle.open(inspector) as bundle:
+        return list(bundle.manifest.precisions)
+
+
+def noise(like: NDArray[np.uint8], count: int) -> Images:
+    """Random frames of an image's size."""
+    generator = np.random.default_rng(count)
+    return [generator.integers(0, 256, like.shape, dtype=np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_not_a_bit_differs(made: Made, capi: Library, native: bool, with_native: Callable[[], None]) -> None:
+    if native:
+        with_native()
+    images = [*made.images, *noise(made.images[0], 8)]
+    decisions: set[str] = set()
+    for precision in precisions_of(made.bundle):
+        asked = {"precision": precision, "threads": 2}
+        with (
+            capi.open(made.bundle, native=native, **asked) as c,  # type: ignore[arg-type]
+            Inspector.open(made.bundle, backend="onnxruntime", native_code=native, **asked) as python,  # type: ignore[arg-type]
+        ):
+            # One must not be compared with the other's way of computing.
+            assert c.describe().partition("CPUExecutionProvider")[2].startswith(python.describe().provider[20:])
+            assert c.check().worst_difference <= 1.0
+            for image in images:
+                expected = python(image)
+                try:
+                    np.testing.assert_array_equal(c.prepare(frame_of(image)), python.view.prepare(image))
+                except (CError, PartNotFound):
+                    assert "part not found" in str(expected.reason)
+                result = c.inspect(frame_of(image))
+                decisions.add(result.decision)
+                assert (result.decision, result.threshold) == (str(expected.decision), expected.threshold)
+                assert (result.category, result.reason) == (expected.category, expected.reason)
+                assert result.score.hex() == expected.score.hex()
+                assert (result.map is None) == (expected.map is None)
+                if result.map is not None:
+                    np.testing.assert_array_equal(result.map, expected.map)
+    assert len(decisions) > 1
+
+
+@pytest.fixture
+def with_native(native_library: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:  # noqa: F811
+    """A function that gives Python the native code that C always has."""
+
+    def give() -> None:
+        from edgead.runtime.backends.native import library
+
+        monkeypatch.setattr(library, "find_library", lambda: native_library)
+
+    return give
+
+
+def test_each_language_says_the_same(made: Made, program: Program, with_native: Callable[[], None]) -> None:
+    with_native()
+    for precision in precisions_of(made.bundle):
+        with Inspector.open(made.bundle, backend="onnxruntime", precision=precision) as python:
+            expected = [(str(result.decision), result.score) for result in map(python, made.images)]
+        found = program.judge([made.bundle, wheel_library(), precision], made.images)
+        assert len(found) == len(expected)
+        for (decision, score), (wanted, own) in zip(found, expected, strict=True):
+            assert decision == wanted
+            assert score == own or (math.isnan(score) and math.isnan(own))
+
+
+def test_each_language_hands_on_the_line(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "none.edgead"
+    done = program.run([path, wheel_library()], [])
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == f"EDGEAD_BUNDLE_MISSING: {path} does not exist; check the path\n"
