@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,50 +64,79 @@ def draw_bolts(target: Path) -> Path:
     return target
 
 
+INT8 = ("int8-cpu",)
 KINDS: dict[str, dict[str, Any]] = {
-    "patchcore": {"category": "plate", "settings": {"bank_size": 1100}, "roi": Box(9, 5, 170, 180), "mask": True},
-    "padim": {"category": "cell", "settings": {"dimensions": 24}},
+    "patchcore": {
+        "category": "plate",
+        "settings": {"bank_size": 1100},
+        "roi": Box(9, 5, 170, 180),
+        "mask": True,
+        "precisions": INT8,
+    },
+    "padim": {"category": "cell", "settings": {"dimensions": 24}, "precisions": INT8},
     "tiles": {"category": "broken", "detector": "patchcore", "settings": {"bank_size": 1100}, "tiles": (1, 2)},
     "align": {"category": "bolt", "detector": "patchcore", "settings": {"bank_size": 1100}, "align": True},
     "dfc": {"category": "plate+figure", "settings": {"head.bank_size": 128}},
+    "dfc-int8": {
+        "category": "plate+figure",
+        "detector": "dfc",
+        "settings": {"head.bank_size": 128},
+        "precisions": INT8,
+    },
     "slsg": {
         "category": "plate",
         "good": 40,
         "settings": {"steps": 20, "batch": 2, "width": 0.15, "pretraining_steps": 2, "evaluations": 1},
     },
 }
+QUICK = [kind for kind in KINDS if kind != "dfc-int8"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def made(request: pytest.FixtureRequest, made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    pytest.importorskip("torch", reason="needs torch: pip install 'edgead[export]'")
+def make(kind: str, images: Path, folder: Path) -> Made:
+    """Fit and export one."""
     from edgead.export.exporting import export_bundle
     from edgead.fitting import fit
 
-    options = dict(KINDS[request.param])
-    folder = tmp_path_factory.mktemp(request.param)
+    options = dict(KINDS[kind])
     good, names = options.pop("good", 12), options.pop("category").split("+")
     if names == ["bolt"]:
         categories = [draw_bolts(folder / "bolt")]
     else:
-        categories = [some(made_images / name, folder / name, good) for name in names]
+        categories = [some(images / name, folder / name, good) for name in names]
     if options.pop("mask", False):
         mask = np.zeros((192, 192), np.uint8)
         mask[60:90, 40:70] = 255
         Image.fromarray(mask).save(folder / "mask.png")
         options["mask"] = folder / "mask.png"
-    settings = options.pop("settings")
-    model = fit(categories, detector=options.pop("detector", request.param), settings=settings, size=96, **options)
-    bundle = folder / "x.edgead"
+    settings, precisions = options.pop("settings"), options.pop("precisions", ())
+    detector = options.pop("detector", kind)
+    model = fit(categories, detector=detector, settings=settings, size=96, **options)
     files = [file for category in categories for file in sorted((category / "test").rglob("*.*"))]
-    precisions = [] if request.param == "slsg" else ["int8-cpu"]
-    export_bundle(model.exportable("x"), bundle, precisions=precisions, max_drop=5.0, allow_drift=True)
-    return Made(request.param, bundle, [read_image(file) for file in files])
+    export_bundle(model.exportable("x"), folder / "x.edgead", precisions=precisions, max_drop=5.0, allow_drift=True)
+    return Made(kind, folder / "x.edgead", [read_image(file) for file in files])
 
 
-@pytest.fixture(scope="module", params=LANGUAGES)
-def program(request: pytest.FixtureRequest, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return build_program(request.param, installed, tmp_path_factory.mktemp("program"))
+@pytest.fixture(scope="session")
+def models(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """A function that returns one of KINDS, made once."""
+    pytest.importorskip("torch", reason="needs torch: pip install 'edgead[export]'")
+    return cache(lambda kind: make(kind, made_images, tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(params=[*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK)])
+def made(request: pytest.FixtureRequest, models: Callable[[str], Made]) -> Made:
+    return models(request.param)
+
+
+@pytest.fixture(scope="session")
+def programs(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """A function that returns an example, built once."""
+    return cache(lambda language: build_program(language, installed, tmp_path_factory.mktemp("program")))
+
+
+@pytest.fixture(params=LANGUAGES)
+def program(request: pytest.FixtureRequest, programs: Callable[[str], Program]) -> Program:
+    return programs(request.param)
 
 
 def precisions_of(inspector: Path) -> list[str]:
