@@ -4,13 +4,16 @@
 #include <cmath>
 #include <cstring>
 
-// The same integers, by wider registers where the processor has them. Not under sanitizers, which call before these
-// choices are made, nor where the C library cannot choose.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(EDGEAD_ONE_TARGET)
-#define WIDE __attribute__((target_clones("avx2", "default")))
+#include "processor.h"
+
+// A loop over plain integers, once for every processor and once for wider registers: the same result, in less time.
+#if defined(__x86_64__)
+#define EDGEAD_WIDE(name, parameters, arguments)                                                           \
+    __attribute__((target("avx2"))) inline void name##_avx2 parameters { name##_anywhere arguments; }       \
+    inline void name parameters { has_avx2() ? name##_avx2 arguments : name##_anywhere arguments; }
 #else
-#define WIDE
+#define EDGEAD_WIDE(name, parameters, arguments) \
+    inline void name parameters { name##_anywhere arguments; }
 #endif
 
 namespace edgead {
@@ -19,6 +22,13 @@ namespace {
 
 constexpr int WEIGHT_BITS = 22;
 
+#if defined(__x86_64__)
+bool has_avx2() {
+    static const bool found = processor_features() & HAS_AVX2;
+    return found;
+}
+#endif
+
 int factor(int source, int target) { return std::max(1, source / target); }
 
 // The 24-bit reciprocal that turns a block's sum into its mean; taken in float32 and truncated, as Pillow does.
@@ -26,9 +36,16 @@ uint64_t reciprocal(int64_t area) {
     return static_cast<uint64_t>(4294967296.0f / static_cast<float>(256 * area));
 }
 
-template <typename Sum> WIDE void add_row(const uint8_t *row, Sum *sums, size_t count) {
-    for (size_t i = 0; i < count; i++) sums[i] = static_cast<Sum>(sums[i] + row[i]);
+inline __attribute__((always_inline)) void add_short_anywhere(const uint8_t *row, uint16_t *sums, size_t count) {
+    for (size_t i = 0; i < count; i++) sums[i] = static_cast<uint16_t>(sums[i] + row[i]);
 }
+inline __attribute__((always_inline)) void add_long_anywhere(const uint8_t *row, uint32_t *sums, size_t count) {
+    for (size_t i = 0; i < count; i++) sums[i] += row[i];
+}
+EDGEAD_WIDE(add_short, (const uint8_t *row, uint16_t *sums, size_t count), (row, sums, count))
+EDGEAD_WIDE(add_long, (const uint8_t *row, uint32_t *sums, size_t count), (row, sums, count))
+void add_row(const uint8_t *row, uint16_t *sums, size_t count) { add_short(row, sums, count); }
+void add_row(const uint8_t *row, uint32_t *sums, size_t count) { add_long(row, sums, count); }
 
 // Means of blocks of `across` columns from the sums of `rows` rows.
 template <typename Sum, int C> void average_row(const Sum *sums, int columns, int across, int rows, uint8_t *out) {
@@ -129,9 +146,10 @@ Picture resize_across(const View &from, double extent, int width) {
     return made;
 }
 
-WIDE void add_weighted(const uint8_t *row, int32_t weight, int32_t *sums, size_t count) {
+inline __attribute__((always_inline)) void add_weighted_anywhere(const uint8_t *row, int32_t weight, int32_t *sums, size_t count) {
     for (size_t i = 0; i < count; i++) sums[i] += weight * row[i];
 }
+EDGEAD_WIDE(add_weighted, (const uint8_t *row, int32_t weight, int32_t *sums, size_t count), (row, weight, sums, count))
 
 Picture resize_down(const View &from, double extent, int height) {
     const Filter filter = bilinear(from.height, extent, height);
