@@ -90,7 +90,7 @@ def write(
 
 
 def with_references(height: int, width: int, images: dict[str, NDArray[np.uint8]]) -> dict[str, bytes]:
-    """Return the members that `edgead_check` replays: images of the network's size, and what the graph gives on them."""
+    """Return the members that `edgead_check` replays: images of the network's size, and what the graph gives."""
     from tests.runtime.conftest import png
 
     cells = [image.reshape(height // 4, 4, width // 4, 4, 3).max(axis=(1, 3, 4)) for image in images.values()]

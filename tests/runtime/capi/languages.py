@@ -25,11 +25,15 @@ class Program:
         self.language, self._command = language, command
         self._environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
 
-    def run(self, arguments: Sequence[object], frames: Sequence[NDArray[np.uint8]]) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, arguments: Sequence[object], frames: Sequence[NDArray[np.uint8]]
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run it with frames on its standard input."""
         given = b"".join(b"%d %d\n" % (one.shape[1], one.shape[0]) + one.tobytes() for one in frames)
         command = [*self._command, *map(str, arguments)]
-        return subprocess.run(command, input=given, capture_output=True, env=self._environment, timeout=300, check=False)
+        return subprocess.run(
+            command, input=given, capture_output=True, env=self._environment, timeout=300, check=False
+        )
 
     def judge(self, arguments: Sequence[object], frames: Sequence[NDArray[np.uint8]]) -> list[tuple[str, float]]:
         """Return decision and score of each frame."""

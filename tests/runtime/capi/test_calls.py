@@ -56,7 +56,9 @@ def test_every_null_pointer_is_refused(capi: Library, bundle: Path, inspector: C
         (lambda: raw.edgead_describe(inspector.handle, None, 1000, None), "text"),
     ):
         refused(capi, call(), "NULL_POINTER", name)
-    refused(capi, raw.edgead_inspect(inspector.handle, byref(frame_of(PICTURE, data=None)), byref(result)), "NULL_POINTER")
+    refused(
+        capi, raw.edgead_inspect(inspector.handle, byref(frame_of(PICTURE, data=None)), byref(result)), "NULL_POINTER"
+    )
     grey = frame_of(np.ascontiguousarray(PICTURE[:, :, 0]), "nv12", chroma_stride=60)
     refused(capi, raw.edgead_inspect(inspector.handle, byref(grey), byref(result)), "NULL_POINTER", "chroma")
     assert not raw.edgead_inspect(inspector.handle, byref(frame), byref(result))
@@ -73,9 +75,13 @@ def test_every_struct_says_its_size(capi: Library, bundle: Path, inspector: CIns
     for size in (0, 1, 8, ctypes.sizeof(FrameStruct) + 8, 2**32 - 1):
         frame = frame_of(PICTURE)
         frame.struct_size = size
-        refused(capi, raw.edgead_inspect(inspector.handle, byref(frame), byref(handle)), "WRONG_STRUCT_SIZE", "edgead_frame")
+        refused(
+            capi, raw.edgead_inspect(inspector.handle, byref(frame), byref(handle)), "WRONG_STRUCT_SIZE", "edgead_frame"
+        )
         options = Options(size)
-        refused(capi, raw.edgead_open(str(bundle).encode(), byref(options), byref(handle)), "WRONG_STRUCT_SIZE", "options")
+        refused(
+            capi, raw.edgead_open(str(bundle).encode(), byref(options), byref(handle)), "WRONG_STRUCT_SIZE", "options"
+        )
         refused(capi, raw.edgead_input_shape(inspector.handle, byref(Shape(size))), "WRONG_STRUCT_SIZE", "edgead_shape")
         refused(capi, raw.edgead_check(inspector.handle, byref(Report(size))), "WRONG_STRUCT_SIZE", "report")
     assert handle.value == 77
@@ -211,20 +217,25 @@ def test_a_graph_with_a_batch_of_its_own_gives_the_same(capi: Library, tmp_path:
         np.testing.assert_array_equal(result.map, expected.map)
 
 
-def test_the_check_passes_and_can_fail(capi: Library, bundle: Path, inspector: CInspector, tmp_path: Path) -> None:
+def test_the_check_passes_and_can_fail(capi: Library, inspector: CInspector, tmp_path: Path) -> None:
     report = inspector.check()
     assert (report.references, report.worst_difference, report.worst_map_difference) == (4, 0.0, 0.0)
     images = {"a.png": np.full((16, 24, 3), 40, np.uint8)}
     files = with_references(16, 24, images)
-    files["references/a.png"] = with_references(16, 24, {"a.png": np.full((16, 24, 3), 90, np.uint8)})["references/a.png"]
+    files["references/a.png"] = with_references(16, 24, {"a.png": np.full((16, 24, 3), 90, np.uint8)})[
+        "references/a.png"
+    ]
     with capi.open(write(tmp_path / "wrong.edgead", 16, 24, files=files)) as opened:
         with pytest.raises(CError, match=r"CHECK_FAILED: a\.png: the score differs by 50, allowed are 0\.0"):
             opened.check()
         # The file is another one by now.
         write(tmp_path / "wrong.edgead", 16, 24, name="other", files=files)
-        with pytest.raises(CError, match="BUNDLE_ALTERED: .* is not the bundle that was opened"):
+        with pytest.raises(CError, match=r"BUNDLE_ALTERED: .* is not the bundle that was opened"):
             opened.check()
-    with capi.open(write(tmp_path / "none.edgead", 16, 24)) as opened, pytest.raises(CError, match="no reference images"):
+    with (
+        capi.open(write(tmp_path / "none.edgead", 16, 24)) as opened,
+        pytest.raises(CError, match="no reference images"),
+    ):
         opened.check()
 
 

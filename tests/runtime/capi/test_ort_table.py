@@ -74,9 +74,14 @@ def test_every_function_is_the_one_it_is_taken_for(
 def test_what_is_no_onnxruntime_is_refused(installed: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "x.edgead", 16, 24)
     open_only = JUDGE.partition("with library")[0] + "library.open(sys.argv[2], onnxruntime=Path(sys.argv[3]))"
-    for library, word in ((tmp_path / "none.so", "pip install onnxruntime"), (installed / "lib/libedgead.so", "is too old or none")):
+    for library, word in (
+        (tmp_path / "none.so", "pip install onnxruntime"),
+        (installed / "lib/libedgead.so", "is too old or none"),
+    ):
         command = [sys.executable, "-c", open_only, installed / "lib" / "libedgead.so", path, library]
-        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
         assert "CError: BACKEND_UNAVAILABLE: " in done.stderr
         assert word in done.stderr
 

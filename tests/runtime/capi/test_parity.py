@@ -1,8 +1,8 @@
 """The table of Python, C, C++ and C#: the same bytes for the network, the same scores to the bit, the same decisions.
 
 Real images of four categories, judged by real models: two of one category (nearest rows with a region and a mask,
-Gaussians), one that cuts tiles, one that aligns, one that routes two categories, one that was trained; in FP32 and INT8,
-with native code and without.
+Gaussians), one that cuts tiles, one that aligns, one that routes two categories, one that was trained; in FP32 and
+INT8, with native code and without.
 """
 
 from __future__ import annotations

@@ -138,17 +138,19 @@ def test_an_aligned_part_is_found_and_turned_alike(opened: Callable[..., Both], 
     for index in range(24):
         picture = draw_part(size, (70 + 3 * index, 60 + 2 * index), 43 * index, shape=shape)
         if index % 8 == 7:  # two of them, or none
-            picture = draw_part(size, (30, 40), shape=shape, picture=picture) if index % 16 == 7 else picture[:1] * 0 + picture[:1, :1]
-            picture = np.ascontiguousarray(np.broadcast_to(picture, (160, 200, 3)))
-        frame = frame_of(picture)
+            two = draw_part(size, (30, 40), shape=shape, picture=picture)
+            picture = two if index % 16 == 7 else np.full_like(picture, 180)
+        frame, reason = frame_of(picture), None
         try:
             expected = python.view.prepare(picture)
         except PartNotFound as error:
+            reason = str(error)
+        if reason is not None:
             with pytest.raises(CError) as caught:
                 c.prepare(frame)
-            assert (caught.value.status, caught.value.message) == ("NO_VALUE", str(error))
+            assert (caught.value.status, caught.value.message) == ("NO_VALUE", reason)
             result = c.inspect(frame)
-            assert (result.decision, result.reason, result.map) == ("NOT_INSPECTED", str(error), None)
+            assert (result.decision, result.reason, result.map) == ("NOT_INSPECTED", reason, None)
             assert np.isnan(result.score)
             continue
         found += 1

@@ -63,7 +63,9 @@ def plain(line: str) -> str:
 
     A number beyond a double is no JSON to one of them and no finite number to the other, as is half a surrogate pair.
     """
-    line = re.sub(r"manifest field .*(a finite number|is not finite|Invalid JSON.*);", "the manifest is not valid JSON;", line)
+    line = re.sub(
+        r"manifest field .*(a finite number|is not finite|Invalid JSON.*);", "the manifest is not valid JSON;", line
+    )
     return re.sub(r"not valid JSON \(.*\);", "not valid JSON;", line)
 
 
@@ -78,10 +80,8 @@ def compare(capi: Library, path: str | Path) -> None:
     try:
         capi.open(path).close()
     except CError as error:
-        if error.status.startswith("BUNDLE_"):
-            found = error.message
-        else:
-            assert error.status == "BACKEND_FAILED", error
+        # Its graph is none, which is found out after all that is compared here.
+        found = None if error.status == "BACKEND_FAILED" else error.message
     assert plain(found or "opened") == plain(expected or "opened")
     _compared.append(found or "opened")
 
@@ -110,7 +110,26 @@ def _on_both(capi: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 # --- what these tests do not ask -------------------------------------------------------------------------------------
 
-_VALUES: list[Any] = [None, True, False, 0, 1, -1, 9000, 1.5, 0.0, -0.5, 1e9, 1 << 53, 1 << 70, "", "x", "a/b", [], ["x", 1]]
+_VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    9000,
+    1.5,
+    0.0,
+    -0.5,
+    1e9,
+    1 << 53,
+    1 << 70,
+    "",
+    "x",
+    "a/b",
+    [],
+    ["x", 1],
+]
 _VALUES += [{}, {"x": 1}, "ü\u200b", "x" * 201, "CON", "RGB", "mask.png", [0.1] * 21, "reduce-bilinear/1", "single"]
 
 
@@ -164,7 +183,7 @@ def _changed(content: dict[str, Any], seed: int) -> dict[str, Any]:
     if seed % 3 == 2:
         changed["input"]["tiles"] = None
         numbers = ("frame_width", "frame_height", "canvas_width", "canvas_height", "window_width", "window_height")
-        align = {name: 16 for name in numbers} | {"window_x": 0, "window_y": -3, "minimum": 600, "turns": True}
+        align = dict.fromkeys(numbers, 16) | {"window_x": 0, "window_y": -3, "minimum": 600, "turns": True}
         changed["input"] |= {"align": align, "region": None}
     for _ in range(1 + seed % 4):
         _mutate(changed, generator)

@@ -62,7 +62,8 @@ def test_the_sanitizers_find_what_is_wrong(sanitized: Sanitized, tmp_path: Path)
     source.write_text(
         "#include <pthread.h>\n#include <stdlib.h>\nstatic int total;\n"
         "__attribute__((unused)) static int *new_int(void) { return malloc(400); }\n"
-        "__attribute__((unused)) static void *add(void *p) { for (int i = 0; i < 1000; i++) total++; return p; }\n" + wrong
+        "__attribute__((unused)) static void *add(void *p) { for (int i = 0; i < 1000; i++) total++; return p; }\n"
+        + wrong
     )
     run(["gcc", f"-fsanitize={sanitized.name}", "-w", "-g", source, "-o", tmp_path / "wrong", "-lpthread"])
     found = sanitized._replace(program=tmp_path / "wrong").run()

@@ -1,8 +1,8 @@
 """``python -m tests.runtime.capi.unicode_tables`` writes the tables of libedgead that come from Unicode.
 
-``src/unprintable.h``: what ``str.isprintable`` is False of. ``src/letters.h``: letters beyond ASCII that a member's name
-may hold, and what they become where case is ignored. Only letters that stand by themselves: a combining mark, or a script
-that is not listed, would need all of Unicode's normalisation.
+``src/unprintable.h``: what ``str.isprintable`` is False of. ``src/letters.h``: letters beyond ASCII that a member's
+name may hold, and what they become where case is ignored. Only letters that stand by themselves: a combining mark, or
+a script that is not listed, would need all of Unicode's normalisation.
 """
 
 from __future__ import annotations
