@@ -1,8 +1,12 @@
 /* libedgead: from a camera frame to a decision, the same as `edgead.runtime.Inspector` takes in Python.
  *
+ * Every function that can fail returns an `edgead_status`: 0, or a code of its own for each kind of error; then
+ * `edgead_last_error` has the line that says what is wrong and what to do. Nothing is thrown across this border, and
+ * whatever a function was to fill in stays as it was where it fails.
+ *
  *     edgead_inspector inspector;
  *     edgead_result result;
- *     edgead_frame frame = {sizeof(frame), EDGEAD_RGB, pixels, NULL, 1280, 720, 3 * 1280, 0, EDGEAD_BT601};
+ *     edgead_frame frame = {sizeof(frame), EDGEAD_RGB, pixels, NULL, 1280, 720, 3 * 1280, 0, EDGEAD_BT601, 0};
  *     int32_t decision;
  *
  *     if (edgead_open("screw.edgead", NULL, &inspector)) die(edgead_last_error());
@@ -10,10 +14,6 @@
  *     edgead_result_decision(result, &decision);          // EDGEAD_OK_PART, EDGEAD_ANOMALY or EDGEAD_NOT_INSPECTED
  *     edgead_result_close(result);
  *     edgead_close(inspector);
- *
- * Every function that can fail returns an `edgead_status`: 0, or a code of its own for each kind of error; then
- * `edgead_last_error` has the line that says what is wrong and what to do. Nothing is thrown across this border, and
- * whatever a function was to fill in stays as it was where it fails.
  *
  * Fail-safe: only EDGEAD_OK_PART may pass a part. A frame on which the network failed, whose score is no finite number
  * or whose part is unknown is no error but EDGEAD_NOT_INSPECTED, with its reason.

@@ -1,3 +1,4 @@
+// The part found on the canvas, and the window about it read in the template's pose.
 #include "alignment.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// A bundle opened, every byte of it verified; its members read and extracted.
 #include "bundle.hpp"
 
 #include <sys/stat.h>

@@ -1,3 +1,4 @@
+// Scores compared with the thresholds of their category.
 #include "decision.hpp"
 
 #include <algorithm>

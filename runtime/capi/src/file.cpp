@@ -1,3 +1,4 @@
+// Files read at any place by pread.
 #include "file.hpp"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// Factors packed for mahalanobis.c, and that run by several threads, as mahalanobis.py.
 #include <algorithm>
 #include <atomic>
 #include <cmath>

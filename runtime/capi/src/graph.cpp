@@ -1,3 +1,4 @@
+// One graph opened and run, whole or in two parts with native code between them.
 #include <algorithm>
 #include <cstring>
 #include <set>

@@ -1,3 +1,4 @@
+// SHA-256, by the processor's own rounds where it has them; CRC-32 by eight tables.
 #include "hash.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Huffman codes and repetitions undone, into no more bytes than were asked for.
 #include "inflate.hpp"
 
 #include "digests.hpp"

@@ -1,3 +1,4 @@
+// A frame judged; a bundle's references replayed and compared.
 #include "inspector.hpp"
 
 #include <unistd.h>

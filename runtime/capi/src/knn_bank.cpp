@@ -1,3 +1,4 @@
+// Rows turned, rounded and packed for knn.c; how many coordinates are compared first is tried out.
 #include "knn_bank.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Which names are safe, and which two of them are one where case is ignored.
 #include "layout.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// A matrix product in registers, and eigenvectors by Householder and QL.
 #include "linear.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// A manifest read of its JSON, once every field was found right.
 #include "manifest.hpp"
 
 #include <algorithm>

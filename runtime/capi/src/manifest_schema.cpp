@@ -1,3 +1,4 @@
+// One function a section, one line a field.
 #include "manifest_schema.hpp"
 
 #include <algorithm>

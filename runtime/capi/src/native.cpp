@@ -1,3 +1,4 @@
+// Constants mapped, and the search run by several threads.
 #include "native.hpp"
 
 #include <fcntl.h>

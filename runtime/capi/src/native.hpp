@@ -14,6 +14,8 @@ namespace edgead {
 template <typename T> class Aligned {
   public:
     Aligned() = default;
+    Aligned(Aligned &&) = default;
+    Aligned &operator=(Aligned &&) = default;
     explicit Aligned(size_t count) : bytes_(count * sizeof(T) + 64), count_(count) {
         start_ = bytes_.data() + (64 - reinterpret_cast<uintptr_t>(bytes_.data()) % 64) % 64;
     }

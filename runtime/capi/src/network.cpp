@@ -1,3 +1,4 @@
+// Scores and maps of tiles joined, categories chosen, INT8 sums that saturate refused.
 #include "network.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Members of the archive inside, and what their headers claim, checked before anything is allocated.
 #include "npz.hpp"
 
 #include <cstring>

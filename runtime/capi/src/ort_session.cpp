@@ -1,3 +1,4 @@
+// The library loaded, sessions opened with the options of onnxruntime_backend.py, outputs taken over.
 #include "ort_session.hpp"
 
 #include <dlfcn.h>

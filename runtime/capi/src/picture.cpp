@@ -1,3 +1,4 @@
+// Blocks averaged, triangles filtered, NV12 converted: integers alone.
 #include "picture.hpp"
 
 #include <algorithm>

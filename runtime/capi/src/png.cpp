@@ -1,3 +1,4 @@
+// Chunks, filters and scan lines.
 #include "png.hpp"
 
 #include <cstdlib>

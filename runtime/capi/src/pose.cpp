@@ -1,3 +1,4 @@
+// A template laid over a small picture until most of both overlaps.
 #include "pose.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Expected results read, and their names compared with the images.
 #include "references.hpp"
 
 #include <algorithm>

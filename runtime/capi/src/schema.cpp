@@ -1,3 +1,4 @@
+// Each check is a function that adds what is wrong, with its place.
 #include "schema.hpp"
 
 #include <algorithm>

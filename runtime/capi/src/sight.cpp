@@ -1,3 +1,4 @@
+// Region, mask, tiles and alignment applied to a frame.
 #include "sight.hpp"
 
 #include <algorithm>

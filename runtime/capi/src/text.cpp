@@ -1,3 +1,4 @@
+// repr(), isprintable and suggestions as Python has them.
 #include "text.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Threads that wait for the next round of work.
 #include "workers.hpp"
 
 namespace edgead {

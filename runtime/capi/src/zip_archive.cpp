@@ -1,3 +1,4 @@
+// Directory and local headers, read in one form only; PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5.
 #include "zip_archive.hpp"
 
 #include <algorithm>

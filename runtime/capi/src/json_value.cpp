@@ -1,4 +1,5 @@
-#include "json.hpp"
+// Values built of what nlohmann/json reads, event by event.
+#include "json_value.hpp"
 
 #include <limits>
 #include <nlohmann/json.hpp>
