@@ -107,7 +107,9 @@ def main() -> None:
     print(f"{'':8} {'first ms':>9} {'frame ms':>9} {'memory MB':>10}")
     for name, runs in found.items():
         first, frame, memory = (statistics.median(values) for values in zip(*runs, strict=True))
-        print(f"{name:8} {first:9.1f} {frame:9.2f} {memory:10.1f}   frames from {min(run.frame_ms for run in runs):.2f}")
+        print(
+            f"{name:8} {first:9.1f} {frame:9.2f} {memory:10.1f}   frames from {min(run.frame_ms for run in runs):.2f}"
+        )
 
 
 if __name__ == "__main__":

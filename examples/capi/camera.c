@@ -1,7 +1,7 @@
 /* A camera loop in C: `./camera BUNDLE ONNXRUNTIME < frames` judges raw frames and says a line for each.
  *
- * Frames come as "WIDTH HEIGHT\n" and WIDTH * HEIGHT * 3 bytes of RGB, as `ffmpeg -f rawvideo -pix_fmt rgb24` or a
- * grabber of your own writes them. Build: cc camera.c -ledgead */
+ * Frames come as "WIDTH HEIGHT\n" and WIDTH * HEIGHT * 3 bytes of RGB; in your program `frame.data` is what the camera's
+ * library gives, such as cv::Mat's `data` with EDGEAD_BGR and `step`. Build: cc camera.c -ledgead */
 #include <edgead.h>
 #include <stdio.h>
 #include <stdlib.h>

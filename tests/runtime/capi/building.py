@@ -21,8 +21,8 @@ def need(*programs: str) -> None:
     """Skip where a program is missing, with the command that brings it."""
     for program in programs:
         if shutil.which(program) is None:
-            package = {"mcs": "mono-mcs", "mono": "mono-runtime"}.get(program, program)
-            pytest.skip(f"{program} is missing; on Debian: apt-get install {package.removesuffix('++')}")
+            package = {"mcs": "mono-mcs", "mono": "mono-runtime", "clang++": "clang"}.get(program, program)
+            pytest.skip(f"{program} is missing; on Debian: apt-get install {package}")
 
 
 def need_compilers() -> None:

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgead.runtime.errors import BackendUnavailable
 from edgead.runtime.imaging.alignment import PartNotFound
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.roi import Box
@@ -213,3 +214,30 @@ def test_each_language_hands_on_the_line(program: Program, tmp_path: Path) -> No
     done = program.run([path, wheel_library()], [])
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == f"EDGEAD_BUNDLE_MISSING: {path} does not exist; check the path\n"
+
+
+EARLIER = sorted((Path(__file__).parents[1] / "earlier").glob("*.edgead"))
+
+
+@pytest.mark.parametrize("bundle", EARLIER, ids=[path.stem for path in EARLIER])
+def test_bundles_of_earlier_versions_decide_the_same(bundle: Path, capi: Library) -> None:
+    # Two of them route: most of this noise is of no category, and what is said of it is the same too.
+    frames = noise(np.zeros((90, 110, 3), np.uint8), 30)
+    for precision in precisions_of(bundle):
+        try:
+            python = Inspector.open(bundle, backend="onnxruntime", precision=precision)
+        except BackendUnavailable:  # on a processor whose sums saturate
+            with pytest.raises(CError, match=r"BACKEND_UNAVAILABLE: .* its sums saturate on this processor"):
+                capi.open(bundle, precision=precision)
+            continue
+        with python, capi.open(bundle, precision=precision) as c:
+            for frame in frames:
+                result, expected = c.inspect(frame_of(frame)), python(frame)
+                assert result[:5] == (
+                    str(expected.decision),
+                    expected.score,
+                    expected.threshold,
+                    expected.category,
+                    expected.reason,
+                )
+                np.testing.assert_array_equal(result.map, expected.map)
