@@ -8,7 +8,7 @@ static class Camera {
     [StructLayout(LayoutKind.Sequential)]
     struct Options {
         public uint StructSize; public int Threads, NoNativeCode, Reserved;
-        public IntPtr Precision, Backend, OnnxRuntime;
+        public IntPtr Precision, Backend, LibraryPath;
     }
 
     [StructLayout(LayoutKind.Sequential)]
@@ -49,7 +49,7 @@ static class Camera {
         var runtime = Pin(Utf8(arguments.Length > 1 ? arguments[1] : "libonnxruntime.so.1"));
         var precision = Pin(Utf8(arguments.Length > 2 ? arguments[2] : "fp32"));
         var options = new Options { StructSize = (uint)Marshal.SizeOf(typeof(Options)) };
-        options.OnnxRuntime = runtime.AddrOfPinnedObject();
+        options.LibraryPath = runtime.AddrOfPinnedObject();
         options.Precision = precision.AddrOfPinnedObject();
         ulong inspector, result;
         Require(edgead_open(Utf8(arguments[0]), ref options, out inspector));

@@ -20,7 +20,7 @@ int main(int count, char **arguments) {
     uint8_t *pixels = NULL;
 
     if (count < 2) return fprintf(stderr, "usage: camera BUNDLE [ONNXRUNTIME] < frames\n"), 2;
-    options.onnxruntime = count > 2 ? arguments[2] : NULL;
+    options.library = count > 2 ? arguments[2] : NULL;
     options.precision = count > 3 ? arguments[3] : NULL;
     require(edgead_open(arguments[1], &options, &inspector));
     while (scanf("%d %d", &frame.width, &frame.height) == 2 && getchar() == '\n') {

@@ -109,9 +109,10 @@ typedef struct edgead_options {
     int32_t no_native_code;  /* not 0: the whole graph runs in ONNX Runtime, as with Python's native_code=False */
     int32_t reserved;        /* 0 */
     const char *precision;   /* one of the bundle's, such as "int8-cpu"; NULL: "fp32" */
-    const char *backend;     /* "onnxruntime" or NULL; nothing else is there yet */
-    const char *onnxruntime; /* path of libonnxruntime.so; NULL: the system finds libonnxruntime.so.1. The first
-                                `edgead_open` of a process decides; another path later is EDGEAD_WRONG_OPTION */
+    const char *backend;     /* "onnxruntime", which is NULL too, or "openvino" */
+    const char *library;     /* path of libonnxruntime.so or libopenvino_c.so; NULL: the system finds
+                                libonnxruntime.so.1 or libopenvino_c.so. The first `edgead_open` of a process with this
+                                backend decides; another path later is EDGEAD_WRONG_OPTION */
 } edgead_options;
 
 /* One picture. It is only read, and only during the call. */

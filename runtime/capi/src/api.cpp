@@ -110,20 +110,21 @@ Frame frame_of(const edgead_frame *given) {
 }
 
 OpenOptions options_of(const edgead_options *given) {
-    OpenOptions options{"fp32", std::nullopt, true, ""};
+    OpenOptions options{"fp32", std::nullopt, true, "onnxruntime", ""};
     if (!given) return options;
     require_size(given->struct_size, sizeof(edgead_options), "edgead_options");
     if (given->threads < 0 || given->threads > 1024)
         fail(EDGEAD_WRONG_OPTION, "threads must be at least 1, got " + std::to_string(given->threads) +
                                       "; omit it for the library's own choice (0), the most are 1024");
     if (given->reserved) fail(EDGEAD_WRONG_OPTION, "edgead_options.reserved must be 0");
-    if (given->backend && std::string(given->backend) != "onnxruntime" && std::string(given->backend) != "auto")
-        fail(EDGEAD_UNKNOWN_BACKEND,
-             std::string("this library has the backend 'onnxruntime' alone, not '") + given->backend + "'");
+    const std::string backend = given->backend ? given->backend : "onnxruntime";
+    if (backend != "onnxruntime" && backend != "openvino")
+        fail(EDGEAD_UNKNOWN_BACKEND, "this library has the backends 'onnxruntime' and 'openvino', not '" + backend + "'");
+    options.backend = backend;
     if (given->threads) options.threads = given->threads;
     options.native = !given->no_native_code;
     if (given->precision) options.precision = given->precision;
-    if (given->onnxruntime) options.onnxruntime = given->onnxruntime;
+    if (given->library) options.library = given->library;
     return options;
 }
 

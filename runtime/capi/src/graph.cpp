@@ -102,29 +102,31 @@ std::string joined(const std::vector<std::string> &names, const char *between) {
 
 }  // namespace
 
-Graph::Graph(const Bundle &bundle, const std::string &folder, const std::string &file,
-             const std::vector<std::string> &outputs, std::optional<int> threads, bool native)
-    : outputs_(outputs) {
+Graph::Graph(const Backend &backend, const Bundle &bundle, const std::string &folder, const std::string &file,
+             const std::vector<std::string> &outputs, GraphOptions options)
+    : provider_(backend.provider()), outputs_(outputs) {
+    const std::optional<int> threads = options.threads;
     const NativeFiles parts = native_files(file);
     const bool scores = outputs == std::vector<std::string>{"score", "map"};
-    if (native && scores && bundle.holds(parts.queries) && bundle.holds(parts.score) && bundle.holds(parts.description)) {
-        open_native(bundle, folder, file, threads);
+    if (options.native && scores && bundle.holds(parts.queries) && bundle.holds(parts.score) && bundle.holds(parts.description)) {
+        open_native(backend, bundle, folder, file, threads);
         if (native_) return;
     }
-    first_ = std::make_unique<Session>(folder, file, threads);
+    first_ = backend.open(folder, file, {threads});
     check(file, outputs);
 }
 
-void Graph::open_native(const Bundle &bundle, const std::string &folder, const std::string &file, std::optional<int> threads) {
+void Graph::open_native(const Backend &backend, const Bundle &bundle, const std::string &folder, const std::string &file,
+                        std::optional<int> threads) {
     const NativeFiles parts = native_files(file);
     Value content;
     const Description description = parse_description(bundle.read(parts.description), parts.description, content);
     if (description.kind == "search" && !search_supported()) return;
     std::vector<std::string> wanted{QUERIES};
     wanted.insert(wanted.end(), description.carried.begin(), description.carried.end());
-    first_ = std::make_unique<Session>(folder, parts.queries, threads);
+    first_ = backend.open(folder, parts.queries, {threads});
     check(parts.queries, wanted);
-    second_ = std::make_unique<Session>(folder, parts.score, 1);
+    second_ = backend.open(folder, parts.score, {threads, true});
     const std::vector<int64_t> shape = first_->output_shape(QUERIES);
     const auto misfit = [&](const std::string &why) {
         fail(EDGEAD_BACKEND_FAILED, parts.queries + " names no fitting constants for native " + description.kind + " (" + why +
@@ -172,37 +174,41 @@ std::vector<Tensor> Graph::run(const uint8_t *image) {
         for (size_t i = 0; i < batch; i++) std::memcpy(filled_.data() + i * bytes, image, bytes);
         image = filled_.data();
     }
-    const std::vector<Feed> feeds{{INPUT, image, batch * bytes, {batch_, height_, width_, 3}, ort::UINT8, nullptr}};
+    const std::vector<Feed> feeds{{INPUT, image, {batch_, height_, width_, 3}, false}};
     std::vector<std::string> wanted = outputs_;
     if (native_) wanted = {QUERIES}, wanted.insert(wanted.end(), carried_.begin(), carried_.end());
     std::vector<Tensor> found = first_->run(feeds, wanted);
     std::vector<float> distances;
     if (native_) {
-        const auto &shape = found[0].shape();
+        const auto &shape = found[0].shape;
         const int64_t locations = shape.size() == 3 ? shape[channels_first_ ? 2 : 1] : 0;
         const int64_t channels = shape.size() == 3 ? shape[channels_first_ ? 1 : 2] : 0;
         if (shape != std::vector<int64_t>{batch_, shape.size() == 3 ? shape[1] : 0, shape.size() == 3 ? shape[2] : 0} ||
-            !found[0].is_float() || locations < 1)
+            !found[0].is_float || locations < 1)
             fail(EDGEAD_BACKEND_FAILED, "the network gave queries " + found[0].describe());
         distances.resize(batch * static_cast<size_t>(locations));
         for (size_t i = 0; i < batch; i++) {
-            const Features features{found[0].data() + i * static_cast<size_t>(locations * channels), static_cast<int>(locations),
+            const Features features{found[0].data + i * static_cast<size_t>(locations * channels), static_cast<int>(locations),
                                     static_cast<int>(channels), channels_first_ ? 1 : channels, channels_first_ ? locations : 1};
             native_->distances(features, distances.data() + i * static_cast<size_t>(locations));
         }
-        std::vector<Feed> rest{{DISTANCES, distances.data(), distances.size() * 4, {batch_, locations}, ort::FLOAT, nullptr}};
-        for (size_t i = 0; i < carried_.size(); i++) rest.push_back({carried_[i], nullptr, 0, {}, 0, &found[i + 1]});
+        std::vector<Feed> rest{{DISTANCES, distances.data(), {batch_, locations}, true}};
+        for (size_t i = 0; i < carried_.size(); i++) {
+            const Tensor &one = found[i + 1];
+            if (!one.is_float) fail(EDGEAD_BACKEND_FAILED, "the network gave " + carried_[i] + " of another type than float32");
+            rest.push_back({carried_[i], one.data, one.shape, true});
+        }
         found = second_->run(rest, outputs_);
     }
     for (const Tensor &one : found)
-        if (!one.is_float() || one.shape().empty() || one.shape()[0] != batch_)
+        if (!one.is_float || one.shape.empty() || one.shape[0] != batch_)
             fail(EDGEAD_BACKEND_FAILED, "the network gave " + one.describe() + " for " + std::to_string(batch_) +
                                             " images; a graph gives one float32 entry an image");
     return found;
 }
 
 std::string Graph::provider() const {
-    return std::string("CPUExecutionProvider") + (native_ ? " with " + native_->describe() : "");
+    return provider_ + (native_ ? " with " + native_->describe() : "");
 }
 
 }  // namespace edgead

@@ -64,8 +64,8 @@ Inspector::Inspector(const std::string &path, const OpenOptions &options) : path
     if (!manifest_->precisions.count(precision_))
         fail(EDGEAD_UNKNOWN_PRECISION,
              path + " has no precision '" + precision_ + "'." + suggest(precision_, names_of(manifest_->precisions)));
-    load_onnxruntime(options.onnxruntime);
-    network_ = open_network(bundle, {precision_, options.threads, options.native});
+    backend_ = &(options.backend == "openvino" ? load_openvino : load_onnxruntime)(options.library);
+    network_ = open_network(*backend_, bundle, {precision_, {options.threads, options.native}});
     limits_ = find_limits(*manifest_, precision_);
     picture_.resize(static_cast<size_t>(sight_->rows()) * static_cast<size_t>(sight_->width()) * 3);
 #if defined(__GLIBC__)
@@ -77,7 +77,7 @@ Inspector::Inspector(const std::string &path, const OpenOptions &options) : path
 bool Inspector::is_here() const { return getpid() == process_; }
 
 std::string Inspector::describe() const {
-    return "onnxruntime " + onnxruntime_version() + " " + network_->provider() + ", " + precision_;
+    return backend_->name() + " " + backend_->version() + " " + network_->provider() + ", " + precision_;
 }
 
 edgead_shape Inspector::shape() const {

@@ -31,7 +31,7 @@ struct OpenOptions {
     std::string precision;
     std::optional<int> threads;
     bool native;
-    std::string onnxruntime;
+    std::string backend, library;
 };
 
 class Inspector {
@@ -52,6 +52,7 @@ class Inspector {
     std::string path_, sha256_, precision_;
     std::optional<Manifest> manifest_;
     std::unique_ptr<Sight> sight_;
+    const Backend *backend_;
     std::unique_ptr<Network> network_;
     Limits limits_;
     std::vector<uint8_t> picture_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 
 #include "failure.hpp"
 #include "layout.hpp"
@@ -16,14 +17,14 @@ namespace {
 
 // Score and map of one image, which are the first of each.
 Inference as_inference(const Tensor &score, const Tensor &map) {
-    if (score.shape().size() != 1 || map.shape().size() != 3)
+    if (score.shape.size() != 1 || map.shape.size() != 3)
         fail(EDGEAD_BACKEND_FAILED, "the network gave score " + score.describe() + " and map " + map.describe() +
                                         "; a scoring graph gives (N,) and (N, gh, gw)");
     Inference made;
-    made.score = score.data()[0];
-    made.height = static_cast<int>(map.shape()[1]), made.width = static_cast<int>(map.shape()[2]);
+    made.score = score.data[0];
+    made.height = static_cast<int>(map.shape[1]), made.width = static_cast<int>(map.shape[2]);
     const size_t cells = static_cast<size_t>(made.height) * static_cast<size_t>(made.width);
-    made.map.assign(map.data(), map.data() + cells);
+    made.map.assign(map.data, map.data + cells);
     return made;
 }
 
@@ -34,29 +35,29 @@ struct Route {
 
 // The category with most votes, and the reason where the image is not like its parts.
 Route route(const Tensor &votes, const Tensor &similarity, const std::vector<std::string> &names, const Manifest &manifest) {
-    const bool fits = votes.shape().size() == 2 && votes.shape()[1] == static_cast<int64_t>(names.size()) &&
-                      similarity.shape().size() == 1;
+    const bool fits = votes.shape.size() == 2 && votes.shape[1] == static_cast<int64_t>(names.size()) &&
+                      similarity.shape.size() == 1;
     if (!fits)
         fail(EDGEAD_BACKEND_FAILED, "the router gave votes " + votes.describe() + " and similarity " + similarity.describe() +
                                         " for " + std::to_string(names.size()) + " categories; export the bundle again");
     size_t winner = 0;
     for (size_t i = 0; i < names.size(); i++) {
-        const float vote = votes.data()[i], best = votes.data()[winner];
+        const float vote = votes.data[i], best = votes.data[winner];
         // As numpy's argmax: the first of the largest, and the first that is no number before all.
         if (std::isnan(best)) break;
         if (std::isnan(vote) || vote > best) winner = i;
     }
     const std::string &name = names[winner];
-    const double likeness = similarity.data()[0], least = *manifest.categories.at(name).minimum_similarity;
+    const double likeness = similarity.data[0], least = *manifest.categories.at(name).minimum_similarity;
     if (likeness >= least) return {name, std::nullopt};  // never true of NaN
     return {name, "unknown category (similarity " + fixed(likeness, 3) + " to " + name + ", its parts reach " +
                       fixed(least, 3) + ")"};
 }
 
 // Open a graph file; another size than the manifest's would be another picture than the one that is prepared.
-std::unique_ptr<Graph> open_graph(const Bundle &bundle, const std::string &folder, const std::string &file,
+std::unique_ptr<Graph> open_graph(const Backend &backend, const Bundle &bundle, const std::string &folder, const std::string &file,
                                   const std::vector<std::string> &outputs, const NetworkOptions &options) {
-    auto graph = std::make_unique<Graph>(bundle, folder, file, outputs, options.threads, options.native);
+    auto graph = std::make_unique<Graph>(backend, bundle, folder, file, outputs, options.graph);
     const Manifest &manifest = bundle.manifest();
     if (graph->height() != manifest.height || graph->width() != manifest.width)
         fail(EDGEAD_BACKEND_FAILED, file + " takes (N, " + std::to_string(graph->height()) + ", " +
@@ -126,7 +127,7 @@ class Tiled : public Network {
 // A router and the heads of its categories; or one graph that routes and scores, where there are no heads.
 class Routed : public Network {
   public:
-    Routed(const Bundle &bundle, const std::string &folder, const NetworkOptions &options) : manifest_(bundle.manifest()) {
+    Routed(const Backend &backend, const Bundle &bundle, const std::string &folder, const NetworkOptions &options) : manifest_(bundle.manifest()) {
         const std::string &file = manifest_.precisions.at(options.precision).file;
         size_t missing = 0;
         std::string first;
@@ -138,9 +139,9 @@ class Routed : public Network {
         }
         if (missing && missing < names_.size())
             fail(EDGEAD_BUNDLE_CONTENT, manifest_.name + " lacks " + first + "; export it again with 'edgead export'");
-        router_ = open_graph(bundle, folder, file, missing ? FUSED : ROUTING, options);
+        router_ = open_graph(backend, bundle, folder, file, missing ? FUSED : ROUTING, options);
         for (const auto &name : missing ? std::vector<std::string>() : names_)
-            heads_[name] = open_graph(bundle, folder, head_file(name, options.precision), SCORING, options);
+            heads_[name] = open_graph(backend, bundle, folder, head_file(name, options.precision), SCORING, options);
     }
 
     Inference run(const uint8_t *image) override {
@@ -171,20 +172,25 @@ class Routed : public Network {
 };
 
 // Whether byte products saturate on this processor, asked of the library itself; as saturation_probe.py.
-bool saturates() {
-    static const bool found = [] {
+bool saturates(const Backend &backend) {
+    static std::mutex asking;
+    static std::map<std::string, bool> known;
+    const std::lock_guard<std::mutex> guard(asking);
+    const auto before = known.find(backend.name());
+    if (before != known.end()) return before->second;
+    const bool found = [&] {
         const PrivateFolder folder;
         write_probe(folder.path() + "/probe.onnx");
-        const Session probe(folder.path(), "probe.onnx", 1);
+        const std::unique_ptr<Session> probe = backend.open(folder.path(), "probe.onnx", {1});
         const std::vector<uint8_t> white(PROBE_SIDE * PROBE_SIDE * 3, 255);
-        const std::vector<Feed> feeds{{"images", white.data(), white.size(), {1, PROBE_SIDE, PROBE_SIDE, 3}, ort::UINT8, nullptr}};
-        return std::fabs(probe.run(feeds, {"score"})[0].data()[0] - PROBE_SCORE) > 1.0f;
+        const std::vector<Feed> feeds{{"images", white.data(), {1, PROBE_SIDE, PROBE_SIDE, 3}, false}};
+        return std::fabs(probe->run(feeds, {"score"})[0].data[0] - PROBE_SCORE) > 1.0f;
     }();
-    return found;
+    return known[backend.name()] = found;
 }
 
-void require_exact_sums(const Manifest &manifest, const std::string &precision) {
-    if (!starts_with(precision, "int8") || manifest.precisions.at(precision).saturation_free || !saturates()) return;
+void require_exact_sums(const Backend &backend, const Manifest &manifest, const std::string &precision) {
+    if (!starts_with(precision, "int8") || manifest.precisions.at(precision).saturation_free || !saturates(backend)) return;
     const char *other = precision != "int8-cpu" && manifest.precisions.count("int8-cpu") ? "int8-cpu" : "fp32";
     const char *why = precision == "int8-cpu" ? "was exported by an earlier version" : "is meant for TensorRT";
     fail(EDGEAD_BACKEND_UNAVAILABLE, precision + " of " + manifest.name + " " + why +
@@ -200,7 +206,7 @@ std::vector<std::string> model_files(const Bundle &bundle, const NetworkOptions 
         bool wanted = starts_with(one.first, WEIGHTS);
         for (const auto &graph : graphs) {
             const NativeFiles parts = native_files(graph);
-            wanted |= one.first == graph || (options.native && (one.first == parts.queries || one.first == parts.score));
+            wanted |= one.first == graph || (options.graph.native && (one.first == parts.queries || one.first == parts.score));
         }
         if (wanted) found.push_back(one.first);
     }
@@ -209,14 +215,14 @@ std::vector<std::string> model_files(const Bundle &bundle, const NetworkOptions 
 
 }  // namespace
 
-std::unique_ptr<Network> open_network(const Bundle &bundle, const NetworkOptions &options) {
+std::unique_ptr<Network> open_network(const Backend &backend, const Bundle &bundle, const NetworkOptions &options) {
     const Manifest &manifest = bundle.manifest();
-    require_exact_sums(manifest, options.precision);
+    require_exact_sums(backend, manifest, options.precision);
     // Gone when this returns: the library has mapped what it needs, and a process that is killed leaves nothing behind.
     const PrivateFolder folder;
     bundle.extract(folder.path(), model_files(bundle, options));
-    if (manifest.routed) return std::make_unique<Routed>(bundle, folder.path(), options);
-    auto graph = open_graph(bundle, folder.path(), manifest.precisions.at(options.precision).file, SCORING, options);
+    if (manifest.routed) return std::make_unique<Routed>(backend, bundle, folder.path(), options);
+    auto graph = open_graph(backend, bundle, folder.path(), manifest.precisions.at(options.precision).file, SCORING, options);
     std::unique_ptr<Network> single = std::make_unique<Single>(std::move(graph));
     if (!manifest.tiles) return single;
     return std::make_unique<Tiled>(std::move(single), manifest);

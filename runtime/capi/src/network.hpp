@@ -9,7 +9,7 @@
 #include "bundle.hpp"
 #include "manifest.hpp"
 #include "native.hpp"
-#include "ort_session.hpp"
+#include "session.hpp"
 
 namespace edgead {
 
@@ -22,11 +22,16 @@ struct Inference {
     std::optional<std::string> category, reason;
 };
 
+struct GraphOptions {
+    std::optional<int> threads;
+    bool native;
+};
+
 // One graph; where it is there in two parts, what is between them is computed natively.
 class Graph {
   public:
-    Graph(const Bundle &bundle, const std::string &folder, const std::string &file, const std::vector<std::string> &outputs,
-          std::optional<int> threads, bool native);
+    Graph(const Backend &backend, const Bundle &bundle, const std::string &folder, const std::string &file,
+          const std::vector<std::string> &outputs, GraphOptions options);
 
     // The outputs for one image (height, width, 3), whose first axis is checked: the first entry is this image's.
     std::vector<Tensor> run(const uint8_t *image);
@@ -36,8 +41,9 @@ class Graph {
 
   private:
     void check(const std::string &file, const std::vector<std::string> &wanted);
-    void open_native(const Bundle &bundle, const std::string &folder, const std::string &file, std::optional<int> threads);
+    void open_native(const Backend &backend, const Bundle &bundle, const std::string &folder, const std::string &file, std::optional<int> threads);
 
+    std::string provider_;
     std::vector<std::string> outputs_, carried_;
     std::unique_ptr<Session> first_, second_;
     std::unique_ptr<NativeCode> native_;
@@ -56,11 +62,10 @@ class Network {
 
 struct NetworkOptions {
     std::string precision;
-    std::optional<int> threads;
-    bool native;
+    GraphOptions graph;
 };
 
 // Open the graph files of a bundle; raises a Failure.
-std::unique_ptr<Network> open_network(const Bundle &bundle, const NetworkOptions &options);
+std::unique_ptr<Network> open_network(const Backend &backend, const Bundle &bundle, const NetworkOptions &options);
 
 }  // namespace edgead

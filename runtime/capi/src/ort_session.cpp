@@ -1,5 +1,5 @@
 // The library loaded, sessions opened with the options of onnxruntime_backend.py, outputs taken over.
-#include "ort_session.hpp"
+#include "session.hpp"
 
 #include <dlfcn.h>
 
@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "failure.hpp"
+#include "ort_api.hpp"
 #include "text.hpp"
 
 namespace edgead {
@@ -31,17 +32,6 @@ std::mutex loading;
 
 const ort::Api &api() { return *loaded().api; }
 
-// The line of a library's message that says what happened, at most 300 characters.
-std::string first_line(const std::string &message) {
-    for (size_t start = 0; start < message.size();) {
-        const size_t end = std::min(message.find('\n', start), message.size());
-        const std::string line = one_line(message.substr(start, end - start));
-        if (!line.empty()) return line;
-        start = end + 1;
-    }
-    return "no reason given";
-}
-
 void require(ort::Status *status, const std::string &what, edgead_status code = EDGEAD_BACKEND_FAILED) {
     if (!status) return;
     const std::string line = first_line(api().error_message()(status));
@@ -63,7 +53,7 @@ const ort::Api *find_api(const std::string &path, std::string &version) {
     }
     if (!library)
         fail(EDGEAD_BACKEND_UNAVAILABLE, "onnxruntime cannot be loaded (" + reason +
-                                             "); give the path of its libonnxruntime.so in edgead_options.onnxruntime; "
+                                             "); give the path of its libonnxruntime.so in edgead_options.library; "
                                              "pip install onnxruntime brings one in onnxruntime/capi");
     using GetBase = const ort::ApiBase *(*)();
     const auto get = reinterpret_cast<GetBase>(dlsym(library, "OrtGetApiBase"));
@@ -107,15 +97,118 @@ std::vector<std::string> names_of(const ort::Session *session, Count count, Name
     return names;
 }
 
+Tensor take(ort::Value *value) {
+    Tensor made;
+    made.owner = std::shared_ptr<ort::Value>(value, api().release_value());
+    ort::TensorInfo *info = nullptr;
+    require(api().tensor_info()(value, &info));
+    const std::unique_ptr<ort::TensorInfo, void (*)(ort::TensorInfo *)> held(info, api().release_tensor_info());
+    made.shape = shape_of(info);
+    int type = 0;
+    require(api().element_type()(info, &type));
+    made.is_float = type == ort::FLOAT;
+    void *data = nullptr;
+    require(api().tensor_data()(value, &data));
+    made.data = static_cast<const float *>(data);
+    return made;
+}
+
+// Opened as onnxruntime_backend.py opens it.
+class OrtSession : public Session {
+  public:
+    OrtSession(const std::string &folder, const std::string &file, SessionOptions asked) {
+        ort::SessionOptions *options = nullptr;
+        require(api().create_options()(&options));
+        const std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions *)> held(options, api().release_options());
+        require(api().set_log_level()(options, ort::ERROR));
+        if (asked.after_native) asked.threads = 1;
+        if (asked.threads) require(api().set_threads()(options, *asked.threads));
+        require(api().set_graph_threads()(options, 1));
+        // Threads that go on spinning after a frame take the cores from the camera, and from the next graph.
+        require(api().set_entry()(options, "session.force_spinning_stop", "1"));
+        // It quantises weights that an export kept in FP32; see common.py. Versions without it ignore the name.
+        require(api().set_entry()(options, "optimization.disable_specified_optimizers", "WeightBiasQuantization"));
+        require(api().fix_dimension()(options, "batch", 1));
+        const std::string path = folder + "/" + file;
+        require(api().create_session()(loaded().env, path.c_str(), options, &session_), "onnxruntime cannot load " + file);
+        try {
+            inputs_ = names_of(session_, api().input_count(), api().input_name());
+            outputs_ = names_of(session_, api().output_count(), api().output_name());
+            if (!inputs_.empty()) input_shape_ = shape_at(api().input_type(), session_, 0);
+        } catch (...) {
+            api().release_session()(session_);
+            throw;
+        }
+    }
+    ~OrtSession() override { api().release_session()(session_); }
+    OrtSession(const OrtSession &) = delete;
+    OrtSession &operator=(const OrtSession &) = delete;
+
+    const std::vector<std::string> &inputs() const override { return inputs_; }
+    const std::vector<std::string> &outputs() const override { return outputs_; }
+    const std::vector<int64_t> &input_shape() const override { return input_shape_; }
+
+    std::vector<int64_t> output_shape(const std::string &name) const override {
+        const auto found = std::find(outputs_.begin(), outputs_.end(), name);
+        if (found == outputs_.end()) return {};
+        return shape_at(api().output_type(), session_, static_cast<size_t>(found - outputs_.begin()));
+    }
+
+    std::vector<Tensor> run(const std::vector<Feed> &feeds, const std::vector<std::string> &outputs) const override {
+        std::vector<std::shared_ptr<ort::Value>> made;
+        std::vector<const ort::Value *> values;
+        std::vector<const char *> names, wanted;
+        for (const Feed &feed : feeds) {
+            ort::Value *value = nullptr;
+            require(api().create_tensor()(loaded().memory, const_cast<void *>(feed.data), feed.bytes(), feed.shape.data(),
+                                          feed.shape.size(), feed.is_float ? ort::FLOAT : ort::UINT8, &value));
+            made.emplace_back(value, api().release_value());
+            values.push_back(value);
+            names.push_back(feed.name.c_str());
+        }
+        for (const auto &name : outputs) wanted.push_back(name.c_str());
+        std::vector<ort::Value *> found(outputs.size(), nullptr);
+        require(api().run()(session_, nullptr, names.data(), values.data(), values.size(), wanted.data(), wanted.size(),
+                            found.data()));
+        std::vector<Tensor> tensors;
+        tensors.reserve(found.size());
+        size_t taken = 0;
+        try {
+            for (; taken < found.size(); taken++) tensors.push_back(take(found[taken]));
+        } catch (...) {
+            // The one that failed is released by its own holder.
+            for (size_t i = taken + 1; i < found.size(); i++) api().release_value()(found[i]);
+            throw;
+        }
+        return tensors;
+    }
+
+  private:
+    ort::Session *session_ = nullptr;
+    std::vector<std::string> inputs_, outputs_;
+    std::vector<int64_t> input_shape_;
+};
+
+class OrtBackend : public Backend {
+  public:
+    std::string name() const override { return "onnxruntime"; }
+    std::string version() const override { return loaded().version; }
+    std::string provider() const override { return "CPUExecutionProvider"; }
+    std::unique_ptr<Session> open(const std::string &folder, const std::string &file, SessionOptions options) const override {
+        return std::make_unique<OrtSession>(folder, file, options);
+    }
+};
+
 }  // namespace
 
-void load_onnxruntime(const std::string &path) {
+const Backend &load_onnxruntime(const std::string &path) {
+    static const OrtBackend backend;
     const std::lock_guard<std::mutex> guard(loading);
     Loaded &one = loaded();
     if (one.api) {
         if (!path.empty() && path != one.path)
             fail(EDGEAD_WRONG_OPTION, "this process has loaded onnxruntime from '" + one.path + "' and takes no other one");
-        return;
+        return backend;
     }
     // Its newer builds write an identifier into the home folder and report from the import on; a camera must do neither.
     setenv("ORT_DISABLE_TELEMETRY", "1", 0);
@@ -130,90 +223,7 @@ void load_onnxruntime(const std::string &path) {
         one.api = nullptr;
         throw;
     }
-}
-
-std::string onnxruntime_version() { return loaded().version; }
-
-Tensor::Tensor(ort::Value *value) : value_(value, api().release_value()) {
-    ort::TensorInfo *info = nullptr;
-    require(api().tensor_info()(value, &info));
-    const std::unique_ptr<ort::TensorInfo, void (*)(ort::TensorInfo *)> held(info, api().release_tensor_info());
-    shape_ = shape_of(info);
-    require(api().element_type()(info, &type_));
-    void *data = nullptr;
-    require(api().tensor_data()(value, &data));
-    data_ = static_cast<const float *>(data);
-}
-
-std::string Tensor::describe() const {
-    std::string out = "(";
-    for (size_t i = 0; i < shape_.size(); i++) out += (i ? ", " : "") + std::to_string(shape_[i]);
-    return out + (shape_.size() == 1 ? ",)" : ")");
-}
-
-Session::Session(const std::string &folder, const std::string &file, std::optional<int> threads) {
-    ort::SessionOptions *options = nullptr;
-    require(api().create_options()(&options));
-    const std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions *)> held(options, api().release_options());
-    require(api().set_log_level()(options, ort::ERROR));
-    if (threads) require(api().set_threads()(options, *threads));
-    require(api().set_graph_threads()(options, 1));
-    // Threads that go on spinning after a frame take the cores from the camera, and from the next graph.
-    require(api().set_entry()(options, "session.force_spinning_stop", "1"));
-    // It quantises weights that an export kept in FP32; see common.py. Versions without it ignore the name.
-    require(api().set_entry()(options, "optimization.disable_specified_optimizers", "WeightBiasQuantization"));
-    require(api().fix_dimension()(options, "batch", 1));
-    const std::string path = folder + "/" + file;
-    require(api().create_session()(loaded().env, path.c_str(), options, &session_), "onnxruntime cannot load " + file);
-    try {
-        inputs_ = names_of(session_, api().input_count(), api().input_name());
-        outputs_ = names_of(session_, api().output_count(), api().output_name());
-        if (!inputs_.empty()) input_shape_ = shape_at(api().input_type(), session_, 0);
-    } catch (...) {
-        api().release_session()(session_);
-        throw;
-    }
-}
-
-Session::~Session() { api().release_session()(session_); }
-
-std::vector<int64_t> Session::output_shape(const std::string &name) const {
-    const auto found = std::find(outputs_.begin(), outputs_.end(), name);
-    if (found == outputs_.end()) return {};
-    return shape_at(api().output_type(), session_, static_cast<size_t>(found - outputs_.begin()));
-}
-
-std::vector<Tensor> Session::run(const std::vector<Feed> &feeds, const std::vector<std::string> &outputs) const {
-    std::vector<std::shared_ptr<ort::Value>> made;
-    std::vector<const ort::Value *> values;
-    std::vector<const char *> names, wanted;
-    for (const Feed &feed : feeds) {
-        names.push_back(feed.name.c_str());
-        if (feed.from) {
-            values.push_back(feed.from->value());
-            continue;
-        }
-        ort::Value *value = nullptr;
-        require(api().create_tensor()(loaded().memory, const_cast<void *>(feed.data), feed.bytes, feed.shape.data(),
-                                      feed.shape.size(), feed.type, &value));
-        made.emplace_back(value, api().release_value());
-        values.push_back(value);
-    }
-    for (const auto &name : outputs) wanted.push_back(name.c_str());
-    std::vector<ort::Value *> found(outputs.size(), nullptr);
-    require(api().run()(session_, nullptr, names.data(), values.data(), values.size(), wanted.data(), wanted.size(),
-                        found.data()));
-    std::vector<Tensor> tensors;
-    tensors.reserve(found.size());
-    size_t taken = 0;
-    try {
-        for (; taken < found.size(); taken++) tensors.emplace_back(found[taken]);
-    } catch (...) {
-        // The one that failed is released by its own holder.
-        for (size_t i = taken + 1; i < found.size(); i++) api().release_value()(found[i]);
-        throw;
-    }
-    return tensors;
+    return backend;
 }
 
 }  // namespace edgead

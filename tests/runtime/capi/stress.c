@@ -86,7 +86,7 @@ int main(int count, char **arguments) {
     if (count < 3) return 2;
     bundle = arguments[1];
     options.struct_size = sizeof(options);
-    options.onnxruntime = arguments[2];
+    options.library = arguments[2];
     options.threads = 2;
     options.precision = count > 3 ? arguments[3] : NULL;
     for (size_t i = 0; i < sizeof(pixels); i++) pixels[i] = (uint8_t)(i * 7919 % 251);

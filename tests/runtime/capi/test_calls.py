@@ -123,10 +123,10 @@ def test_what_is_asked_for_must_be_there(capi: Library, bundle: Path, tmp_path: 
     for asked, name, line in (
         ({"precision": "fp23"}, "UNKNOWN_PRECISION", f"{bundle} has no precision 'fp23'. Did you mean 'fp32'?"),
         ({"precision": "half"}, "UNKNOWN_PRECISION", f"{bundle} has no precision 'half'. Known: fp32."),
-        ({"backend": "openvino"}, "UNKNOWN_BACKEND", "'openvino'"),
+        ({"backend": "tensorrt", "library": tmp_path}, "UNKNOWN_BACKEND", "not 'tensorrt'"),
         ({"threads": -1}, "WRONG_OPTION", "threads must be at least 1, got -1"),
         ({"threads": 1025}, "WRONG_OPTION", "1025"),
-        ({"onnxruntime": tmp_path / "none.so"}, "WRONG_OPTION", "has loaded onnxruntime from"),
+        ({"library": tmp_path / "none.so"}, "WRONG_OPTION", "has loaded onnxruntime from"),
     ):
         with pytest.raises(CError) as caught:
             capi.open(bundle, **asked)  # type: ignore[arg-type]

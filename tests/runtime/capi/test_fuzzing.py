@@ -17,6 +17,8 @@ from tests.runtime.capi.test_sanitizers import EARLIER
 BACKEND = (
     "api",
     "ort_session",
+    "ov_session",
+    "session",
     "network",
     "graph",
     "native",

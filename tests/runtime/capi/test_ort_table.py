@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 from tests.runtime.capi.wrapper import CError, Library, frame_of
 library = Library(Path(sys.argv[1]))
-with library.open(sys.argv[2], threads=1, onnxruntime=Path(sys.argv[3])) as opened:
+with library.open(sys.argv[2], threads=1, library=Path(sys.argv[3])) as opened:
     print(opened.describe())
     print(opened.check().worst_difference)
     result = opened.inspect(frame_of(np.full((40, 60, 3), 77, np.uint8)))
     print(result.score, result.decision, result.map.shape)
 try:
-    library.open(sys.argv[4], onnxruntime=Path(sys.argv[3]))
+    library.open(sys.argv[4], library=Path(sys.argv[3]))
 except CError as error:
     print(error)
 """
@@ -73,7 +73,7 @@ def test_every_function_is_the_one_it_is_taken_for(
 
 def test_what_is_no_onnxruntime_is_refused(installed: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "x.edgead", 16, 24)
-    open_only = JUDGE.partition("with library")[0] + "library.open(sys.argv[2], onnxruntime=Path(sys.argv[3]))"
+    open_only = JUDGE.partition("with library")[0] + "library.open(sys.argv[2], library=Path(sys.argv[3]))"
     for library, word in (
         (tmp_path / "none.so", "pip install onnxruntime"),
         (installed / "lib/libedgead.so", "is too old or none"),

@@ -31,6 +31,7 @@ from tests.runtime.capi.wrapper import CError, Library, frame_of, wheel_library
 from tests.runtime.conftest import native_library  # noqa: F401 - a fixture
 
 Images = list[NDArray[np.uint8]]
+BACKENDS = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -154,19 +155,23 @@ def noise(like: NDArray[np.uint8], count: int) -> Images:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_not_a_bit_differs(made: Made, capi: Library, native: bool, with_native: Callable[[], None]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_not_a_bit_differs(
+    made: Made, capi: Library, native: bool, backend: str, with_native: Callable[[], None]
+) -> None:
+    pytest.importorskip(backend, reason=f"needs {backend}: pip install {backend}")
     if native:
         with_native()
     images = [*made.images, *noise(made.images[0], 8)]
     decisions: set[str] = set()
     for precision in precisions_of(made.bundle):
-        asked = {"precision": precision, "threads": 2}
+        asked = {"precision": precision, "threads": 2, "backend": backend}
         with (
             capi.open(made.bundle, native=native, **asked) as c,  # type: ignore[arg-type]
-            Inspector.open(made.bundle, backend="onnxruntime", native_code=native, **asked) as python,  # type: ignore[arg-type]
+            Inspector.open(made.bundle, native_code=native, **asked) as python,  # type: ignore[arg-type]
         ):
             # One must not be compared with the other's way of computing.
-            assert c.describe().partition("CPUExecutionProvider")[2].startswith(python.describe().provider[20:])
+            assert c.describe().partition(" ")[2].partition(" ")[2] == f"{python.describe().provider}, {precision}"
             assert c.check().worst_difference <= 1.0
             for image in images:
                 expected = python(image)
@@ -220,17 +225,19 @@ EARLIER = sorted((Path(__file__).parents[1] / "earlier").glob("*.edgead"))
 
 
 @pytest.mark.parametrize("bundle", EARLIER, ids=[path.stem for path in EARLIER])
-def test_bundles_of_earlier_versions_decide_the_same(bundle: Path, capi: Library) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bundles_of_earlier_versions_decide_the_same(bundle: Path, capi: Library, backend: str) -> None:
+    pytest.importorskip(backend, reason=f"needs {backend}: pip install {backend}")
     # Two of them route: most of this noise is of no category, and what is said of it is the same too.
     frames = noise(np.zeros((90, 110, 3), np.uint8), 30)
     for precision in precisions_of(bundle):
         try:
-            python = Inspector.open(bundle, backend="onnxruntime", precision=precision)
+            python = Inspector.open(bundle, backend=backend, precision=precision)
         except BackendUnavailable:  # on a processor whose sums saturate
             with pytest.raises(CError, match=r"BACKEND_UNAVAILABLE: .* its sums saturate on this processor"):
-                capi.open(bundle, precision=precision)
+                capi.open(bundle, precision=precision, backend=backend)
             continue
-        with python, capi.open(bundle, precision=precision) as c:
+        with python, capi.open(bundle, precision=precision, backend=backend) as c:
             for frame in frames:
                 result, expected = c.inspect(frame_of(frame)), python(frame)
                 assert result[:5] == (

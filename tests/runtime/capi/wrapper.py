@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Options(ctypes.Structure):
         ("reserved", c_int32),
         ("precision", c_char_p),
         ("backend", c_char_p),
-        ("onnxruntime", c_char_p),
+        ("library", c_char_p),
     ]
 
 
@@ -121,11 +122,11 @@ class Library:
         precision: str | None = None,
         threads: int = 0,
         native: bool = True,
-        onnxruntime: Path | None = None,
+        library: Path | None = None,
         backend: str | None = None,
     ) -> CInspector:
-        """Open a bundle; onnxruntime: None takes the library of the installed wheel."""
-        library = wheel_library() if onnxruntime is None else onnxruntime
+        """Open a bundle; library: the backend's, None takes that of the installed wheel."""
+        library = wheel_library(backend or "onnxruntime") if library is None else library
         encoded = [None if one is None else str(one).encode() for one in (precision, backend, library)]
         options = Options(ctypes.sizeof(Options), threads, not native, 0, *encoded)
         handle = c_uint64()
@@ -220,11 +221,13 @@ def nv12_frame(luma: NDArray[np.uint8], chroma: NDArray[np.uint8], standard: str
     return frame_of(luma, "nv12", **fields)
 
 
-def wheel_library() -> Path:
-    """The shared library of the installed wheel of ONNX Runtime."""
-    import onnxruntime
-
-    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+def wheel_library(backend: str = "onnxruntime") -> Path:
+    """The shared library of a backend's installed wheel, found without importing it."""
+    folder, name = {"openvino": ("libs", "libopenvino_c.so*")}.get(backend, ("capi", "libonnxruntime.so.*"))
+    package = find_spec("openvino" if backend == "openvino" else "onnxruntime")
+    assert package is not None
+    assert package.origin is not None
+    (found,) = (Path(package.origin).parent / folder).glob(name)
     return found
 
 
