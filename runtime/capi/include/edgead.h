@@ -20,9 +20,9 @@
  *
  * Threads: all functions may be called from any thread. One inspector judges one frame at a time; a call that meets
  * another one on the same inspector returns EDGEAD_BUSY at once and does nothing, so take turns, or open one inspector
- * for each thread. Closing waits for the call that is going on. The first `edgead_open` of a process loads ONNX Runtime,
- * and sets ORT_DISABLE_TELEMETRY=1 in the environment unless it is set: call it before other threads read or change
- * the environment. A process that was forked after `edgead_open` must not use the inspector.
+ * for each thread. Closing waits for the call that is going on. The first `edgead_open` of a process loads ONNX Runtime (or
+ * OpenVINO, where it is asked for), and sets ORT_DISABLE_TELEMETRY=1 in the environment unless it is set: call it before
+ * other threads read or change the environment. A process that was forked after `edgead_open` must not use the inspector.
  *
  * Handles are numbers, never addresses: one that was closed, or never was one, is EDGEAD_CLOSED.
  *
@@ -105,8 +105,8 @@ typedef uint64_t edgead_result;
 /* How a bundle is opened; all zero but its size, or no struct at all, is the default. */
 typedef struct edgead_options {
     uint32_t struct_size;    /* sizeof(edgead_options) */
-    int32_t threads;         /* CPU threads, 1 to 1024; 0 leaves the number to ONNX Runtime */
-    int32_t no_native_code;  /* not 0: the whole graph runs in ONNX Runtime, as with Python's native_code=False */
+    int32_t threads;         /* CPU threads, 1 to 1024; 0 leaves the number to the backend */
+    int32_t no_native_code;  /* not 0: the whole graph runs in the backend, as with Python's native_code=False */
     int32_t reserved;        /* 0 */
     const char *precision;   /* one of the bundle's, such as "int8-cpu"; NULL: "fp32" */
     const char *backend;     /* "onnxruntime", which is NULL too, or "openvino" */
