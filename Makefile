@@ -11,7 +11,7 @@ STAMP := $(VENV)/.edgead-installed
 UNFINISHED := $(VENV)/.edgead-unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels demo test test-slow lint format bench gpu-report clean
+.PHONY: help setup wheels capi demo test test-slow lint format bench gpu-report clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,13 @@ format: setup ## Put the code into its form
 
 wheels: setup ## Wheels with the native code compiled, for devices without a compiler; in dist/
 	$(RUN) .ci/wheels
+
+capi: ## libedgead, its header and CMake files, in dist/capi; needs g++, cmake and nlohmann-json3-dev
+	@command -v cmake >/dev/null && command -v c++ >/dev/null && [ -e /usr/include/nlohmann/json.hpp ] || \
+		{ echo "on Debian or Ubuntu: apt-get install make g++ cmake nlohmann-json3-dev" >&2; exit 2; }
+	cmake -S runtime/capi -B build/capi -DCMAKE_INSTALL_PREFIX=$(CURDIR)/dist/capi -DCMAKE_INSTALL_LIBDIR=lib
+	cmake --build build/capi --parallel 2
+	cmake --install build/capi
 
 bench: setup | demo/solar_cell.edgead ## Speed of resize, camera loop and folded network, on the demo's model
 	$(RUN) -m benchmarks.preprocess

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from edgead.fitting import FitConfig
     from edgead.model.model import TrainedModel
     from edgead.opening import open_inspector
+    from edgead.runtime.capi.location import capi_path
     from edgead.runtime.version import __version__ as __version__
 
 __all__ = [
     "FitConfig",
     "Model",
     "TrainedModel",
+    "capi_path",
     "evaluate",
     "export_bundle",
     "fit",
@@ -49,6 +51,7 @@ __all__ = [
 _LAZY = {
     "__version__": ("runtime.version", ""),
     "TrainedModel": ("model.model", "export"),
+    "capi_path": ("runtime.capi.location", ""),
     "evaluate": ("evaluation.evaluation", "train"),
     "export_bundle": ("export.exporting", "export"),
     "FitConfig": ("fitting", "export"),

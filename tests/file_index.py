@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "docs" / "files.md"
 _FLOORS = ("edgead", "export", "runtime")
-_SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh", ".js")
+_SUFFIXES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh", ".js")
 _HEAD = """# What is in which file
 
 Written by `python -m tests.file_index` from the first sentence of each file; a test compares them. How the rooms belong

@@ -15,7 +15,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"edgead": "edgead", "export": "edgead/export", "runtime": "edgead/runtime"}
-SUFFIXES = (".py", ".c", ".cu", ".cuh", ".h", ".css", ".html", ".js", ".svg", ".onnx")
+SUFFIXES = (
+    ".py",
+    ".c",
+    ".cpp",
+    ".cu",
+    ".cuh",
+    ".h",
+    ".hpp",
+    ".css",
+    ".html",
+    ".in",
+    ".js",
+    ".map",
+    ".svg",
+    ".onnx",
+    ".txt",
+)
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),

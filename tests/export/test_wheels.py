@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -72,3 +73,41 @@ def test_an_installed_wheel_computes_natively_without_a_compiler(
             edgead("check", bundle, "--backend", backend)
         # There is nothing left to compile.
         assert "came with the package" not in json.dumps(edgead("build", bundle, "--target", "cpu"))
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_brings_the_c_library(wheel: Path, tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to compile a caller with")
+    installed = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", str(installed), str(wheel)]
+    subprocess.run(pip, capture_output=True, text=True, timeout=300, check=True)
+    ask = [sys.executable, "-c", "import edgead; print(edgead.capi_path())"]
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    found = subprocess.run(ask, env=environment, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    folder = Path(found.stdout.strip())
+    assert folder == installed / "edgead" / "runtime" / "capi"
+    (tmp_path / "x.c").write_text(
+        "#include <edgead.h>\n#include <stdio.h>\nint main(void) { return puts(edgead_version()) < 0; }\n"
+    )
+    command = [
+        "gcc",
+        "x.c",
+        f"-I{folder}/include",
+        f"-L{folder}/lib",
+        "-l:libedgead.so.1",
+        f"-Wl,-rpath,{folder}/lib",
+        "-o",
+        "x",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    said = subprocess.run([tmp_path / "x"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.strip() == wheel.name.split("-")[1]
+
+
+def test_a_package_without_the_c_library_says_how_to_build_it() -> None:
+    import edgead
+    from edgead.runtime.errors import BackendUnavailable
+
+    with pytest.raises(BackendUnavailable, match=r"cmake -S .*capi -B build-edgead"):
+        edgead.capi_path()

@@ -1,0 +1,13 @@
+// The fields of a manifest and what each may hold, as manifest_schema.py, align_section.py and manifest.py have them.
+#pragma once
+
+#include "schema.hpp"
+
+namespace edgead {
+
+constexpr int MOST_TILES = 64;
+
+// The check of a whole manifest.
+const Check &manifest_check();
+
+}  // namespace edgead
