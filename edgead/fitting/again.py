@@ -43,6 +43,7 @@ def config_again(card: ModelCard, view: View | None = None, exclude: Sequence[st
         exclude=tuple(exclude),
         # Those that were stray then are among the images left out.
         keep_stray=card.audit is not None and bool(card.audit.stray),
+        learn_defects=card.defects is None or card.defects.learned is not None,
         costs=None if costs is None else Costs(costs.cost_escape, costs.cost_false_alarm, costs.defect_rate),
         tiles=None if tiles is None else (tiles.rows, tiles.columns),
         tile_overlap=DEFAULT_OVERLAP if tiles is None else tiles.overlap,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgead.pages.markup import Markup, document, element, facts, image, section, table
 from edgead.runtime.frame import Decision
 from edgead.teaching.gate import Judged
-from edgead.teaching.teaching import TeachReport
+from edgead.teaching.lesson_report import TeachReport
 
 _WORDS = {Decision.OK: "passes", Decision.ANOMALY: "is rejected", Decision.NOT_INSPECTED: "is not inspected"}
 
@@ -47,7 +47,7 @@ def _learned(report: TeachReport) -> list[tuple[str, str]]:
         ("threshold now", report.after.explain()),
         (
             "taught good parts",
-            f"{report.still_rejected} of {report.scored} would be rejected by a model that was not taught them",
+            f"{report.still_rejected} of {report.scored} lie above the threshold when scored without their own image",
         ),
     ]
 

@@ -4,6 +4,7 @@
 exports, and `gate` judges every labelled part with the old bundle and the new one before the new one is written.
 """
 
-from edgead.teaching.teaching import TeachConfig, TeachReport, teach
+from edgead.teaching.lesson_report import TeachReport
+from edgead.teaching.teaching import TeachConfig, teach
 
 __all__ = ["TeachConfig", "TeachReport", "teach"]

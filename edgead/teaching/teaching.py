@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgead.data import Category, open_category
+from edgead.data.layouts import list_defects
 from edgead.detectors import learns, pools_categories
 from edgead.export.exporting import export_bundle
 from edgead.export.options import DEFAULT_MAX_DROP
@@ -21,9 +22,7 @@ from edgead.fitting.audit import exclude_images, image_names
 from edgead.model.model import TrainedModel, load_model
 from edgead.model.model_card import ModelCard
 from edgead.runtime.bundle.bundle import Bundle
-from edgead.runtime.bundle.manifest import Manifest
-from edgead.runtime.bundle.writing import replace_manifest
-from edgead.runtime.decision.threshold import Threshold
+from edgead.runtime.bundle.writing import check_bundle_path, replace_manifest
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.imaging.view import View
@@ -31,11 +30,12 @@ from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.inspection.run_config import RunConfig
 from edgead.runtime.journal.reader import JournalReader
 from edgead.runtime.progress import Progress, silent
-from edgead.teaching.gate import GateReport, draw, prove, require_known
-from edgead.teaching.growing import PREFIX, grow
-from edgead.teaching.lessons import Lessons, read_lessons
+from edgead.teaching.gate import GateReport, Proof, draw, resolve_waivers
+from edgead.teaching.growing import PREFIX, file_name, grow
+from edgead.teaching.lesson_report import TeachReport, images_path, model_path
+from edgead.teaching.lessons import Lessons, part_name, read_lessons
+from edgead.teaching.lineage import PROVENANCE_KEY, Lineage
 
-PROVENANCE_KEY = "teaching"
 DEFAULT_SAMPLE = 200
 
 _log = logging.getLogger("edgead.teach")
@@ -47,9 +47,10 @@ class TeachConfig:
 
     Attributes:
         bundle: the one that is to be replaced; None: the newest in the record that was exported from the model.
-        backend, precision: what the gate judges with; the precision None is that of full precision.
+        backend, precision: what the gate judges with; the precision None is that in which the old bundle judged last.
+        defects: folder of defects that the model was fitted with (``fit --defects``).
         sample: unlabelled parts that old and new are compared on, at most.
-        waivers: id or row of a labelled part -> why its problem does not stand in the way.
+        waivers: ``row:N`` or ``part:ID`` of a labelled part -> why its problem does not stand in the way.
         teacher: who answers for the waivers.
         cache: of calibrated ranges of INT8.
 
@@ -60,6 +61,7 @@ class TeachConfig:
     bundle: Path | None = None
     backend: str = "auto"
     precision: str | None = None
+    defects: Path | None = None
     sample: int = DEFAULT_SAMPLE
     waivers: Mapping[str, str] = field(default_factory=dict)
     teacher: str | None = None
@@ -71,58 +73,6 @@ class TeachConfig:
         for part, why in self.waivers.items():
             if not why.strip():
                 raise ConfigError(f"--waive {part} needs its reason: --waive '{part}=…'")
-
-
-@dataclass(frozen=True, slots=True)
-class TeachReport:
-    """What came of it.
-
-    Attributes:
-        out: bundle, model directory and folder of training images, that were written where the gate passed.
-        lessons: what the labels of the record gave.
-        gate: what it found.
-        before, after: thresholds.
-        still_rejected: taught good parts that a model without them would still reject, of those that were scored so.
-        scored: how many those are.
-        seconds: in all.
-    """
-
-    out: Path
-    old: Path
-    lessons: Lessons
-    gate: GateReport
-    before: Threshold
-    after: Threshold
-    still_rejected: int
-    scored: int
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form (schema ``edgead.teach/1``)."""
-        written = {"bundle": str(self.out), "model": str(model_path(self.out)), "images": str(images_path(self.out))}
-        return {
-            "schema": "edgead.teach/1",
-            "old": str(self.old),
-            "written": written if self.gate.passed else None,
-            "good": len(self.lessons.good),
-            "defects": len(self.lessons.defective),
-            "disputed": list(self.lessons.disputed),
-            "without_image": list(self.lessons.without_image),
-            "threshold": {"old": self.before.to_dict(), "new": self.after.to_dict()},
-            "taught_good_parts": {"scored_without_them": self.scored, "still_rejected": self.still_rejected},
-            "gate": self.gate.to_dict(),
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def model_path(out: Path) -> Path:
-    """Return where the model directory of a taught bundle lies."""
-    return out.with_suffix(".model")
-
-
-def images_path(out: Path) -> Path:
-    """Return where the training images of a taught bundle lie; the folder in it is the category."""
-    return out.with_suffix(".images")
 
 
 def teach(
@@ -161,26 +111,26 @@ def teach(
         True
     """
     config, started = config or TeachConfig(), time.perf_counter()
-    for path in (out, model_path(out), images_path(out)):
-        if path.exists():
-            raise ConfigError(f"{path} exists; choose another -o, or move it away")
+    check_bundle_path(out)
+    _require_free(out)
     taught_from = load_model(model)
-    _require_teachable(taught_from.card, model)
-    given = open_category(images, train_only=True)
-    require_same_images(taught_from.card, given, model, images)
+    card = taught_from.card
+    _require_teachable(card, model)
+    given = _given(images, model, card, config)
     with JournalReader(record) as reader:
-        lessons = _lessons(reader, config)
-        old = _old_bundle(reader, taught_from.card, model, config.bundle)
+        lineage = Lineage(reader, card, model, config.bundle)
+        lessons = _lessons(reader, lineage)
+        waivers = resolve_waivers(config.waivers, lessons)
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.stem}.teaching-", dir=out.parent) as name:
-            work = _Lesson(Path(name), taught_from.card, given.with_bits(taught_from.card.bits), out)
+            work = _Lesson(Path(name), card, given.with_bits(card.bits), out)
             fresh = work.fit(reader, lessons, taught_from, progress)
-            exported = work.export(fresh, old, config)
-            report = work.prove((old, exported), reader, lessons, config, progress)
-            still, scored = _without_them(fresh.card, work.grown)
+            exported = work.export(fresh, lineage.old, config)
+            report = work.prove((lineage, exported), reader, lessons, config, (waivers, progress))
+            still, scored = _scored_without_their_own(fresh.card, work.grown)
             found = TeachReport(
                 out,
-                old,
+                lineage.old,
                 lessons,
                 report,
                 taught_from.threshold,
@@ -190,7 +140,7 @@ def teach(
                 time.perf_counter() - started,
             )
             if report.passed:
-                work.write(exported, fresh, _provenance(found, old, reader, config))
+                work.write(exported, fresh, _provenance(found, lineage.sha256, config))
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -205,7 +155,8 @@ class _Lesson:
         """Return the model of all images."""
         excluded = [] if self._card.audit is None else list(self._card.audit.excluded)
         (kept,) = exclude_images([self._given], excluded)
-        grow(kept, reader, [*lessons.good, *lessons.defective], self.grown)
+        self._before = [one for one in kept.train if one.path.name.startswith(PREFIX)] + list(kept.defects)
+        grow(kept, reader, lessons, self.grown)
         view = View(self._card.height, self._card.width, before.region, align=before.align)
         again = config_again(self._card, view)
         # What people confirmed is learned, however unlike the others it is: that is what they say by it.
@@ -221,58 +172,98 @@ class _Lesson:
         """Return the new bundle, in the precisions that the old one has."""
         with Bundle.open(old) as bundle:
             precisions = bundle.manifest.precisions
-            drop = max(one.max_drop or DEFAULT_MAX_DROP for one in precisions.values())
+            # FP32 has none of its own.
+            drops = [one.max_drop for one in precisions.values() if one.max_drop is not None]
         path = self._folder / self._out.name
         export_bundle(
-            fresh.exportable(self._out.stem), path, precisions=list(precisions), max_drop=drop, cache=config.cache
+            fresh.exportable(self._out.stem),
+            path,
+            precisions=list(precisions),
+            max_drop=max(drops, default=DEFAULT_MAX_DROP),
+            cache=config.cache,
         )
         return path
 
     def prove(
         self,
-        bundles: tuple[Path, Path],
+        bundles: tuple[Lineage, Path],
         reader: JournalReader,
         lessons: Lessons,
         config: TeachConfig,
-        progress: Progress,
+        asked: tuple[Mapping[int, str], Progress],
     ) -> GateReport:
-        """Judge with the old bundle and the new one."""
-        run = RunConfig(config.backend, config.precision)
+        """Judge with the old bundle and the new one, as the line judged."""
+        lineage, exported = bundles
+        run = RunConfig(config.backend, config.precision or lineage.precision())
         sample = draw(lessons.unlabelled, config.sample, self._card.seed)
-        with Inspector.open(bundles[0], run) as old, Inspector.open(bundles[1], run) as new:
-            return prove(old, new, reader, lessons, sample, config.waivers, progress)
+        taught = {file_name(row) for row in (*lessons.labelled(), *lessons.disputed)}
+        earlier = [one for one in self._before if one.path.name not in taught]
+        with (
+            Bundle.open(lineage.old) as references,
+            Inspector.open(lineage.old, run) as old,
+            Inspector.open(exported, run) as new,
+        ):
+            return Proof(old, new, reader, *asked).prove(lessons, earlier, references, sample)
 
     def write(self, exported: Path, fresh: TrainedModel, teaching: dict[str, Any]) -> None:
         """Put bundle, model and training images in place, the bundle last: who sees it finds the others."""
         with Bundle.open(exported) as bundle:
             manifest = bundle.manifest
         provenance = {**manifest.provenance, PROVENANCE_KEY: teaching}
+        written: list[Path] = []
         try:
+            _require_free(self._out)
             (self._folder / "images").rename(images_path(self._out))
-            fresh.save(model_path(self._out))
+            written.append(images_path(self._out))
+            model = self._folder / "model"
+            fresh.save(model)
+            model.rename(model_path(self._out))
+            written.append(model_path(self._out))
             replace_manifest(exported, self._out, manifest.model_copy(update={"provenance": provenance}))
         except BaseException as error:
-            for path in (images_path(self._out), model_path(self._out)):
+            for path in written:  # and nothing that somebody else wrote
                 shutil.rmtree(path, ignore_errors=True)
             if isinstance(error, OSError):
                 raise DataError(f"cannot write beside {self._out}: {reason(error)}; nothing was changed") from error
             raise
 
 
-def _lessons(reader: JournalReader, config: TeachConfig) -> Lessons:
-    lessons = read_lessons(reader)
+def _require_free(out: Path) -> None:
+    for path in (out, model_path(out), images_path(out)):
+        if path.exists():
+            raise ConfigError(f"{path} exists; choose another -o, or move it away")
+
+
+def _given(images: Path, model: Path, card: ModelCard, config: TeachConfig) -> Category:
+    """Return what the model was fitted on, the defects included."""
+    given = open_category(images, train_only=True)
+    require_same_images(card, given, model, images)
+    if config.defects is not None:
+        given = replace(given, defects=(*given.defects, *list_defects(config.defects)))
+    had = 0 if card.defects is None else card.defects.images
+    if len(given.defects) < had:
+        raise ConfigError(
+            f"{model} was fitted with {had} defects at hand, and {images} has {len(given.defects)}; give the others "
+            "with --defects DIR, or the new model forgets them"
+        )
+    return given
+
+
+def _lessons(reader: JournalReader, lineage: Lineage) -> Lessons:
+    lessons = read_lessons(reader, lineage)
+    for rows, why in (
+        (lessons.foreign, "were judged by other models, and teach nothing to this one"),
+        (lessons.disputed, "are disputed, or somebody was unsure of them; they teach nothing"),
+        (lessons.without_image, "are labelled, but the record has no image of them; they teach nothing"),
+    ):
+        if rows:
+            names = ", ".join(map(part_name, rows[:5])) + (" …" if len(rows) > 5 else "")
+            _log.warning("%d parts %s: %s", len(rows), why, names)
     if not lessons.good and not lessons.defective:
         raise DataError(
-            f"the record {reader.folder} has no labelled part with its image, so there is nothing to learn; "
-            "label parts: edgead review"
+            f"the record {reader.folder} has no labelled part of this model with its image, so there is nothing to "
+            "learn; label parts: edgead review"
         )
-    require_known(config.waivers, lessons)
-    for names, why in (
-        (lessons.disputed, "are disputed, or somebody was unsure of them; they teach nothing"),
-        (lessons.without_image, "are labelled, but the record kept no image of them; they teach nothing"),
-    ):
-        if names:
-            _log.warning("%d parts %s: %s", len(names), why, ", ".join(names[:5]) + (" …" if len(names) > 5 else ""))
     return lessons
 
 
@@ -286,31 +277,8 @@ def _require_teachable(card: ModelCard, model: Path) -> None:
         raise ConfigError(f"{model} has own backbone weights, of which only the name is known; fit it with more images")
 
 
-def _old_bundle(reader: JournalReader, card: ModelCard, model: Path, given: Path | None) -> Path:
-    """Return the bundle that is to be replaced."""
-    if given is not None:
-        with Bundle.open(given) as bundle:
-            if _made_from(bundle.manifest, card):
-                return given
-        raise ConfigError(f"{given} was not exported from {model}; give the model directory that it came from")
-    seen = [str(row.body.get("sha256")) for row in reader.rows("bundle")]
-    for digest in reversed(list(dict.fromkeys(seen))):
-        try:
-            path = reader.bundle(digest)
-        except DataError:
-            continue
-        with Bundle.open(path) as bundle:
-            if _made_from(bundle.manifest, card):
-                return path
-    raise ConfigError(f"no bundle of the record {reader.folder} was exported from {model}; give it with --bundle")
-
-
-def _made_from(manifest: Manifest, card: ModelCard) -> bool:
-    return manifest.provenance.get("data_fingerprint") == card.fingerprint and manifest.detector.name == card.detector
-
-
-def _without_them(card: ModelCard, grown: Path) -> tuple[int, int]:
-    """Return how many taught good parts a model without them would reject, and how many were scored so."""
+def _scored_without_their_own(card: ModelCard, grown: Path) -> tuple[int, int]:
+    """Return how many taught good parts lie above the threshold without their own image, of how many scored so."""
     names = image_names([open_category(grown, train_only=True)])
     rows = range(len(card.normal_scores)) if card.scored is None else card.scored
     scores = [
@@ -319,17 +287,15 @@ def _without_them(card: ModelCard, grown: Path) -> tuple[int, int]:
     return sum(score > card.threshold.value for score in scores), len(scores)
 
 
-def _provenance(found: TeachReport, old: Path, reader: JournalReader, config: TeachConfig) -> dict[str, Any]:
+def _provenance(found: TeachReport, old: str, config: TeachConfig) -> dict[str, Any]:
     """Return what the new bundle says of how it came to be; the old one's digest is what it may replace."""
-    with Bundle.open(old) as bundle:
-        sha256 = bundle.sha256
-    number, digest = reader.head()
+    number, digest = found.lessons.head
     taught = (*found.lessons.good, *found.lessons.defective)
     people = sorted({name for lesson in taught for name in lesson.people})
     gate = found.gate.to_dict()
     waived = [one for one in found.gate.labelled if one.waived is not None]
     return {
-        "old_bundle": sha256,
+        "old_bundle": old,
         "record": {"rows": number, "hash": digest},
         "good": len(found.lessons.good),
         "defects": len(found.lessons.defective),

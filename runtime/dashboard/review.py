@@ -123,14 +123,16 @@ class ReviewDesk:
 
     def _promise(self, who: str) -> dict[str, Any] | None:
         """Return what the person's labels say of the promise of the bundle that judged last; none of a routed one."""
-        told = [str(row.body["sha256"]) for row in self._reader.rows("bundle") if row.body.get("sha256")]
+        told = [row for row in self._reader.rows("bundle") if row.body.get("sha256")]
         if not told:
             return None
-        if self._promised is None or self._promised[0] != told[-1]:
+        digest = str(told[-1].body["sha256"])
+        if self._promised is None or self._promised[0] != digest:
             promised = None
-            with suppress(EdgeadError), Bundle.open(self._reader.bundle(told[-1])) as bundle:
-                promised = bundle.manifest.promised().get(None)
-            self._promised = told[-1], promised
+            with suppress(EdgeadError), Bundle.open(self._reader.bundle(digest)) as bundle:
+                opened = self._reader.setup(told[-1]).get("opened") or {}
+                promised = bundle.manifest.promised(opened.get("precision") or "fp32").get(None)
+            self._promised = digest, promised
         promised = self._promised[1]
         state = None if promised is None else self._queue.promise(who, promised)
         return None if state is None else state.to_dict()

@@ -51,6 +51,8 @@ class PromiseState:
 
     def explain(self) -> str:
         """Return one sentence for a person."""
+        if not self.parts:
+            return "no part known to be good was judged by the promised threshold yet: nothing is tested"
         where = "" if self.category is None else f"{self.category}: "
         seen = f"{where}{self.false_alarms} of {self.parts} parts known to be good were rejected"
         if self.broken:

@@ -11,10 +11,11 @@ from typing import Any
 
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.errors import BundleError, ConfigError, DataError, EdgeadError
-from edgead.runtime.files import reason
+from edgead.runtime.files import atomic_write, reason
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.journal.bundles import keep_bundle
 from edgead.runtime.journal.rows import NewRow, person
+from edgead.runtime.journal.schema import bundle_path
 from edgead.runtime.journal.sink import RecordSink
 from edgead.runtime.journal.writer import now_ms
 
@@ -65,8 +66,8 @@ class TakeOver:
     def take(self, who: str, expected: str) -> dict[str, Any]:
         """Let the bundle that waits take over, and return the record of it.
 
-        It is checked on this device first (`Inspector.swap`), then the files change places: the old one stays as
-        ``previous``, so that the next start begins with the new one. Whatever fails, the old one goes on.
+        It is checked on this device first (`Inspector.swap`), then the files change places, so that the next start
+        begins with the new one; the old one stays as ``previous``, and so do model and training images beside it.
 
         Args:
             who: the person, 80 characters at most.
@@ -75,7 +76,7 @@ class TakeOver:
         Raises:
             ConfigError: no name, nothing waits, or another one does.
             BundleError, BackendError: it cannot be used on this device.
-            DataError: it could not be written down, or the files could not be moved.
+            DataError: it could not be written down, or the files could not be moved; the old one goes on.
         """
         who = person(who)
         with self._lock:
@@ -87,14 +88,21 @@ class TakeOver:
             if offered["sha256"] != expected:
                 raise ConfigError("another bundle waits by now; look at it again")
             said = {"who": who, "old": running[1], "new": expected, "taught": offered["taught"]}
-            self._tell("takeover", "asked for", said)
+            self._tell("asked for", said)
             try:
-                self._exchange(running[0], expected)
+                self._exchange(*running, expected)
             except EdgeadError as error:
-                self._tell("takeover", "refused", {**said, "reason": str(error)})
+                self._tell("refused", {**said, "reason": str(error)})
                 raise
-            self._tell("takeover", "done", said)
             _log.warning("%s let the taught bundle %s take over", who, expected[:12])
+            try:
+                self._record.note(
+                    "reloaded", {"model": self._inspector.name, "bundle": str(running[0]), "sha256": expected}
+                )
+                self._tell("done", said)
+            except EdgeadError as error:  # it judges; what the record lacks is said
+                _log.error("the take-over is done, and could not be written down: %s", error)
+                return {**said, "not_recorded": str(error)}
             return said
 
     def _look(self, path: Path, running: str) -> dict[str, Any]:
@@ -110,27 +118,68 @@ class TakeOver:
             return {**found, "problem": f"{path} was taught to replace another bundle than the one that judges"}
         return found
 
-    def _exchange(self, path: Path, sha256: str) -> None:
-        waiting, previous = next_path(path), previous_path(path)
-        # Kept before it judges anything: what it decides can be made again whatever happens in between.
-        keep_bundle(self._record.journal.folder, waiting, sha256)
-        self._inspector.swap(waiting)
+    def _exchange(self, path: Path, old: str, new: str) -> None:
+        folder, waiting = self._record.journal.folder, next_path(path)
+        with Bundle.open(path) as bundle:
+            there = bundle.sha256
+        if there != old:
+            raise ConfigError(f"{path} is another bundle than the one that judges; reload it first (SIGHUP)")
+        # Both are kept first: what they decide can be made again, and either can be put back, whatever happens.
+        keep_bundle(folder, path, old)
+        keep_bundle(folder, waiting, new)
+        kept_old, kept_new = (bundle_path(folder, digest) for digest in (old, new))
+        self._inspector.swap(kept_new)
         try:
-            shutil.copyfile(path, previous)
-            waiting.replace(path)
+            judging = self._inspector.bundle
+            if judging is None or judging[1] != new:
+                raise BundleError(f"{waiting} was exchanged while it was taken over")
+            _copy(kept_old, previous_path(path))
+            _copy(kept_new, path)
             # The same bundle by its final name, which self-tests and reloads read.
             self._inspector.swap(path)
         except (OSError, EdgeadError) as error:
-            if not waiting.exists():
-                path.replace(waiting)
-                previous.replace(path)
-            self._inspector.swap(path)
             why = reason(error) if isinstance(error, OSError) else str(error)
+            self._put_back(path, kept_old, why)
             raise DataError(f"cannot put {waiting} in the place of {path}: {why}; the old one goes on") from error
-        bundle = self._inspector.bundle
-        assert bundle is not None
-        self._record.note("reloaded", {"model": self._inspector.name, "bundle": str(bundle[0]), "sha256": bundle[1]})
+        _tidy(path)
 
-    def _tell(self, kind: str, event: str, fields: Mapping[str, Any]) -> None:
-        row = NewRow(kind, now_ms(), body={"event": event, **fields})  # type: ignore[arg-type]
-        self._record.journal.add_and_wait(row)
+    def _put_back(self, path: Path, kept_old: Path, why: str) -> None:
+        """Have the old bundle judge again; raises `DataError` where not even that is possible."""
+        try:
+            _copy(kept_old, path)
+        except EdgeadError as error:
+            _log.error("%s holds another bundle than the one that judges: %s", path, error)
+        for place in (path, kept_old):
+            try:
+                self._inspector.swap(place)
+                return
+            except EdgeadError as error:
+                _log.error("%s cannot be put back: %s", place, error)
+        raise DataError(
+            f"the take-over failed ({why}), and the old bundle cannot be put back: the NEW one judges; restart"
+        )
+
+    def _tell(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._record.journal.add_and_wait(NewRow("takeover", now_ms(), body={"event": event, **fields}))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all."""
+    with source.open("rb") as stream, atomic_write(target, DataError) as out:
+        shutil.copyfileobj(stream, out)
+
+
+def _tidy(path: Path) -> None:
+    """Give what lies beside the new bundle the names of what lay beside the old one, as far as it is there."""
+    waiting, previous = next_path(path), previous_path(path)
+    waiting.unlink(missing_ok=True)
+    for suffix in (".model", ".images"):
+        fresh, now, old = (one.with_suffix(suffix) for one in (waiting, path, previous))
+        try:
+            if fresh.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+                if now.exists():
+                    now.rename(old)
+                fresh.rename(now)
+        except OSError as error:
+            _log.warning("%s keeps its name: %s", fresh, reason(error))

@@ -25,6 +25,7 @@ from edgead.runtime.journal.schema import image_path
 
 QUEUES = ("rejected", "near", "sample")
 _KEPT = 2000  # of the sample's order and of the near-misses; more than people review in weeks
+_TENTH = 2.0**64 / 10  # of the chances
 # Of four parts shown, two are rejects: those cost the line money now.
 _TURN = ("rejected", "sample", "rejected", "near")
 
@@ -78,7 +79,7 @@ class ReviewQueue:
         self._order: list[tuple[int, int]] = []  # (-chance, seq): the `_KEPT` first of the random order, as a heap
         self._near: list[tuple[float, int]] = []  # (score - threshold, seq): the `_KEPT` nearest, as a heap
         self._rejected: list[int] = []
-        self._alarms: list[tuple[float, int]] = []  # (chance, seq) of rejects, as likely in the sample as passed parts
+        self._tested: list[int] = []  # rows of a random `_TENTH` of all parts, by which the promise is tested
 
     def next(self, who: str, queue: str | None = None, skip: Collection[int] = ()) -> Row | None:
         """Return the part that a person looks at next, None where all of a queue were labelled by that person.
@@ -129,26 +130,19 @@ class ReviewQueue:
     def promise(self, who: str, promised: Threshold) -> PromiseState | None:
         """Return what parts that a person called good say of the promised false-alarm rate; None without a promise.
 
-        Rejects that people look at first are no fair test. Counted is the reviewed beginning of the random order, in
-        which rejects have their places as well (as likely as passed parts, of which not all images may be kept), and of
-        it the parts that are called good, in the order in which they were judged by the promised threshold.
+        Rejects that people look at first are no fair test. Counted are parts of a random tenth of all (rejects as
+        likely as passed parts, of which not all images may be kept), in the order in which they were judged, up to the
+        first one that this person has not labelled: later looks only add to what was counted, and all is one test.
         """
         if not promised.n_normals or not 0.0 < promised.high < 1.0:
             return None
         self._read_on()
-        said = self._said(who)
-        passed = [(-chance, seq) for chance, seq in self._order]
-        # Beyond the last passed part that is kept, only rejects would be left.
-        last = max(passed, default=(0, 0))[0] if len(passed) == _KEPT else 1 << 64
-        good = []
-        for chance, seq in sorted([*passed, *self._alarms]):
-            if chance > last or (seq not in said and image_path(self._reader.folder, seq).is_file()):
+        said, watch = self._said(who), FalseAlarmWatch(promised.high)
+        for seq in sorted(self._tested):
+            if seq not in said:
                 break
-            if said.get(seq) == "good":
-                good.append(seq)
-        watch = FalseAlarmWatch(promised.high)
-        for row in map(self._reader.part, sorted(good)):
-            if row.body.get("threshold") == promised.value:
+            row = self._reader.part(seq)
+            if said[seq] == "good" and row.body.get("threshold") == promised.value:
                 watch.observe(rejected=row.decision == "ANOMALY")
         return watch.state
 
@@ -173,7 +167,7 @@ class ReviewQueue:
             # Also the labelled ones of them, whose image is still there: a sample of what people chose is biased. Begun
             # anew, because parts that came after the first `_KEPT` were forgotten.
             self._gone, self._after, self._passed = gone, gone, 0
-            self._order, self._near, self._rejected, self._alarms = [], [], [], []
+            self._order, self._near, self._rejected, self._tested = [], [], [], []
         kept = None
         for row in self._reader.parts(after=self._after):
             self._after = row.seq
@@ -185,10 +179,12 @@ class ReviewQueue:
                 self._rejected.append(row.seq)
                 if kept is None:
                     kept = _KeptShares(self._reader)
-                if row.decision == "ANOMALY" and second < kept.of(row.seq) * 2.0**64:
-                    self._alarms.append((chance, row.seq))
+                if row.decision == "ANOMALY" and chance < _TENTH and second < kept.of(row.seq) * 2.0**64:
+                    self._tested.append(row.seq)
                 continue
             self._passed += 1
+            if chance < _TENTH:
+                self._tested.append(row.seq)
             _keep(self._order, (-chance, row.seq))
             threshold = row.body.get("threshold")
             if row.score is not None and threshold is not None:

@@ -28,11 +28,11 @@ class PromiseSink(Sink):
 
     The promise is the upper end of the threshold's 95 % interval: what lies within it is no broken promise. Parts that
     were not inspected do not count, nor do those judged by another threshold than the bundle's. Where the inspector
-    goes on with another bundle, the test begins anew.
+    goes on with a bundle that promises otherwise, a test of that one begins; what was found broken stays in `report`.
 
     Args:
         inspector: the one that judges the stream; all its parts must be good.
-        risk: chance of a wrong warning in the whole run, of all categories together.
+        risk: chance of a wrong warning in the whole run of one bundle, of all categories together.
 
     Raises:
         ConfigError: its thresholds promise no false-alarm rate.
@@ -45,6 +45,7 @@ class PromiseSink(Sink):
         self._inspector, self._risk = inspector, risk
         self._promised: Mapping[str | None, Threshold] = {}
         self._watches: dict[str | None, FalseAlarmWatch] = {}
+        self._broken: list[PromiseState] = []  # by bundles before this one
         self._renew()
         if not self._watches:
             raise ConfigError(
@@ -67,14 +68,21 @@ class PromiseSink(Sink):
 
     def report(self) -> list[PromiseState]:
         """Return what the parts so far say, of each category."""
-        return [watch.state for watch in list(self._watches.values())]
+        return [*self._broken, *(watch.state for watch in list(self._watches.values()))]
 
     def _renew(self) -> None:
-        self._promised = self._inspector.promised
+        before, self._promised = self._promised, self._inspector.promised
+        if before and _terms(before) == _terms(self._promised):
+            return  # the same promise, such as of the same bundle reloaded
+        self._broken += [watch.state for watch in self._watches.values() if watch.state.broken]
         kept = {name: one for name, one in self._promised.items() if one.n_normals and 0.0 < one.high < 1.0}
         self._watches = {
             name: FalseAlarmWatch(one.high, risk=self._risk / len(kept), category=name) for name, one in kept.items()
         }
+
+
+def _terms(promised: Mapping[str | None, Threshold]) -> dict[str | None, tuple[float, float]]:
+    return {name: (one.value, one.high) for name, one in promised.items()}
 
 
 def promise_watch(inspector: object, *, known_good: bool) -> list[Sink]:

@@ -217,6 +217,8 @@ def test_signoff_prints_a_study_and_writes_page_json_and_signature(edgead, plate
     refused = edgead("signoff", plate_bundle, study, "--key", tmp_path / "no.pem")
     assert refused.code == 2
     assert "give the page with -o" in refused.err
+    refused = edgead("signoff", plate_bundle, study, "-o", tmp_path / "report.json")
+    assert (refused.code, "must end in .html" in refused.err) == (2, True)
     refused = edgead("signoff", plate_bundle, tmp_path, "-o", tmp_path / "x.html")
     assert refused.code == 2
     assert not (tmp_path / "x.html").exists()

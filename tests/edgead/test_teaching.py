@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from edgead.model.model import load_model
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.device.check import check_bundle
 from edgead.runtime.errors import ConfigError, DataError
+from edgead.runtime.frame import Decision
 from edgead.runtime.journal.reader import JournalReader
+from edgead.runtime.journal.rows import Row
 from edgead.runtime.journal.writer import Journal
 from edgead.teaching import TeachConfig, teach
 from edgead.teaching.gate import draw
@@ -72,6 +75,13 @@ def label(record: Path, what: Callable[[str], str | None], who: str = "Ann") -> 
             word = what(Path(str(row.body["name"])).stem)
             if word is not None:
                 journal.label(row.seq, word, who, defect="crack" if word == "defect" else None)
+
+
+class Everything:
+    """Any model's parts."""
+
+    def judged(self, row: Row) -> bool:
+        return row.kind == "part"
 
 
 def truth(name: str) -> str:
@@ -178,7 +188,7 @@ def test_a_poisoned_label_set_is_refused_and_nothing_is_written(
     assert refused["written"] is None
     assert all((one["label"], one["old"], one["new"]) == ("defect", "ANOMALY", "OK") for one in problems)
     # Each of them waived by name: it is written, and says who let it pass.
-    waivers = [text for one in problems for text in ("--waive", f"{one['row']}=scrap, not a defect")]
+    waivers = [text for one in problems for text in ("--waive", f"row:{one['row']}=scrap, not a defect")]
     assert edgead(*arguments, *waivers).code == 2  # by nobody
     done = edgead(*arguments, *waivers, "--by", "Ann", "--json")
     assert done.code == 0, done.err
@@ -197,7 +207,7 @@ def test_the_last_word_of_each_person_counts_and_where_people_differ_nothing_is_
     label(record, lambda name: {"worn00": "defect"}.get(name))
     label(record, lambda name: {"mono00": "good", "mono01": "defect"}.get(name), "Ben")
     with JournalReader(record) as reader:
-        found = read_lessons(reader)
+        found = read_lessons(reader, Everything())
         names = {row.seq: Path(str(row.body["name"])).stem for row in reader.parts()}
     assert [names[one.row.seq] for one in found.good] == ["mono00"]
     assert found.good[0].people == ("Ann", "Ben")
@@ -213,13 +223,12 @@ def test_a_part_is_one_file_and_the_images_of_the_fit_are_never_written(
     category = open_category(line / "cell", train_only=True)
     before = {path: path.read_bytes() for path in (line / "cell").rglob("*.png")}
     with JournalReader(record) as reader:
-        found = read_lessons(reader)
-        first = grow(category, reader, [*found.good, *found.defective], tmp_path / "one" / "cell")
+        found = read_lessons(reader, Everything())
+        first = grow(category, reader, found, tmp_path / "one" / "cell")
     label(record, lambda name: {"poly00": "defect", "worn00": "good"}.get(name))
     with JournalReader(record) as reader:
-        found = read_lessons(reader)
-        second = grow(open_category(first, train_only=True), reader, [*found.good, *found.defective],
-                      tmp_path / "two" / "cell")  # fmt: skip
+        found = read_lessons(reader, Everything())
+        second = grow(open_category(first, train_only=True), reader, found, tmp_path / "two" / "cell")
         pixels = [reader.frame(one.row).image for one in found.good]
     taught = {
         folder: sorted(p.name for p in (second / "train" / folder).glob("taught-*")) for folder in ("good", "crack")
@@ -245,7 +254,7 @@ def test_the_sample_is_drawn_by_the_seed() -> None:
 
 def test_what_cannot_be_taught_is_one_line(edgead, line: Path, record: Path, made_images: Path, tmp_path: Path) -> None:
     model, images, out = line / "cell.model", line / "cell", tmp_path / "next.edgead"
-    with pytest.raises(DataError, match="no labelled part with its image"):
+    with pytest.raises(DataError, match="no labelled part of this model with its image"):
         teach(model, images, record, out)
     label(record, lambda name: "good" if name == "poly00" else None)
     with pytest.raises(DataError, match="was fitted on other images"):
@@ -267,7 +276,7 @@ def test_what_cannot_be_taught_is_one_line(edgead, line: Path, record: Path, mad
     assert out.read_bytes() == b"mine"
     refused = edgead("teach", model, images, "--record", record, "-o", tmp_path / "x.edgead", "--waive", "nonsense")
     assert refused.code == 2
-    assert "--waive takes PART=REASON" in refused.error
+    assert "--waive takes row:N=REASON" in refused.error
     refused = edgead("teach", model, images, "--record", tmp_path / "nowhere", "-o", tmp_path / "x.edgead")
     assert refused.code == 2
     assert "\n" not in refused.error
@@ -277,9 +286,129 @@ def test_what_cannot_be_taught_is_one_line(edgead, line: Path, record: Path, mad
 def test_a_stored_image_that_was_altered_ends_the_lesson(line: Path, record: Path, tmp_path: Path) -> None:
     label(record, lambda name: "good" if name == "poly00" else None)
     with JournalReader(record) as reader:
-        (lesson,) = read_lessons(reader).good
+        (lesson,) = read_lessons(reader, Everything()).good
     (stored,) = [p for p in (record / "images").rglob("*.png") if int(p.stem) == lesson.row.seq]
     Image.fromarray(np.zeros((150, 150), np.uint8)).save(stored)
     with pytest.raises(DataError, match="holds other pixels than"):
         teach(line / "cell.model", line / "cell", record, tmp_path / "next.edgead")
     assert [p.name for p in tmp_path.iterdir()] == ["record"]
+
+
+# What a review found
+
+
+def test_names_that_collide_cost_no_image_and_originals_stay_as_they_are(record: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    places = ("good/000", "good/001", "ok/000", "ok/001", "scratch 1/0", "scratch_1/0")
+    for place in places:
+        path = tmp_path / "part" / "train" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 20), dtype=np.uint8)).save(path)
+    before = {path: path.read_bytes() for path in (tmp_path / "part").rglob("*.png")}
+    category = open_category(tmp_path / "part", train_only=True)
+    with JournalReader(record) as reader:
+        grown = open_category(
+            grow(category, reader, read_lessons(reader, Everything()), tmp_path / "new" / "part"), train_only=True
+        )
+    assert (len(grown.train), len(grown.defects)) == (len(category.train), len(category.defects)) == (4, 2)
+    assert {path.read_bytes() for one in (grown.train, grown.defects) for path in (s.path for s in one)} == set(
+        before.values()
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_label_that_was_taken_back_is_no_longer_taught(line: Path, record: Path, tmp_path: Path) -> None:
+    category = open_category(line / "cell", train_only=True)
+    label(record, lambda name: "good" if name in ("poly00", "poly01") else None)
+    with JournalReader(record) as reader:
+        first = grow(category, reader, read_lessons(reader, Everything()), tmp_path / "one" / "cell")
+    label(record, lambda name: "unsure" if name == "poly00" else None)
+    with JournalReader(record) as reader:
+        second = grow(
+            open_category(first, train_only=True), reader, read_lessons(reader, Everything()), tmp_path / "two" / "cell"
+        )
+    assert len(list((first / "train" / "good").glob("taught-*"))) == 2
+    assert len(list((second / "train" / "good").glob("taught-*"))) == 1
+
+
+def test_parts_of_another_product_teach_nothing(line: Path, record: Path, made_images: Path, tmp_path: Path) -> None:
+    """One record, two models: what the plate's model judged is no lesson for the cell's."""
+    from edgead.cli import run
+
+    plate = edgead.fit(made_images / "plate", detector="padim", settings={"dimensions": 20}, size=64)
+    plate.export(tmp_path / "plate.edgead")
+    good = made_images / "plate" / "test" / "good"
+    assert run(["run", str(tmp_path / "plate.edgead"), "--source", str(good), "--record", str(record)]) == 0
+    label(record, lambda name: "good" if not name.startswith(("mono", "worn")) else None)
+    model = load_model(line / "cell.model")
+    from edgead.teaching.lineage import Lineage
+
+    with JournalReader(record) as reader:
+        lessons = read_lessons(reader, Lineage(reader, model.card, line / "cell.model"))
+    assert len(lessons.good) == 12
+    assert len(lessons.foreign) == len(list(good.iterdir()))
+
+
+def test_what_the_line_caught_counts_and_waivers_name_one_part(record: Path) -> None:
+    from edgead.teaching.gate import Judged, _problem, resolve_waivers
+
+    one = Judged("part 1", 7, "defect", None, Decision.OK, Decision.OK, (0.9, 0.8), recorded="ANOMALY")
+    assert _problem(one) == "a defect that was caught now passes"  # by a threshold that was set on the page
+    unseen = Judged("part 1", 7, "defect", None, Decision.NOT_INSPECTED, Decision.OK, (0.9, 0.8))
+    assert _problem(unseen) == "a defect that was caught now passes"
+    disputed = Judged("part 1", 7, "disputed", None, Decision.ANOMALY, Decision.OK, (1.1, 0.8))
+    assert _problem(disputed) == "what somebody calls a defect was caught now passes"
+    assert _problem(Judged("p", 7, "defect", None, Decision.OK, Decision.OK, (0.9, 0.8), recorded="OK")) is None
+    label(record, truth)
+    with JournalReader(record) as reader:
+        lessons = read_lessons(reader, Everything())
+    rows = [one.row for one in lessons.good]
+    twice = [replace(rows[0], part="5", seq=3), replace(rows[1], part="7", seq=5)]
+    named = replace(lessons, good=tuple(replace(one, row=row) for one, row in zip(lessons.good, twice, strict=False)))
+    with pytest.raises(ConfigError, match=r"--waive 5 fits 2 labelled parts, rows 3, 5"):
+        resolve_waivers({"5": "why"}, named)
+    assert resolve_waivers({"row:5": "a", "part:5": "b"}, named) == {5: "a", 3: "b"}
+
+
+def test_a_model_that_had_defects_keeps_them_or_is_not_taught(line: Path, record: Path, tmp_path: Path) -> None:
+    label(record, lambda name: "good" if name == "poly00" else None)
+    worn = tmp_path / "defects" / "worn"
+    worn.mkdir(parents=True)
+    for number, path in enumerate(sorted((line / "parts").glob("worn*.png"))[:3]):
+        shutil.copy(path, worn / f"{number}.png")
+    model = fit(line / "cell", size=96, settings={"bank_size": 1024}, defects=tmp_path / "defects")
+    model.save(tmp_path / "cell.model")
+    bundle = TeachConfig(bundle=line / "cell.edgead")
+    with pytest.raises(ConfigError, match=r"was fitted with 3 defects at hand, and .* has 0; give the others"):
+        teach(tmp_path / "cell.model", line / "cell", record, tmp_path / "next.edgead", bundle)
+    found = teach(
+        tmp_path / "cell.model", line / "cell", record, tmp_path / "next.edgead",
+        replace(bundle, defects=tmp_path / "defects"),
+    )  # fmt: skip
+    images = [one for one in found.gate.labelled if one.name.startswith("image ")]
+    assert [one.label for one in images] == ["defect"] * 3  # which the gate judges, too
+    if found.gate.passed:
+        card = load_model(tmp_path / "next.model").card.defects
+        assert card is not None
+        assert card.images == 3
+
+
+def test_the_second_of_two_lessons_to_one_place_takes_nothing_away(
+    line: Path, record: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from edgead.teaching import teaching
+
+    label(record, lambda name: "good" if name == "poly00" else None)
+    out, others = tmp_path / "next.edgead", tmp_path / "next.images"
+    write = teaching._Lesson.write
+
+    def late(self, *given) -> None:
+        others.mkdir()
+        (others / "theirs").write_text("kept")
+        write(self, *given)
+
+    monkeypatch.setattr(teaching._Lesson, "write", late)
+    with pytest.raises(ConfigError, match="exists"):
+        teach(line / "cell.model", line / "cell", record, out)
+    assert (others / "theirs").read_text() == "kept"
+    assert not out.exists()

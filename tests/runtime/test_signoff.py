@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -203,8 +204,10 @@ def test_a_study_says_what_the_station_and_people_decide(make_bundle, folder) ->
 
 @needs_onnxruntime
 def test_a_capture_that_passes_makes_its_part_an_escape(make_bundle, folder) -> None:
-    good = (folder / "good" / "p0" / "0.png").read_bytes()
-    (folder / "spot" / "p6" / "1.png").write_bytes(good)
+    from PIL import Image
+
+    plain = np.random.default_rng(9).integers(95, 105, (31, 45, 3), dtype=np.uint8)
+    Image.fromarray(plain).save(folder / "spot" / "p6" / "1.png")
     found = study(make_bundle(), folder)
     assert (found.station.miss.seen, found.station.miss.n) == (1, 4)
     assert found.station.within == Share.of(8, 9)
@@ -229,3 +232,11 @@ def test_the_page_and_the_json_say_it_all(make_bundle, folder) -> None:
     signed = signoff_page(found, datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc), {"signature": "ab12"})
     assert "ab12" in signed
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+@needs_onnxruntime
+def test_one_picture_is_no_capture_of_two_parts(make_bundle, folder) -> None:
+    """Copies would support a claim about parts that nobody saw."""
+    shutil.copy(folder / "spot" / "p6" / "0.png", folder / "spot" / "p7" / "2.png")
+    with pytest.raises(DataError, match=r"p7/2.png is also a capture of spot/p6"):
+        study(make_bundle(), folder)

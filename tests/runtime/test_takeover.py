@@ -19,7 +19,7 @@ from edgead.runtime.bundle.writing import replace_manifest
 from edgead.runtime.dashboard.review import ReviewDesk
 from edgead.runtime.dashboard.sink import LivePage
 from edgead.runtime.decision.threshold import Threshold
-from edgead.runtime.errors import BundleError, DataError
+from edgead.runtime.errors import BundleError, ConfigError, DataError, EdgeadError
 from edgead.runtime.frame import Frame
 from edgead.runtime.inspection.takeover import TakeOver, next_path, previous_path
 from edgead.runtime.journal.reader import JournalReader
@@ -71,37 +71,53 @@ def say(folder: Path, words: dict[str, str], who: str = "Ann") -> None:
 # The promised rate, from labels
 
 
-def test_the_promise_is_tested_by_the_random_order_up_to_what_nobody_has_seen(record: Path) -> None:
-    promised = Threshold(20.0, 0.01, 120, 0.0002, 0.03, True)
-    say(record, {f"p{number}": "good" for number in range(24, 30)})  # rejects are looked at first, as people do
-    with JournalReader(record) as reader:
-        state = ReviewQueue(reader).promise("Ann", promised)
-        assert state is not None
-        assert state.parts < 6
-        assert not state.broken
+PROMISED = Threshold(20.0, 0.01, 120, 0.0002, 0.03, True)
+
+
+def test_the_promise_is_tested_by_a_random_tenth_in_order_up_to_what_nobody_has_seen(
+    make_bundle, tmp_path: Path
+) -> None:
+    """A fifth of 400 good parts is rejected. People look at rejects first, which alone prove nothing."""
+    images = pictures(400, 80)
+    order = np.random.default_rng(1).permutation(400)
+    folder = recorded(make_bundle(), tmp_path / "record", [images[place] for place in order])
+    with JournalReader(folder) as reader:
+        rejects = {str(row.part): "good" for row in reader.parts() if row.decision == "ANOMALY"}
+        rest = {str(row.part): "good" for row in reader.parts() if row.decision == "OK"}
         assert ReviewQueue(reader).promise("Ann", Threshold(20.0, 0.01, 0, 0.0, 1.0, False)) is None
-    say(record, {f"p{number}": "good" for number in range(24)} | {"p2": "defect", "p3": "unsure"})
-    with JournalReader(record) as reader:
-        state = ReviewQueue(reader).promise("Ann", promised)
+    say(folder, rejects)
+    seen = []
+    passed = list(rest)
+    for share in (0, 100, 200, 320):
+        say(folder, dict.fromkeys(passed[:share], "good"))
+        with JournalReader(folder) as reader:
+            state = ReviewQueue(reader).promise("Ann", PROMISED)
         assert state is not None
-        assert (state.parts, state.false_alarms, state.broken) == (28, 6, True)
-        for other in ("Ben", "Ann"):
-            found = ReviewQueue(reader).promise(other, Threshold(19.0, 0.01, 120, 0.0002, 0.03, True))
+        seen.append((state.parts, state.false_alarms))
+    assert seen == sorted(seen)  # later looks only add
+    assert seen[0][0] <= 3
+    assert 25 <= seen[-1][0] <= 60
+    assert state.broken
+    assert 0.05 < state.false_alarms / state.parts < 0.45
+    with JournalReader(folder) as reader:
+        for who, promised in (("Ben", PROMISED), ("Ann", Threshold(19.0, 0.01, 120, 0.0002, 0.03, True))):
+            found = ReviewQueue(reader).promise(who, promised)
             assert found is not None
-            assert found.parts == 0  # another person, another threshold
+            assert found.parts == 0
+            assert "nothing is tested" in found.explain()
 
 
 def test_where_few_passed_parts_are_kept_as_few_rejects_count(make_bundle, tmp_path: Path) -> None:
     """A quarter of the passed parts has images, and all rejects have: all are called good, a fifth are rejected."""
-    folder = recorded(make_bundle(), tmp_path / "record", pictures(400, 80), "?images=rejected&sample=0.25")
+    folder = recorded(make_bundle(), tmp_path / "record", pictures(1500, 300), "?images=rejected&sample=0.25")
     with JournalReader(folder) as reader:
         kept = [row.part for row in reader.parts() if row.image is not None]
     say(folder, {str(part): "good" for part in kept})
     with JournalReader(folder) as reader:
-        state = ReviewQueue(reader).promise("Ann", Threshold(20.0, 0.01, 120, 0.0002, 0.03, True))
+        state = ReviewQueue(reader).promise("Ann", PROMISED)
     assert state is not None
-    assert 60 < state.parts < 140
-    assert 0.08 < state.false_alarms / state.parts < 0.36  # .2, and not the .5 of all that have images
+    assert 18 < state.parts < 62
+    assert state.false_alarms / state.parts < 0.42  # about .2, and not the .5 of all that have images
 
 
 # Over HTTP
@@ -306,3 +322,48 @@ def test_files_that_cannot_change_places_leave_the_old_bundle_judging(line, monk
     assert [result.threshold for result in running.results] == [20.0] * 4
     assert bundle.read_bytes() == before
     assert waiting.exists()
+
+
+def test_where_the_file_is_another_bundle_than_the_one_that_judges_nothing_takes_over(line) -> None:
+    running, bundle = line
+    waiting = taught(bundle, next_path(bundle))
+    takeover = TakeOver(running.inspector, running.record)
+    offered = takeover.offered()
+    assert offered is not None
+    taught(bundle, bundle, value=99.0)  # somebody put another one there, and has not reloaded it
+    with pytest.raises(ConfigError, match="is another bundle than the one that judges"):
+        takeover.take("Ann", offered["sha256"])
+    running.push(pictures(2, 0))
+    assert [result.threshold for result in running.results] == [20.0] * 2
+    assert waiting.exists()
+
+
+def test_a_file_that_is_exchanged_on_the_way_does_not_judge(line, monkeypatch) -> None:
+    running, bundle = line
+    waiting = taught(bundle, next_path(bundle))
+    takeover = TakeOver(running.inspector, running.record)
+    offered = takeover.offered()
+    assert offered is not None
+    taught(bundle, waiting, value=77.0)
+    monkeypatch.setattr(takeover, "offered", lambda: offered)  # seen a moment before
+    with pytest.raises(EdgeadError):
+        takeover.take("Ann", offered["sha256"])
+    running.push(pictures(2, 0))
+    assert [result.threshold for result in running.results] == [20.0] * 2
+
+
+def test_model_and_images_beside_the_bundle_change_names_with_it(line) -> None:
+    running, bundle = line
+    for path in (bundle, next_path(bundle)):
+        for suffix in (".model", ".images"):
+            path.with_suffix(suffix).mkdir()
+            (path.with_suffix(suffix) / path.name).touch()
+    taught(bundle, next_path(bundle))
+    takeover = TakeOver(running.inspector, running.record)
+    offered = takeover.offered()
+    assert offered is not None
+    takeover.take("Ann", offered["sha256"])
+    for suffix in (".model", ".images"):
+        assert [p.name for p in bundle.with_suffix(suffix).iterdir()] == ["plate.next.edgead"]
+        assert [p.name for p in previous_path(bundle).with_suffix(suffix).iterdir()] == ["plate.edgead"]
+        assert not next_path(bundle).with_suffix(suffix).exists()

@@ -52,6 +52,8 @@ def signoff(
 
     if key is not None and output is None:
         raise ConfigError("--key signs the JSON beside the page; give the page with -o")
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{output} must end in .html: its JSON goes beside it, under the same name")
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}; make it first")
     signer = None

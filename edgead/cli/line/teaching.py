@@ -47,11 +47,15 @@ def teach(
             metavar="OLD.edgead", help="The bundle to replace.", show_default="the newest of the record made from MODEL"
         ),
     ] = None,
+    defects: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The --defects of its fit, where it had one.", show_default=False),
+    ] = None,
     waive: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PART=REASON",
-            help="Let a labelled part be decided worse, by its id or row; repeat it.",
+            metavar="row:N=REASON",
+            help="Let a labelled part be decided worse, by row:N or part:ID; repeat it.",
             show_default=False,
         ),
     ] = None,
@@ -81,7 +85,7 @@ def teach(
 
     if page is not None and not page.parent.is_dir():
         raise ConfigError(f"there is no folder {page.parent}; make it first")
-    config = TeachConfig(bundle, backend, precision, sample, _waivers(waive or ()), by)
+    config = TeachConfig(bundle, backend, precision, defects, sample, _waivers(waive or ()), by)
     with out.progress() as step:
         report = learn(model, images, record, output, config, progress=step)
     payload = report.to_dict()
@@ -94,11 +98,14 @@ def teach(
     out.finish(payload, *_tables(report))
     if not report.gate.passed:
         problems = report.gate.problems
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ParityError(
-            f"refused, nothing was written: {problems[0].name}: {problems[0].problem}{more}; look at its label, or "
-            f"waive it: --waive '{problems[0].seq}=REASON' --by NAME"
+        first = problems[0]
+        way = (
+            f"look at its label, or waive it: --waive 'row:{first.seq}=REASON' --by NAME"
+            if first.seq
+            else "look at the image, and take it away where it shows something else"
         )
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ParityError(f"refused, nothing was written: {first.name}: {first.problem}{more}; {way}")
 
 
 def _waivers(texts: list[str] | tuple[()]) -> dict[str, str]:
@@ -108,7 +115,7 @@ def _waivers(texts: list[str] | tuple[()]) -> dict[str, str]:
     for text in texts:
         part, separator, why = text.partition("=")
         if not separator or not part.strip():
-            raise ConfigError(f"--waive takes PART=REASON, not '{text}'")
+            raise ConfigError(f"--waive takes row:N=REASON or part:ID=REASON, not '{text}'")
         found[part.strip()] = why.strip()
     return found
 
@@ -126,8 +133,8 @@ def _tables(report: TeachReport) -> list[Any]:
     facts = {
         "learned": f"{len(lessons.good)} good parts, {len(lessons.defective)} defects",
         "threshold": report.after.explain(),
-        "taught good parts": f"{report.still_rejected} of {report.scored} would be rejected by a model that was not "
-        "taught them",
+        "taught good parts": f"{report.still_rejected} of {report.scored} lie above the threshold when scored without "
+        "their own image",
         "unlabelled parts": f"{len(report.gate.changed)} of {report.gate.sampled} drawn ones are decided otherwise",
         "written": str(written),
         "seconds": f"{report.seconds:.1f}",

@@ -23,6 +23,8 @@ from edgead.runtime.device.signoff.agreement import (
 )
 from edgead.runtime.device.signoff.changes import CHANGES, changed_pictures
 from edgead.runtime.device.signoff.parts import StudyPart, StudyParts, read_parts
+from edgead.runtime.errors import DataError
+from edgead.runtime.files import file_sha256
 from edgead.runtime.frame import Decision, Result
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.inspection.inspector import Inspector
@@ -40,6 +42,7 @@ class JudgedPart:
     """What the station made of one part.
 
     Attributes:
+        digests: SHA-256 of each capture's file.
         scores: of each capture, raw; rejected: likewise, also where it was not inspected.
         not_inspected: how many captures were not.
         threshold: that the scores were compared with.
@@ -47,6 +50,7 @@ class JudgedPart:
     """
 
     part: StudyPart
+    digests: tuple[str, ...]
     scores: tuple[float, ...]
     rejected: tuple[bool, ...]
     not_inspected: int
@@ -153,6 +157,7 @@ class Signoff:
                 {
                     "part": one.part.name,
                     "defective": one.part.defective,
+                    "sha256": list(one.digests),
                     "scores": [_finite(score) for score in one.scores],
                     "threshold": one.threshold,
                     "rejected": list(one.rejected),
@@ -178,6 +183,7 @@ def study(bundle: Path, folder: Path, config: RunConfig | None = None, progress:
         BundleError, BackendUnavailable, ConfigError: as `Inspector.open`.
     """
     given = read_parts(folder)
+    _require_own_captures(given)
     config = config or RunConfig()
     checked = check_bundle(bundle, config)
     total = sum(len(part.captures) for part in given.parts)
@@ -214,7 +220,7 @@ def study(bundle: Path, folder: Path, config: RunConfig | None = None, progress:
         _repeatability(judged),
         _kinds(judged),
         {name: Share.of(sum(one.changed[name] > 0 for one in judged), len(judged)) for name in CHANGES},
-        _claim(appraisers[0].miss),
+        _claim(appraisers[0].miss, sum(one.not_inspected > 0 for one in judged if one.part.defective)),
         provenance,
     )
 
@@ -225,6 +231,16 @@ def _versions(path: Path) -> dict[str, str]:
         made = bundle.manifest.provenance.get("versions")
     fitted = {f"fitted with {name}": str(value) for name, value in made.items()} if isinstance(made, Mapping) else {}
     return {**fitted, "judged by edgead": __version__}
+
+
+def _require_own_captures(given: StudyParts) -> None:
+    """Refuse one picture as the capture of two parts: copies are no parts, and would support what nobody saw."""
+    seen: dict[str, str] = {}
+    for part in given.parts:
+        for path in part.captures:
+            other = seen.setdefault(file_sha256(path), part.name)
+            if other != part.name:
+                raise DataError(f"{path} is also a capture of {other}; each part needs its own")
 
 
 def _judge(inspect: Inspector, part: StudyPart, tick: Callable[[], None]) -> JudgedPart:
@@ -239,6 +255,7 @@ def _judge(inspect: Inspector, part: StudyPart, tick: Callable[[], None]) -> Jud
         tick()
     return JudgedPart(
         part,
+        tuple(file_sha256(path) for path in part.captures),
         tuple(result.score for result in results),
         tuple(result.decision is not Decision.OK for result in results),
         sum(result.decision is Decision.NOT_INSPECTED for result in results),
@@ -307,13 +324,15 @@ def _kinds(judged: Sequence[JudgedPart]) -> dict[str, Share]:
     return {kind: Share.of(sum(not all(one.rejected) for one in parts), len(parts)) for kind, parts in own.items()}
 
 
-def _claim(miss: Share) -> str:
+def _claim(miss: Share, not_inspected: int) -> str:
     limit = upper_limit(miss.seen, miss.n)
     seen = "none passed" if not miss.seen else f"{miss.seen} passed"
     more = ""
     if not miss.seen:
         goal = next((rate for rate in (0.10, 0.05, 0.02, 0.01) if rate < limit), None)
         more = "" if goal is None else f" {parts_needed(goal)} without an escape would support {goal:.0%}."
+    if not_inspected:
+        seen += f" ({not_inspected} were not inspected in a capture, which rejects them without having seen the defect)"
     rate = f"at most {limit:.1%} of defects like these escape"
     return f"Of {miss.n} defective parts {seen}: with 95 % confidence {rate}.{more}"
 
