@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
-from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.dashboard.access import Access
 from edgead.runtime.dashboard.answers import HEADERS, AnsweringHandler, Guarded, integer
 from edgead.runtime.dashboard.thumbnails import SIDE, encode_jpeg
@@ -123,6 +122,8 @@ class ReviewDesk:
 
     def _promise(self, who: str) -> dict[str, Any] | None:
         """Return what the person's labels say of the promise of the bundle that judged last; none of a routed one."""
+        from edgead.runtime.bundle.bundle import Bundle  # which needs pydantic, and the live page alone does not
+
         told = [row for row in self._reader.rows("bundle") if row.body.get("sha256")]
         if not told:
             return None
