@@ -46,6 +46,7 @@ _IntervalOption = Annotated[
 @command(
     "run",
     panel=PANEL,
+    trusts=True,
     example="edgead run plate.edgead --source '0?policy=every' --sink results.jsonl --sink images:out",
 )
 # More than six parameters: typer reads the options from them, one each.
@@ -269,7 +270,10 @@ def capture(
 
 
 @command(
-    "calibrate", panel=PANEL, example="edgead calibrate plate.edgead --source 0 -n 200 --interval 1 -o line3.edgead"
+    "calibrate",
+    panel=PANEL,
+    trusts=True,
+    example="edgead calibrate plate.edgead --source 0 -n 200 --interval 1 -o line3.edgead",
 )
 # More than six parameters: typer reads the options from them, one each.
 def calibrate(

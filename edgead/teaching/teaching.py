@@ -239,18 +239,20 @@ class _Lesson:
         """Judge with the old bundle and the new one."""
         run = RunConfig(config.backend, config.precision)
         sample = draw(lessons.unlabelled, config.sample, self._card.seed)
-        with Inspector.open(bundles[0], run) as old, Inspector.open(bundles[1], run) as new:
+        with Inspector.open(bundles[0], run) as old, Inspector.open(bundles[1], run, made_here=True) as new:
             return prove(old, new, reader, lessons, sample, config.waivers, progress)
 
     def write(self, exported: Path, fresh: TrainedModel, teaching: dict[str, Any]) -> None:
         """Put bundle, model and training images in place, the bundle last: who sees it finds the others."""
-        with Bundle.open(exported) as bundle:
+        with Bundle.open(exported, made_here=True) as bundle:
             manifest = bundle.manifest
         provenance = {**manifest.provenance, PROVENANCE_KEY: teaching}
         try:
             (self._folder / "images").rename(images_path(self._out))
             fresh.save(model_path(self._out))
-            replace_manifest(exported, self._out, manifest.model_copy(update={"provenance": provenance}))
+            replace_manifest(
+                exported, self._out, manifest.model_copy(update={"provenance": provenance}), made_here=True
+            )
         except BaseException as error:
             for path in (images_path(self._out), model_path(self._out)):
                 shutil.rmtree(path, ignore_errors=True)
