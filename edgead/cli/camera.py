@@ -18,6 +18,7 @@ from edgead.cli._options import (
     RecordOption,
     ShadowOption,
     ThreadsOption,
+    UpdatesOption,
 )
 from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
@@ -120,6 +121,7 @@ def run(
     ] = None,
     record: RecordOption = None,
     shadow: ShadowOption = None,
+    updates: UpdatesOption = None,
 ) -> None:
     """Judge frames until the source ends or Ctrl-C, then print the summary.
 
@@ -151,7 +153,7 @@ def run(
     summary, shadowed = run_stream(
         out,
         bundle,
-        Ends(source, sinks, page, watch=not taken, record=record, shadow=shadow),
+        Ends(source, sinks, page, watch=not taken, record=record, shadow=shadow, updates=updates),
         RunConfig(backend, precision, threads, profile=profile_place(profile)),
         StreamConfig(
             max_frames=max_frames,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgead.runtime.bundle.bundle import Bundle
-from edgead.runtime.errors import BundleError, ConfigError, DataError, EdgeadError
-from edgead.runtime.files import reason
+from edgead.runtime.errors import BundleError, ConfigError, EdgeadError
+from edgead.runtime.inspection.exchange import exchange
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.journal.bundles import keep_bundle
 from edgead.runtime.journal.rows import NewRow, person
@@ -26,11 +25,6 @@ _log = logging.getLogger("edgead.takeover")
 def next_path(bundle: Path) -> Path:
     """Return where a bundle lies that waits for its turn: ``plate.next.edgead`` beside ``plate.edgead``."""
     return bundle.with_name(f"{bundle.stem}.next.edgead")
-
-
-def previous_path(bundle: Path) -> Path:
-    """Return where the bundle goes that was replaced: ``plate.previous.edgead``."""
-    return bundle.with_name(f"{bundle.stem}.previous.edgead")
 
 
 class TakeOver:
@@ -111,22 +105,10 @@ class TakeOver:
         return found
 
     def _exchange(self, path: Path, sha256: str) -> None:
-        waiting, previous = next_path(path), previous_path(path)
+        waiting = next_path(path)
         # Kept before it judges anything: what it decides can be made again whatever happens in between.
         keep_bundle(self._record.journal.folder, waiting, sha256)
-        self._inspector.swap(waiting)
-        try:
-            shutil.copyfile(path, previous)
-            waiting.replace(path)
-            # The same bundle by its final name, which self-tests and reloads read.
-            self._inspector.swap(path)
-        except (OSError, EdgeadError) as error:
-            if not waiting.exists():
-                path.replace(waiting)
-                previous.replace(path)
-            self._inspector.swap(path)
-            why = reason(error) if isinstance(error, OSError) else str(error)
-            raise DataError(f"cannot put {waiting} in the place of {path}: {why}; the old one goes on") from error
+        exchange(self._inspector, waiting, path)
         bundle = self._inspector.bundle
         assert bundle is not None
         self._record.note("reloaded", {"model": self._inspector.name, "bundle": str(bundle[0]), "sha256": bundle[1]})
