@@ -103,7 +103,7 @@ class Updates(Sink):
         self._shadow_end = threading.Event()
         self._shadow_problem = ""
         self._wanted = 0
-        self._closing = False
+        self._closing = self._interrupted = False
         self._asked: queue.SimpleQueue[Literal["look", "return", "end"]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgead-updates", daemon=True)
 
@@ -133,7 +133,10 @@ class Updates(Sink):
                 self._shadow_end.set()
 
     def note(self, event: str, fields: Mapping[str, Any]) -> None:  # noqa: ARG002
-        if event == "self-test failed" and self._trial is not None:
+        if event == "self-test failed":
+            # No part is judged now, so a shadow would wait for ever, and what is to return would wait for it.
+            self._interrupted = True
+            self._shadow_end.set()
             self._asked.put("return")
         elif event == "self-test passed":
             self._trial = None
@@ -162,6 +165,7 @@ class Updates(Sink):
                 self._refuse(str(error) if isinstance(error, EdgeadError) else f"{type(error).__name__}: {error}", None)
 
     def _look(self) -> None:
+        self._interrupted = False
         release = self._client.look()
         running = self._inspector.bundle
         if release is None or running is None or release.rollout.release <= self._done:
@@ -175,8 +179,8 @@ class Updates(Sink):
         path = self._fetch(release)
         self._tell("update offered", rollout, {"old": running[1], "shadow_parts": rollout.shadow_parts})
         problem = self._try(path, rollout) if rollout.shadow_parts else ""
-        if self._closing:
-            return
+        if self._closing or self._interrupted:
+            return  # and it is tried again at the next look
         if not problem:
             problem = self._take(path, rollout)
         if problem:
@@ -200,7 +204,7 @@ class Updates(Sink):
         self._shadow_problem, self._wanted = "", rollout.shadow_parts
         if self._record is not None:
             shadow.on_difference = self._record.shadow_differs
-        if self._closing:
+        if self._closing or self._interrupted:
             self._shadow_end.set()
         self._shadow = shadow
         self._shadow_end.wait()
@@ -208,7 +212,7 @@ class Updates(Sink):
             self._shadow = None
             shadow.close()
         report = shadow.report
-        if self._closing or self._shadow_problem:
+        if self._closing or self._interrupted or self._shadow_problem:
             return self._shadow_problem
         said = {"judged": report.judged, "different": report.different}
         if report.different * 1_000_000 > rollout.max_different_ppm * report.judged:
@@ -239,7 +243,9 @@ class Updates(Sink):
     def _return(self, why: str) -> None:
         """Let the bundle before the update judge again."""
         rollout, self._trial = self._trial, None
-        if rollout is None:
+        running = self._inspector.bundle
+        # Where a person let another one take over since, what lies beside it is not what was before the update.
+        if rollout is None or running is None or running[1] != rollout.bundle:
             return
         # First: should this process end here, the update is not tried again.
         self._finish(rollout, why)

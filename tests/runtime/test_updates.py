@@ -25,7 +25,7 @@ from edgead.runtime.bundle.trust import TrustedKey, add_key, trusting
 from edgead.runtime.bundle.writing import sign_bundle
 from edgead.runtime.errors import ConfigError
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspection.exchange import previous_path
+from edgead.runtime.inspection.exchange import exchange, previous_path
 from edgead.runtime.inspection.run_config import RunConfig
 from edgead.runtime.journal.reader import JournalReader
 from edgead.runtime.journal.sink import RecordOptions, RecordSink
@@ -237,6 +237,35 @@ def test_after_a_failed_self_test_the_bundle_before_judges_again(line: Line, mak
     assert json.loads((line.bundle.with_name("plate.updates") / "done.json").read_text())["release"] == 1
 
 
+def test_a_self_test_that_fails_while_another_release_is_in_the_shadow_returns_at_once(
+    line: Line, make_bundle: Callable[..., Path]
+) -> None:
+    line.publish(make_bundle("new.edgead", **PADIM))
+    updates = line.look()
+    line.wait("update taken")
+    line.publish(make_bundle("newer.edgead", **NPAD), shadow_parts=5)
+    line.look()
+    wait_for(lambda: updates._shadow is not None)
+    updates.note("self-test failed", {"problems": ["a memory that fails"]})
+    line.wait("update returned")
+    assert line.bundle.read_bytes() == line.old
+    line.look()
+    feed(line, updates, 5)
+    assert line.wait("update taken", 2)["release"] == 2  # it was not to blame, and is tried again
+
+
+def test_what_a_person_put_there_since_is_not_returned(line: Line, make_bundle: Callable[..., Path]) -> None:
+    line.publish(make_bundle("new.edgead", **PADIM))
+    updates = line.look()
+    line.wait("update taken")
+    waiting = Path(shutil.copy(make_bundle("taught.edgead", **NPAD), line.bundle.with_name("plate.next.edgead")))
+    content = waiting.read_bytes()
+    exchange(line.inspector, waiting, line.bundle)
+    updates.note("self-test failed", {"problems": ["a memory that fails"]})
+    updates.close()
+    assert line.bundle.read_bytes() == content
+
+
 def test_a_bundle_that_does_not_decide_here_as_it_should_never_judges(
     line: Line, make_bundle: Callable[..., Path], tiny_references: dict[str, bytes], tiny_expected: Any
 ) -> None:
@@ -282,7 +311,7 @@ def test_mix_and_match_is_refused(line: Line, make_bundle: Callable[..., Path]) 
     line.refused("do not belong together")
 
 
-@pytest.mark.parametrize("what", ["timestamp.json", "snapshot.json", "targets.json", "plate.edgead"])
+@pytest.mark.parametrize("what", ["2.root.json", "timestamp.json", "snapshot.json", "targets.json", "plate.edgead"])
 def test_endless_data_are_refused(line: Line, make_bundle: Callable[..., Path], what: str) -> None:
     line.publish(make_bundle("new.edgead", **PADIM))
     line.server.endless = what
@@ -290,11 +319,14 @@ def test_endless_data_are_refused(line: Line, make_bundle: Callable[..., Path], 
     assert sum(path.stat().st_size for path in line.bundle.parent.rglob("*") if path.is_file()) < 20 << 20
 
 
-def test_a_wrong_key_is_refused(line: Line, make_bundle: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("new_root", [False, True])
+def test_a_wrong_key_is_refused(line: Line, make_bundle: Callable[..., Path], new_root: bool) -> None:
     line.publish(make_bundle("new.edgead", **PADIM))
     other = Repository(line.folder / "other", line.folder / "other keys")
     bundle = line.folder / "release" / "plate.edgead"
     other.publish(bundle, Wanted())
+    if new_root:
+        other.renew(["root"])  # which then is the second root, as if the keys had been exchanged
     for path in (line.folder / "other" / "metadata").iterdir():
         shutil.copy(path, metadata(line) / path.name)
     line.refused("not signed by the keys")
