@@ -289,8 +289,9 @@ def test_rollback_is_refused(line: Line, make_bundle: Callable[..., Path]) -> No
     before = shutil.copytree(line.repo, line.folder / "before")
     line.repository.renew()
     line.look()
-    seen = line.bundle.with_name("plate.updates") / "metadata" / "timestamp.json"
-    wait_for(lambda: seen.exists() and json.loads(seen.read_text())["signed"]["version"] == 3)
+    seen = line.bundle.with_name("plate.updates") / "metadata"
+    wait_for((seen / "targets.json").exists)  # which a look reads last
+    assert json.loads((seen / "timestamp.json").read_text())["signed"]["version"] == 3
     shutil.rmtree(line.repo)
     shutil.copytree(before, line.repo)
     line.refused("older than was seen")
