@@ -56,7 +56,7 @@ def export_bundle(
     asked = replace(options or ExportOptions(), **keywords)
     made, manifest, report = prove(model, out, asked, progress or silent)
     write_bundle(out, manifest, {**split_files(made), **reference_members(model)})
-    with Bundle.open(out) as bundle:
+    with Bundle.open(out, made_here=True) as bundle:
         return replace(report, sha256=bundle.sha256, size=out.stat().st_size)
 
 

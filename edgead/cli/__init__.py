@@ -16,6 +16,8 @@ from edgead.cli.line import recording as recording  # isort: skip
 from edgead.cli.line import replaying as replaying  # isort: skip
 from edgead.cli.line import reviewing as reviewing  # isort: skip
 from edgead.cli.line import teaching as teaching  # isort: skip
+from edgead.cli.release import signing as signing  # isort: skip
+from edgead.cli.release import publishing as publishing  # isort: skip
 from edgead.cli._app import app, main, run
 
 __all__ = ["app", "main", "run"]

@@ -7,8 +7,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSpec, get_type_hints
 
 import typer
@@ -23,6 +24,14 @@ _NARROWEST = 20  # columns of a terminal
 _Arguments = ParamSpec("_Arguments")
 _JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 _VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Show the traceback where something goes wrong.")]
+_TrustOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Open only bundles that a key of this file has signed (edgead keygen, sign).",
+        show_default="$EDGEAD_TRUST",
+    ),
+]
 
 # typer makes no public name of it, and takes it from another package in each of its versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -39,7 +48,7 @@ app = typer.Typer(
 
 
 def command(
-    name: str, *, example: str, panel: str
+    name: str, *, example: str, panel: str, trusts: bool = False
 ) -> Callable[[Callable[Concatenate[Output, _Arguments], None]], Callable[Concatenate[Output, _Arguments], None]]:
     """Register ``function(out, ...)`` as a verb, and give it ``--json`` and ``--verbose``.
 
@@ -47,6 +56,8 @@ def command(
         name: of the verb.
         example: one line that can be typed as it is, shown at the end of its help.
         panel: heading under which ``edgead --help`` lists it.
+        trusts: it opens bundles of others and takes ``--trust``. The rest makes its bundles by itself, from what a
+            signature does not cover, so that ``$EDGEAD_TRUST`` does not hold there.
     """
 
     def register(
@@ -56,7 +67,7 @@ def command(
             from edgead.cli._output import Output
 
             arguments.pop("verbose")  # `main` reads it, for it must know before the arguments are parsed
-            with Output(as_json=arguments.pop("json_output")) as out:
+            with Output(as_json=arguments.pop("json_output")) as out, _trusted(arguments.pop("trust", None), trusts):
                 function(out, **arguments)  # type: ignore[call-arg]  # typer keeps to the signature below
 
         # Without `out`, whose type would need rich; evaluated, because typer looks at the types.
@@ -64,8 +75,10 @@ def command(
         parameters = list(inspect.signature(function).parameters.values())[1:]
         flags = (("json_output", _JsonFlag), ("verbose", _VerboseFlag))
         signature = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        if trusts:
+            signature.append(inspect.Parameter("trust", keyword, default=None, annotation=_TrustOption))
         for flag, annotation in flags:
-            keyword = inspect.Parameter.KEYWORD_ONLY
             signature.append(inspect.Parameter(flag, keyword, default=False, annotation=annotation))
         call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
@@ -74,6 +87,18 @@ def command(
         return function
 
     return register
+
+
+@contextmanager
+def _trusted(given: Path | None, trusts: bool) -> Iterator[None]:
+    chosen = given if given is not None else Path(os.environ.get("EDGEAD_TRUST") or "")
+    if chosen == Path():
+        yield  # nothing is asked for; what verifies signatures is not even loaded
+        return
+    from edgead.runtime.bundle.trust import trusting
+
+    with trusting(chosen if trusts else None):
+        yield
 
 
 def main() -> NoReturn:

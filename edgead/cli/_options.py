@@ -69,6 +69,15 @@ ShadowOption = Annotated[
         show_default=False,
     ),
 ]
+UpdatesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--updates",
+        metavar="REPO",
+        help="Folder or address that new bundles come from: REPO?root=root.json&station=NAME&every=10min.",
+        show_default=False,
+    ),
+]
 DefectRateOption = Annotated[
     float,
     typer.Option("--defect-rate", metavar="P", help="Share of all parts that are defective, for the costs."),

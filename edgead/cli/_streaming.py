@@ -51,6 +51,7 @@ class Ends:
         sources, sinks: URIs.
         page: makes the live page, which is there before the sources are, so that it can say what is waited for.
         record: what ``--record`` was given; shadow: a second bundle that judges and decides nothing.
+        updates: what ``--updates`` was given.
         watch: show a status line where a person watches; not beside results on stdout.
     """
 
@@ -60,6 +61,7 @@ class Ends:
     watch: bool = True
     record: str | None = None
     shadow: Path | None = None
+    updates: str | None = None
 
 
 def run_stream(
@@ -88,6 +90,8 @@ def run_stream(
                     shadow = ShadowSink(ends.shadow, run, inspector.bits)
                     stack.callback(shadow.close)
                     sinks.append(shadow)
+                if ends.updates is not None:
+                    sinks.append(_updates(ends.updates, inspector, run, record, stack))
                 if record is not None:
                     # After the shadow: sinks are closed in this order, and it writes down what the shadow says.
                     sinks.append(record)
@@ -111,6 +115,15 @@ def run_stream(
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)
             return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None), None
+
+
+def _updates(text: str, inspector: Inspector, run: RunConfig, record: RecordSink | None, stack: ExitStack) -> Sink:
+    from edgead.runtime.updates.updating import UpdateOptions, Updates
+
+    updates = Updates(UpdateOptions.parse(text), inspector, run, record)
+    stack.callback(updates.close)
+    updates.start()
+    return updates
 
 
 def _run(stream: Stream) -> StreamSummary:

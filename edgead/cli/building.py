@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from edgead.export.engines.build_report import BuildReport, EngineRow
 
 
-@command("build", panel=PANEL, example="edgead build plate.edgead --target tensorrt-rtx --compute-capability 8.6")
+@command(
+    "build",
+    panel=PANEL,
+    trusts=True,
+    example="edgead build plate.edgead --target tensorrt-rtx --compute-capability 8.6",
+)
 def build(
     out: Output,
     bundle: BundleArgument,

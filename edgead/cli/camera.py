@@ -18,6 +18,7 @@ from edgead.cli._options import (
     RecordOption,
     ShadowOption,
     ThreadsOption,
+    UpdatesOption,
 )
 from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
@@ -46,6 +47,7 @@ _IntervalOption = Annotated[
 @command(
     "run",
     panel=PANEL,
+    trusts=True,
     example="edgead run plate.edgead --source '0?policy=every' --sink results.jsonl --sink images:out",
 )
 # More than six parameters: typer reads the options from them, one each.
@@ -119,6 +121,7 @@ def run(
     ] = None,
     record: RecordOption = None,
     shadow: ShadowOption = None,
+    updates: UpdatesOption = None,
 ) -> None:
     """Judge frames until the source ends or Ctrl-C, then print the summary.
 
@@ -150,7 +153,7 @@ def run(
     summary, shadowed = run_stream(
         out,
         bundle,
-        Ends(source, sinks, page, watch=not taken, record=record, shadow=shadow),
+        Ends(source, sinks, page, watch=not taken, record=record, shadow=shadow, updates=updates),
         RunConfig(backend, precision, threads, profile=profile_place(profile)),
         StreamConfig(
             max_frames=max_frames,
@@ -269,7 +272,10 @@ def capture(
 
 
 @command(
-    "calibrate", panel=PANEL, example="edgead calibrate plate.edgead --source 0 -n 200 --interval 1 -o line3.edgead"
+    "calibrate",
+    panel=PANEL,
+    trusts=True,
+    example="edgead calibrate plate.edgead --source 0 -n 200 --interval 1 -o line3.edgead",
 )
 # More than six parameters: typer reads the options from them, one each.
 def calibrate(

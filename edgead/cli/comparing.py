@@ -206,7 +206,7 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
         raise ParityError(f"{len(failed)} of {len(payload['rows'])} rows failed: {reasons}")
 
 
-@command("report", panel=PANEL, example="edgead report plate.edgead parts/plate -o report.html")
+@command("report", panel=PANEL, trusts=True, example="edgead report plate.edgead parts/plate -o report.html")
 def report(
     out: Output,
     model: Annotated[

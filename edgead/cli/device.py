@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 PANEL = "On the device"
 
 
-@command("check", panel=PANEL, example="edgead check plate.edgead --backend openvino --images parts/plate/test")
+@command(
+    "check", panel=PANEL, trusts=True, example="edgead check plate.edgead --backend openvino --images parts/plate/test"
+)
 def check(
     out: Output,
     bundle: BundleArgument,
@@ -87,7 +89,12 @@ def _backend(info: dict[str, Any]) -> str:
     return f"{info['name']} {info['version']} ({info['provider']}, {info['precision']}, {info['device']}, {threads})"
 
 
-@command("bench", panel=PANEL, example="edgead bench plate.edgead --backend onnxruntime --backend openvino --rate 30")
+@command(
+    "bench",
+    panel=PANEL,
+    trusts=True,
+    example="edgead bench plate.edgead --backend onnxruntime --backend openvino --rate 30",
+)
 def bench(
     out: Output,
     bundle: BundleArgument,

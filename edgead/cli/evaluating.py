@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 from edgead.cli.training import PANEL
 
 
-@command("eval", panel=PANEL, example="edgead eval plate.edgead parts/plate --backend openvino --json")
+@command("eval", panel=PANEL, trusts=True, example="edgead eval plate.edgead parts/plate --backend openvino --json")
 def evaluate(
     out: Output,
     model: Annotated[

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from edgead.tuning.refitting import Refit, Refitting
 
 
-@command("tune", panel=PANEL, example="edgead tune plate.edgead --normals images/good --budget-ms 15 --budget-mb 300")
+@command(
+    "tune",
+    panel=PANEL,
+    trusts=True,
+    example="edgead tune plate.edgead --normals images/good --budget-ms 15 --budget-mb 300",
+)
 def tune(
     out: Output,
     bundles: Annotated[
@@ -116,6 +121,7 @@ def tune(
     bundles are given, or the model that it came from. Exits with 3 where nothing keeps within the budgets.
     """
     again = _again(bundles, model, train, size, output)
+    from edgead.runtime.bundle.trust import trusting
     from edgead.runtime.device.tuning.tune import TuneOptions
     from edgead.runtime.device.tuning.tune import tune as measure
     from edgead.runtime.errors import BudgetError
@@ -142,10 +148,12 @@ def tune(
 
         report = measured(bundles)
         if again is not None:
-            refit = again.compare(again.plan(size or ()), report.best.setup.choice, options, progress=step)
-            if refit.chosen is not None and refit.changed and output is not None:
-                again.write(refit.chosen, output)
-                report = measured([output])
+            # The given bundle was trusted by now; those made here from it are signed by whoever releases one.
+            with trusting(None):
+                refit = again.compare(again.plan(size or ()), report.best.setup.choice, options, progress=step)
+                if refit.chosen is not None and refit.changed and output is not None:
+                    again.write(refit.chosen, output)
+                    report = measured([output])
     for reason, names in _by_reason(report.skipped | ({} if refit is None else refit.skipped)).items():
         out.note(f"omitted {', '.join(names)}: {reason}")
     written = None

@@ -201,13 +201,13 @@ class _Lesson:
         with (
             Bundle.open(lineage.old) as references,
             Inspector.open(lineage.old, run) as old,
-            Inspector.open(exported, run) as new,
+            Inspector.open(exported, run, made_here=True) as new,
         ):
             return Proof(old, new, reader, *asked).prove(lessons, earlier, references, sample)
 
     def write(self, exported: Path, fresh: TrainedModel, teaching: dict[str, Any]) -> None:
         """Put bundle, model and training images in place, the bundle last: who sees it finds the others."""
-        with Bundle.open(exported) as bundle:
+        with Bundle.open(exported, made_here=True) as bundle:
             manifest = bundle.manifest
         provenance = {**manifest.provenance, PROVENANCE_KEY: teaching}
         written: list[Path] = []
@@ -219,7 +219,8 @@ class _Lesson:
             fresh.save(model)
             model.rename(model_path(self._out))
             written.append(model_path(self._out))
-            replace_manifest(exported, self._out, manifest.model_copy(update={"provenance": provenance}))
+            fresh_manifest = manifest.model_copy(update={"provenance": provenance})
+            replace_manifest(exported, self._out, fresh_manifest, made_here=True)
         except BaseException as error:
             for path in written:  # and nothing that somebody else wrote
                 shutil.rmtree(path, ignore_errors=True)

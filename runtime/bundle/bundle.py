@@ -27,6 +27,8 @@ from edgead.runtime.bundle.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from edgead.runtime.bundle.manifest_schema import MemberRecord
 from edgead.runtime.bundle.native_description import parse_description
 from edgead.runtime.bundle.references import EXPECTED_NAME, REFERENCES, unpack_expected
+from edgead.runtime.bundle.signature import MAX_SIGNATURE_BYTES, SignatureFile, parse_signature
+from edgead.runtime.bundle.trust import TrustedKey, read_trust, trust_path
 from edgead.runtime.bundle.zip_archive import (
     CHUNK,
     Entry,
@@ -51,24 +53,42 @@ class Bundle:
         path: where the bundle lies.
         manifest: the parsed manifest.
         sha256: hex digest of the manifest's bytes; it covers every member through the digests listed there.
+        signature: what it bears, None where it is not signed; signer: the trusted key that made it, None where no
+            trust file holds and nobody looked.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, *, made_here: bool = False) -> None:
         self.path = path
         self._stream = stream
         self._lock = threading.Lock()
         self._entries = read_entries(stream, str(path))
         data = self._read_unlisted(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        self.signature: SignatureFile | None = None
+        if SIGNATURE_NAME in self._entries:
+            self.signature = parse_signature(self._read_unlisted(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), str(path))
+        # Before anything of the manifest is looked at: what nobody vouches for is not even parsed.
+        trust = None if made_here else trust_path()
+        self.signer: TrustedKey | None = None
+        if trust is not None:
+            self.signer = read_trust(trust).require(data, self.signature, (trust, str(path)))
+        self.manifest_bytes = data
         self.manifest = parse_manifest(data, str(path))
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._verify()
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
-        """Open and verify a bundle: container, manifest, and size and SHA-256 of every member.
+    def open(cls, path: str | Path, *, made_here: bool = False) -> Bundle:
+        """Open and verify a bundle: container, signature, manifest, and size and SHA-256 of every member.
+
+        Args:
+            path: a ``.edgead`` file.
+            made_here: this process wrote it, or opened it before and compares the digest: no signature is asked for.
+                Else, where a trust file holds (``$EDGEAD_TRUST``), a key of it must have signed.
 
         Raises:
-            BundleError: missing, unreadable, truncated, altered, unsafe, or made by a newer edgead; nothing is loaded.
+            BundleError: missing, unreadable, truncated, altered, unsafe, or made by a newer edgead, or signed by nobody
+                who is trusted; nothing is loaded.
+            ConfigError: the trust file cannot be read, or ``cryptography`` is missing.
         """
         path = Path(path)
         stream = None
@@ -82,13 +102,13 @@ class Bundle:
             if not stat.S_ISREG(mode):
                 raise BundleError(f"{path} is no plain file; give the {SUFFIX} file that 'edgead export' wrote")
             stream = path.open("rb")
-            return cls(path, stream)
+            return cls(path, stream, made_here=made_here)
         except BaseException as error:
             if stream is not None:
                 stream.close()
             if isinstance(error, FileNotFoundError):
                 raise BundleError(f"{path} does not exist; check the path") from error
-            if isinstance(error, (OSError, ValueError)) and not isinstance(error, BundleError):
+            if isinstance(error, (OSError, ValueError)) and not isinstance(error, BundleError | ConfigError):
                 raise BundleError(f"cannot read {path}: {reason(error)}") from error
             raise
 
@@ -226,12 +246,7 @@ class Bundle:
     def _verify(self) -> None:
         label = str(self.path)
         listed = set(self.manifest.members)
-        if SIGNATURE_NAME in self._entries:
-            raise BundleError(
-                f"{label} is signed, and this version cannot verify signatures; use a version that does, or a "
-                "bundle that is not signed"
-            )
-        present = set(self._entries) - {MANIFEST_NAME}
+        present = set(self._entries) - {MANIFEST_NAME, SIGNATURE_NAME}
         for name in sorted(present - listed):
             damaged(label, f"member {name!r} is not listed in its manifest")
         for name in sorted(listed - present):

@@ -21,6 +21,7 @@ from edgead.runtime.bundle.layout import (
 )
 from edgead.runtime.bundle.manifest import Manifest, parse_manifest
 from edgead.runtime.bundle.manifest_schema import MemberRecord
+from edgead.runtime.bundle.signature import SignatureFile, add_signature
 from edgead.runtime.bundle.zip_archive import (
     CHUNK,
     MAX_MEMBERS,
@@ -29,6 +30,7 @@ from edgead.runtime.bundle.zip_archive import (
 )
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.files import atomic_write, reason
+from edgead.runtime.signing import Signer
 
 _WEIGHTS_ALIGNMENT = 64
 
@@ -60,19 +62,36 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         _write(stream, manifest, contents)
 
 
-def replace_manifest(path: str | Path, out: str | Path, manifest: Manifest) -> None:
+def replace_manifest(path: str | Path, out: str | Path, manifest: Manifest, *, made_here: bool = False) -> None:
     """Write the bundle ``path`` with another manifest to ``out`` (which may be ``path``); members are copied.
 
-    Same errors as `Bundle.open` and `write_bundle`.
+    A signature is not: it belongs to the old manifest, and whoever answers for the new one signs that. ``made_here``
+    and errors as of `Bundle.open`, and those of `write_bundle`.
     """
     out = check_bundle_path(out)
     # The inner context closes the bundle before the new file takes its place, which Windows insists on.
-    with atomic_write(out, BundleError) as stream, Bundle.open(path) as bundle:
-        contents = {
-            name: _Content(record.size, bundle._entries[name].crc, record.sha256, partial(bundle._chunks, name))
-            for name, record in bundle.manifest.members.items()
-        }
-        _write(stream, manifest, contents)
+    with atomic_write(out, BundleError) as stream, Bundle.open(path, made_here=made_here) as bundle:
+        _write(stream, manifest, _contents(bundle))
+
+
+def sign_bundle(path: str | Path, out: str | Path, signer: Signer) -> SignatureFile:
+    """Write the bundle ``path`` with one more signature to ``out`` (which may be ``path``); nothing else changes.
+
+    Whoever signs answers for the content, so no signature is asked of it. Errors as of `Bundle.open` and
+    `write_bundle`.
+    """
+    out = check_bundle_path(out)
+    with atomic_write(out, BundleError) as stream, Bundle.open(path, made_here=True) as bundle:
+        signature = add_signature(signer, bundle.manifest_bytes, bundle.signature)
+        _write_bytes(stream, bundle.manifest_bytes, _contents(bundle), signature)
+    return signature
+
+
+def _contents(bundle: Bundle) -> dict[str, _Content]:
+    return {
+        name: _Content(record.size, bundle._entries[name].crc, record.sha256, partial(bundle._chunks, name))
+        for name, record in bundle.manifest.members.items()
+    }
 
 
 def _write(stream: BinaryIO, manifest: Manifest, contents: Mapping[str, _Content]) -> None:
@@ -80,7 +99,16 @@ def _write(stream: BinaryIO, manifest: Manifest, contents: Mapping[str, _Content
     data = manifest.with_members(records).to_json()
     # What this version writes, this version must read: the same checks on both sides.
     parse_manifest(data, "the new bundle")
+    _write_bytes(stream, data, contents, None)
+
+
+def _write_bytes(
+    stream: BinaryIO, data: bytes, contents: Mapping[str, _Content], signature: SignatureFile | None
+) -> None:
     entries = [NewEntry(MANIFEST_NAME, len(data), zlib.crc32(data), lambda: (data,))]
+    if signature is not None:
+        signed = signature.to_json()
+        entries.append(NewEntry(SIGNATURE_NAME, len(signed), zlib.crc32(signed), lambda: (signed,)))
     for name, content in sorted(contents.items()):
         alignment = _WEIGHTS_ALIGNMENT if name.startswith(WEIGHTS) else 1
         entries.append(NewEntry(name, content.size, content.crc, content.chunks, alignment))

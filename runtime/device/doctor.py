@@ -49,6 +49,7 @@ _SINKS = (
     ("pymodbus", "pymodbus", "modbus"),
     ("gpiod", "gpiod", "gpio"),
     ("cryptography", "cryptography", "sign"),
+    ("tuf", "tuf", "updates"),
 )
 _PURPOSE = {
     "train": "only training needs it",

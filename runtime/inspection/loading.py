@@ -77,7 +77,7 @@ def load_bundle(path: str | Path, config: RunConfig) -> LoadedBundle:
         BundleError, BackendUnavailable, ConfigError: as `Inspector.open`.
     """
     chosen = choose(config.backend)
-    with Bundle.open(Path(path)) as bundle, ExitStack() as stack:
+    with Bundle.open(Path(path), made_here=config.made_here) as bundle, ExitStack() as stack:
         manifest, view = bundle.manifest, bundle.view()
         opening = config.settle(bundle, chosen)
         settled, precision = opening.config, opening.precision

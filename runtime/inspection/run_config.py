@@ -22,6 +22,7 @@ class RunOptions(TypedDict, total=False):
     batch: int
     native_code: bool
     profile: str | Path | None
+    made_here: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class RunConfig:
         profile: what ``edgead tune`` wrote, a file or the folder that holds the bundle's. It is used where it was made
             for this bundle on this device, and where neither a backend nor a precision nor a number of threads is asked
             for. None: there is none.
+        made_here: this process wrote the bundle, so that no signature is asked for (`Bundle.open`).
     """
 
     backend: str = "auto"
@@ -45,6 +47,7 @@ class RunConfig:
     batch: int = 1
     native_code: bool = True
     profile: str | Path | None = None
+    made_here: bool = False
 
     def settle(self, bundle: Bundle, chosen: tuple[str, str]) -> Opening:
         """Return what to open a bundle with.

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from edgead.runtime.bundle.bundle import Bundle
-from edgead.runtime.errors import BundleError, ConfigError, DataError, EdgeadError
-from edgead.runtime.files import atomic_write, reason
+from edgead.runtime.errors import BundleError, ConfigError, EdgeadError
+from edgead.runtime.files import reason
+from edgead.runtime.inspection.exchange import exchange, previous_path
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.journal.bundles import keep_bundle
 from edgead.runtime.journal.rows import NewRow, person
-from edgead.runtime.journal.schema import bundle_path
 from edgead.runtime.journal.sink import RecordSink
 from edgead.runtime.journal.writer import now_ms
 
@@ -27,11 +27,6 @@ _log = logging.getLogger("edgead.takeover")
 def next_path(bundle: Path) -> Path:
     """Return where a bundle lies that waits for its turn: ``plate.next.edgead`` beside ``plate.edgead``."""
     return bundle.with_name(f"{bundle.stem}.next.edgead")
-
-
-def previous_path(bundle: Path) -> Path:
-    """Return where the bundle goes that was replaced: ``plate.previous.edgead``."""
-    return bundle.with_name(f"{bundle.stem}.previous.edgead")
 
 
 class TakeOver:
@@ -120,59 +115,19 @@ class TakeOver:
 
     def _exchange(self, path: Path, old: str, new: str) -> None:
         folder, waiting = self._record.journal.folder, next_path(path)
-        with Bundle.open(path) as bundle:
-            there = bundle.sha256
-        if there != old:
-            raise ConfigError(f"{path} is another bundle than the one that judges; reload it first (SIGHUP)")
-        # Both are kept first: what they decide can be made again, and either can be put back, whatever happens.
-        keep_bundle(folder, path, old)
-        keep_bundle(folder, waiting, new)
-        kept_old, kept_new = (bundle_path(folder, digest) for digest in (old, new))
-        self._inspector.swap(kept_new)
-        try:
-            judging = self._inspector.bundle
-            if judging is None or judging[1] != new:
-                raise BundleError(f"{waiting} was exchanged while it was taken over")
-            _copy(kept_old, previous_path(path))
-            _copy(kept_new, path)
-            # The same bundle by its final name, which self-tests and reloads read.
-            self._inspector.swap(path)
-        except (OSError, EdgeadError) as error:
-            why = reason(error) if isinstance(error, OSError) else str(error)
-            self._put_back(path, kept_old, why)
-            raise DataError(f"cannot put {waiting} in the place of {path}: {why}; the old one goes on") from error
+        # Kept before it judges anything: what it decides can be made again whatever happens in between.
+        for bundle, digest in ((path, old), (waiting, new)):
+            keep_bundle(folder, bundle, digest)
+        exchange(self._inspector, waiting, path, new)
         _tidy(path)
-
-    def _put_back(self, path: Path, kept_old: Path, why: str) -> None:
-        """Have the old bundle judge again; raises `DataError` where not even that is possible."""
-        try:
-            _copy(kept_old, path)
-        except EdgeadError as error:
-            _log.error("%s holds another bundle than the one that judges: %s", path, error)
-        for place in (path, kept_old):
-            try:
-                self._inspector.swap(place)
-                return
-            except EdgeadError as error:
-                _log.error("%s cannot be put back: %s", place, error)
-        raise DataError(
-            f"the take-over failed ({why}), and the old bundle cannot be put back: the NEW one judges; restart"
-        )
 
     def _tell(self, event: str, fields: Mapping[str, Any]) -> None:
         self._record.journal.add_and_wait(NewRow("takeover", now_ms(), body={"event": event, **fields}))
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all."""
-    with source.open("rb") as stream, atomic_write(target, DataError) as out:
-        shutil.copyfileobj(stream, out)
-
-
 def _tidy(path: Path) -> None:
     """Give what lies beside the new bundle the names of what lay beside the old one, as far as it is there."""
     waiting, previous = next_path(path), previous_path(path)
-    waiting.unlink(missing_ok=True)
     for suffix in (".model", ".images"):
         fresh, now, old = (one.with_suffix(suffix) for one in (waiting, path, previous))
         try:

@@ -32,7 +32,7 @@ def keep_bundle(folder: Path, path: Path, sha256: str) -> Path:
     except OSError as error:
         raise DataError(f"cannot keep the bundle {path} in {target.parent}: {reason(error)}") from error
     try:
-        with Bundle.open(target) as copied:
+        with Bundle.open(target, made_here=True) as copied:
             same = copied.sha256 == sha256
     except BundleError:
         same = False

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 from edgead.runtime.journal.retention import Removal, Retention
 from edgead.runtime.journal.rows import NewRow
-from edgead.runtime.journal.schema import COLUMNS, Covered, canonical, chain_hash, first_hash, meta
-from edgead.runtime.journal.signing import Signer, head_message
+from edgead.runtime.journal.schema import COLUMNS, Covered, canonical, chain_hash, first_hash, head_message, meta
+from edgead.runtime.signing import Signer
 
 _INSERT = f"INSERT INTO rows VALUES({','.join('?' * len(COLUMNS))})"
 

@@ -193,3 +193,8 @@ def _first_meta() -> str:
     values = {"id": journal_id, "head_seq": "0", "head_hash": first_hash(journal_id).hex()}
     rows = ",".join(f"('{name}','{value}')" for name, value in values.items())
     return f"INSERT INTO meta VALUES {rows};"
+
+
+def head_message(journal_id: str, seq: str, head_hash: str) -> bytes:
+    """Return what is signed: which journal, up to which row, and that row's hash, which covers all before it."""
+    return f"edgead.journal-head/1 {journal_id} {seq} {head_hash}".encode()

@@ -22,11 +22,12 @@ from edgead.runtime.journal.schema import (
     chain_hash,
     covered,
     first_hash,
+    head_message,
     image_path,
     meta,
     open_for_reading,
 )
-from edgead.runtime.journal.signing import head_message, signature_holds
+from edgead.runtime.signing import signature_holds
 
 _PAGE = 5000
 
@@ -267,7 +268,7 @@ class _Verifier:
             self._say(f"the bundle {sha256[:12]}… that judged is missing: {path}")
             return
         try:
-            with Bundle.open(path) as bundle:
+            with Bundle.open(path, made_here=True) as bundle:
                 if bundle.sha256 != sha256:
                     self._say(f"{path} is another bundle")
         except BundleError as error:

@@ -21,7 +21,7 @@ from edgead.runtime.journal.lock import WriterLock
 from edgead.runtime.journal.retention import Limits, Retention
 from edgead.runtime.journal.rows import NewRow, label_row
 from edgead.runtime.journal.schema import canonical, image_path, open_for_writing, setup_digest
-from edgead.runtime.journal.signing import Signer
+from edgead.runtime.signing import Signer
 
 # A power cut loses what is younger than this, and what is being written.
 COMMIT_S = 0.8

@@ -144,6 +144,26 @@ def test_the_new_model_is_that_of_a_fit_on_all_images_to_the_bit(line: Path, rec
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_with_a_trust_file_only_a_signed_bundle_is_taught_and_the_lesson_is_signed_by_a_person(
+    edgead, line: Path, record: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography")
+    label(record, truth)
+    key, trust, old, out = (tmp_path / name for name in ("r.key", "trust.json", "cell.edgead", "next.edgead"))
+    shutil.copy(line / "cell.edgead", old)
+    assert edgead("keygen", key, "--add-to", trust).code == 0
+    arguments = ["teach", line / "cell.model", line / "cell", "--record", record, "-o", out, "--trust", trust]
+    for more in ([], ["--bundle", old]):
+        done = edgead(*arguments, *more)
+        assert (done.code, "is not signed" in done.err) == (2, True), done.err
+    assert edgead("sign", old, "--key", key).code == 0
+    done = edgead(*arguments, "--bundle", old)
+    assert done.code == 0, done.err
+    assert "is not signed" in edgead("check", out, "--trust", trust).err
+    assert edgead("sign", out, "--key", key).code == 0
+    assert edgead("check", out, "--trust", trust).code == 0
+
+
 @pytest.mark.parametrize(("detector", "settings"), [("padim", {"dimensions": 20}), ("fre", {})])
 def test_moments_are_those_of_all_images_in_any_order(
     detector: str, settings: dict[str, int], line: Path, record: Path, tmp_path: Path

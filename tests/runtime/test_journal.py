@@ -389,7 +389,7 @@ def test_a_signed_head_is_verified_and_one_that_was_made_anew_is_not(tmp_path):
     ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
     from cryptography.hazmat.primitives import serialization
 
-    from edgead.runtime.journal.signing import read_public_key
+    from edgead.runtime.signing import read_public_key
 
     keys = []
     for name in ("mine", "other"):

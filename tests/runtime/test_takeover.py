@@ -21,7 +21,8 @@ from edgead.runtime.dashboard.sink import LivePage
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError, DataError, EdgeadError
 from edgead.runtime.frame import Frame
-from edgead.runtime.inspection.takeover import TakeOver, next_path, previous_path
+from edgead.runtime.inspection.exchange import previous_path
+from edgead.runtime.inspection.takeover import TakeOver, next_path
 from edgead.runtime.journal.reader import JournalReader
 from edgead.runtime.journal.review import ReviewQueue
 from edgead.runtime.journal.sink import RecordOptions, RecordSink

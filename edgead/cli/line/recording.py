@@ -63,8 +63,8 @@ def record(
 
 def _verify(out: Output, folder: Path, quick: bool, head: str | None, key: Path | None) -> None:
     from edgead.runtime.errors import ConfigError, ParityError
-    from edgead.runtime.journal.signing import read_public_key
     from edgead.runtime.journal.verify import Known, verify
+    from edgead.runtime.signing import read_public_key
 
     kept = None
     if head is not None:

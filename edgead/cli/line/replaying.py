@@ -21,7 +21,9 @@ _SHOWN = 20
 _PICTURES = 200  # a page of more would be no page any more
 
 
-@command("replay", panel=PANEL, example="edgead replay line3 --since 2d --bundle new.edgead -o changed.html")
+@command(
+    "replay", panel=PANEL, trusts=True, example="edgead replay line3 --since 2d --bundle new.edgead -o changed.html"
+)
 # More than six parameters: typer reads the options from them, one each.
 def replay(
     out: Output,

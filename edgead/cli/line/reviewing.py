@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgead.cli._output import Output
 
 
-@command("review", panel=PANEL, example="edgead review line3 --serve 127.0.0.1:8080")
+@command("review", panel=PANEL, trusts=True, example="edgead review line3 --serve 127.0.0.1:8080")
 def review(
     out: Output,
     folder: RecordArgument,

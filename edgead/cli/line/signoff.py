@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgead.runtime.device.signoff.study import Signoff
 
 
-@command("signoff", panel=PANEL, example="edgead signoff plate.edgead study -o signoff.html")
+@command("signoff", panel=PANEL, trusts=True, example="edgead signoff plate.edgead study -o signoff.html")
 def signoff(
     out: Output,
     bundle: BundleArgument,
@@ -58,7 +58,7 @@ def signoff(
         raise ConfigError(f"there is no folder {output.parent}; make it first")
     signer = None
     if key is not None:
-        from edgead.runtime.journal.signing import Signer
+        from edgead.runtime.signing import Signer
 
         signer = Signer(key)  # before the work: a key that cannot be used is said at once
     with out.progress() as step:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @command(
     "teach",
     panel=PANEL,
+    trusts=True,
     example="edgead teach plate.model parts/plate --record line3 -o plate.next.edgead --page lesson.html",
 )
 # More than six parameters: typer reads the options from them, one each.

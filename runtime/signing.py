@@ -1,7 +1,8 @@
-"""The signature of a journal's head (Ed25519), where a key is given and ``cryptography`` is installed."""
+"""Ed25519 keys and signatures, of a bundle or a journal's head, where ``cryptography`` is installed (extra `sign`)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from edgead.runtime.files import reason
 
 
 class Signer:
-    """Signs heads with a private key.
+    """Signs with a private key.
 
     Args:
         path: PEM file of an Ed25519 key without a password (``openssl genpkey -algorithm ed25519 -out FILE``).
@@ -39,12 +40,35 @@ class Signer:
         return signature.hex()
 
 
-_MAKE = "make one: openssl genpkey -algorithm ed25519 -out FILE"
+_MAKE = "make one: edgead keygen FILE"
 
 
-def head_message(journal_id: str, seq: str, head_hash: str) -> bytes:
-    """Return what is signed: which journal, up to which row, and that row's hash, which covers all before it."""
-    return f"edgead.journal-head/1 {journal_id} {seq} {head_hash}".encode()
+def make_key(path: Path) -> str:
+    """Write a new private key, as PEM that only its owner may read, and return its public key in hexadecimal.
+
+    Raises:
+        ConfigError: the file is there already (a key that is lost cannot be made again), or cannot be written.
+    """
+    serialization, _ = _library()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    data = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    try:
+        # Made with its mode: it is never readable by others, not even for a moment.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(handle)
+    except FileExistsError as error:
+        raise ConfigError(f"{path} is there already, and a key is never replaced; choose another name") from error
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write the key {path}: {reason(error)}") from error
+    return str(key.public_key().public_bytes_raw().hex())
 
 
 def read_public_key(path: Path) -> str:
