@@ -37,6 +37,7 @@ class Lineage:
         self._record, self._card = record, card
         self._known: dict[str, bool] = {}
         self._manifests: dict[str, Manifest | None] = {}
+        self._refused: list[str] = []  # why bundles of the record cannot be opened
         self._setups: dict[str, dict[str, Any]] = {}
         self._products = {_product_of(card.fingerprint)}
         if bundle is not None:
@@ -75,6 +76,8 @@ class Lineage:
             manifest = self._manifest(digest)
             if manifest is not None and self._ours(manifest):
                 return digest
+        if self._refused:
+            raise ConfigError(f"no bundle of the record {self._record.folder} can be used: {self._refused[0]}")
         raise ConfigError(
             f"no bundle of the record {self._record.folder} was exported from {model}; give it with --bundle"
         )
@@ -97,8 +100,9 @@ class Lineage:
             try:
                 with Bundle.open(self._record.bundle(digest)) as bundle:
                     self._manifests[digest] = bundle.manifest
-            except EdgeadError:
+            except EdgeadError as error:
                 self._manifests[digest] = None
+                self._refused.append(str(error))
         return self._manifests[digest]
 
     def _setup(self, row: Row) -> dict[str, Any]:

@@ -182,6 +182,8 @@ def study(bundle: Path, folder: Path, config: RunConfig | None = None, progress:
         DataError: the folder or an image of it cannot be used.
         BundleError, BackendUnavailable, ConfigError: as `Inspector.open`.
     """
+    with Bundle.open(bundle):
+        pass  # a bundle that cannot be used is said before images are read
     given = read_parts(folder)
     _require_own_captures(given)
     config = config or RunConfig()
