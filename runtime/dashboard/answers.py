@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from edgead.runtime.dashboard.access import Access
 from edgead.runtime.http_server import Handler
 
+_FOLDER = Path(__file__).parent
 _LARGEST_BODY = 4096
 _WRONG_TOKEN_S = 0.5
 
@@ -36,9 +39,48 @@ class Guarded(Protocol):
 
 
 class AnsweringHandler(Handler):
-    """A handler that lets browsers log in, and answers with JSON and pictures; a subclass sets its page."""
+    """A handler that shows nothing to who is not logged in, and answers with JSON and pictures.
+
+    A subclass answers `show` and `act`, which are asked by those who may see the page only.
+
+    Attributes:
+        page: what is served.
+        files: path -> content and type; ``open_files`` are those that a browser needs before it is logged in.
+        starts: pages that lead to the log-in, where others are refused.
+    """
 
     page: Guarded
+    files: Mapping[str, tuple[bytes, str]]
+    open_files: Collection[str] = ("/login", "/page.css", "/icon.svg")
+    starts: Collection[str] = ("/",)
+
+    def show(self, path: str, query: str) -> None:  # noqa: ARG002
+        """Answer a GET that is none of the files."""
+        self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
+
+    def act(self, path: str) -> None:  # noqa: ARG002
+        """Answer a POST."""
+        self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
+
+    def get(self, path: str, query: str) -> None:
+        if path not in self.open_files and not self.page.access.granted(self):
+            if path in self.starts:
+                self.go("/login")
+            else:
+                self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
+        elif path in self.files:
+            body, kind = self.files[path]
+            self.answer(body, kind, headers=HEADERS)
+        else:
+            self.show(path, query)
+
+    def post(self, path: str, query: str) -> None:  # noqa: ARG002
+        if path == "/login":
+            self.log_in()
+        elif not self.page.access.granted(self):
+            self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
+        else:
+            self.act(path)
 
     def log_in(self) -> None:
         """Answer the log-in form."""
@@ -82,6 +124,11 @@ class AnsweringHandler(Handler):
 
     def go(self, where: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         self.answer(b"", "text/plain", status=HTTPStatus.SEE_OTHER, headers=(("Location", where), *HEADERS, *headers))
+
+
+def read_files(names: Mapping[str, tuple[str, str]]) -> dict[str, tuple[bytes, str]]:
+    """Return path -> content and type, of path -> name of a file beside this one and type."""
+    return {path: ((_FOLDER / name).read_bytes(), kind) for path, (name, kind) in names.items()}
 
 
 def integer(query: str, name: str) -> int:

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from edgead.runtime.dashboard.access import Access
-from edgead.runtime.dashboard.answers import HEADERS, AnsweringHandler, Guarded, integer
+from edgead.runtime.dashboard.answers import HEADERS, AnsweringHandler, Guarded, integer, read_files
 from edgead.runtime.dashboard.thumbnails import SIDE, encode_jpeg
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import ConfigError, EdgeadError
@@ -24,19 +23,16 @@ from edgead.runtime.journal.review import ReviewQueue
 from edgead.runtime.journal.rows import person
 from edgead.runtime.journal.writer import Journal
 
-_FOLDER = Path(__file__).parent
-FILES = {
+_FILES = {
     "/review": ("review.html", "text/html; charset=utf-8"),
     "/review.css": ("review.css", "text/css; charset=utf-8"),
     "/review.js": ("review.js", "text/javascript; charset=utf-8"),
 }
-SHARED = {
+_SHARED = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/login": ("login.html", "text/html; charset=utf-8"),
 }
-# What a browser must have before it may see anything else.
-OPEN = {"/login", "/page.css", "/icon.svg"}
 _KINDS = 9  # one key each
 
 
@@ -171,9 +167,9 @@ class ReviewRoutes(AnsweringHandler):
         desk = self.page.desk
         if desk is None:
             return False
-        if path in FILES:
-            name, kind = FILES[path]
-            self.answer((_FOLDER / name).read_bytes(), kind, headers=HEADERS)
+        if path in _FILES:
+            body, kind = read_files(_FILES)[path]
+            self.answer(body, kind, headers=HEADERS)
         elif path == "/api/review/next":
             asked = parse_qs(query, max_num_fields=8)
             queue = asked.get("queue", [""])[0] or None
@@ -229,26 +225,16 @@ class ReviewRoutes(AnsweringHandler):
 class ReviewHandler(ReviewRoutes):
     """The review without a camera."""
 
-    def get(self, path: str, query: str) -> None:
-        if path in SHARED and path in OPEN:
-            name, kind = SHARED[path]
-            self.answer((_FOLDER / name).read_bytes(), kind, headers=HEADERS)
-        elif not self.page.access.granted(self):
-            if path in ("/", "/review"):
-                self.go("/login")
-            else:
-                self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
-        elif path == "/":
+    starts = ("/", "/review")
+
+    def show(self, path: str, query: str) -> None:
+        if path == "/":
             self.go("/review")
         elif not self.review_get(path, query):
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
 
-    def post(self, path: str, query: str) -> None:  # noqa: ARG002
-        if path == "/login":
-            self.log_in()
-        elif not self.page.access.granted(self):
-            self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
-        elif not self.review_post(path):
+    def act(self, path: str) -> None:
+        if not self.review_post(path):
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
 
 
@@ -273,7 +259,7 @@ class ReviewPage:
             )
         self.access = Access(token)
         self.desk = ReviewDesk(journal)
-        handler = type("ReviewPageHandler", (ReviewHandler,), {"page": self})
+        handler = type("ReviewPageHandler", (ReviewHandler,), {"page": self, "files": read_files(_SHARED)})
         self._server = Server("--serve", host, port, handler)
         self.url = self._server.url
         self._server.start()

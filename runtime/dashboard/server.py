@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
-from edgead.runtime.dashboard.answers import HEADERS, integer
+from edgead.runtime.dashboard.answers import HEADERS, integer, read_files
 from edgead.runtime.dashboard.review import Reviewed, ReviewRoutes
 from edgead.runtime.dashboard.state import Board
 from edgead.runtime.errors import ConfigError, EdgeadError
 from edgead.runtime.http_server import Handler
 
-_FOLDER = Path(__file__).parent
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -25,8 +22,6 @@ _FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/login": ("login.html", "text/html; charset=utf-8"),
 }
-# What a browser must have before it may see anything else.
-_OPEN = {"/login", "/page.css", "/icon.svg"}
 
 
 class Page(Reviewed, Protocol):
@@ -49,18 +44,9 @@ class PageHandler(ReviewRoutes):
     """Answers one request; `page_handler` gives it its page and files."""
 
     page: Page
-    files: Mapping[str, tuple[bytes, str]]
 
-    def get(self, path: str, query: str) -> None:
-        if path not in _OPEN and not self.page.access.granted(self):
-            if path == "/":
-                self.go("/login")
-            else:
-                self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
-        elif path in self.files:
-            body, kind = self.files[path]
-            self.answer(body, kind, headers=HEADERS)
-        elif path == "/api/state":
+    def show(self, path: str, query: str) -> None:
+        if path == "/api/state":
             with self.page.turn():
                 state = self.page.state(integer(query, "since"))
             self.json(state)
@@ -79,14 +65,10 @@ class PageHandler(ReviewRoutes):
         elif not self.review_get(path, query):
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
 
-    def post(self, path: str, query: str) -> None:  # noqa: ARG002
-        if path == "/login":
-            self.log_in()
-        elif not self.page.access.granted(self):
-            self.refuse(HTTPStatus.UNAUTHORIZED, "log in first", HEADERS)
-        elif self.review_post(path):
+    def act(self, path: str) -> None:
+        if self.review_post(path):
             return
-        elif path != "/api/threshold":
+        if path != "/api/threshold":
             self.refuse(HTTPStatus.NOT_FOUND, headers=HEADERS)
         elif not self.page.access.ours(self):
             self.refuse(HTTPStatus.FORBIDDEN, "changes are taken from this server's own page only", HEADERS)
@@ -126,5 +108,4 @@ class PageHandler(ReviewRoutes):
 
 def page_handler(page: Page) -> type[Handler]:
     """Return the handler class of one page."""
-    files = {path: ((_FOLDER / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
-    return type("PageHandler", (PageHandler,), {"page": page, "files": files})
+    return type("PageHandler", (PageHandler,), {"page": page, "files": read_files(_FILES)})
