@@ -88,7 +88,7 @@ def teach(
 
     The new model is that of a fit on all images, to the bit: confirmed good parts are normals, confirmed defects set
     the operating point and sharpen the score where that helps, and the threshold is made anew. What was right is
-    proved on every labelled part, see `edgead.teaching.gate.prove`.
+    proved on every labelled part, see `edgead.teaching.gate.Proof`.
 
     Args:
         model: directory of ``edgead fit``, of a closed-form detector and one category.

@@ -43,23 +43,33 @@ def exchange(inspector: Inspector, waiting: Path, path: Path, expected: str | No
             there = bundle.sha256
         if running is None or running[1] != there:
             raise ConfigError(f"{path} is another bundle than the one that judges; reload it first (SIGHUP)")
+        kept = path.with_name(f".{path.stem}.old.edgead")
         try:
-            # First, and whole or not at all: it is what can be put back.
-            _copy(path, previous_path(path))
+            # First, and whole or not at all: it is what can be put back. It becomes ``previous`` only once it is one.
+            _copy(path, kept)
         except DataError as error:
             raise DataError(f"cannot keep {path}: {error}; the old one goes on") from error
-        inspector.swap(waiting)
         try:
-            _require(inspector, expected)
-            _copy(waiting, path)
-            # The same bundle by its final name, which self-tests and reloads read.
-            inspector.swap(path)
-            _require(inspector, expected)
-        except (OSError, EdgeadError) as error:
-            why = reason(error) if isinstance(error, OSError) else str(error)
-            _put_back(inspector, path, why)
-            raise DataError(f"cannot put {waiting} in the place of {path}: {why}; the old one goes on") from error
+            _exchange(inspector, (waiting, path, kept), expected)
+        finally:
+            kept.unlink(missing_ok=True)
         waiting.unlink(missing_ok=True)
+
+
+def _exchange(inspector: Inspector, files: tuple[Path, Path, Path], expected: str | None) -> None:
+    waiting, path, kept = files
+    inspector.swap(waiting)
+    try:
+        _require(inspector, expected)
+        _copy(waiting, path)
+        # The same bundle by its final name, which self-tests and reloads read.
+        inspector.swap(path)
+        _require(inspector, expected)
+        kept.replace(previous_path(path))
+    except (OSError, EdgeadError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        _put_back(inspector, path, kept, why)
+        raise DataError(f"cannot put {waiting} in the place of {path}: {why}; the old one goes on") from error
 
 
 def _require(inspector: Inspector, expected: str | None) -> None:
@@ -68,19 +78,17 @@ def _require(inspector: Inspector, expected: str | None) -> None:
         raise BundleError("another bundle was put there on the way")
 
 
-def _put_back(inspector: Inspector, path: Path, why: str) -> None:
+def _put_back(inspector: Inspector, path: Path, kept: Path, why: str) -> None:
     """Have the old bundle judge again; raises `DataError` where not even that is possible."""
-    previous = previous_path(path)
     try:
-        _copy(previous, path)
+        _copy(kept, path)
     except (OSError, EdgeadError) as error:
         _log.error("%s holds another bundle than the one that judges: %s", path, error)
-    for place in (path, previous):
-        try:
-            inspector.swap(place)
-            return
-        except EdgeadError as error:
-            _log.error("%s cannot be put back: %s", place, error)
+    try:
+        inspector.swap(path)
+        return
+    except EdgeadError as error:
+        _log.error("%s cannot be put back: %s", path, error)
     raise DataError(f"the exchange failed ({why}), and the old bundle cannot be put back: the NEW one judges; restart")
 
 

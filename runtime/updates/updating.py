@@ -226,7 +226,7 @@ class Updates(Sink):
             keep_bundle(self._record.journal.folder, path, rollout.bundle)
         self._tell("update begins", rollout, {})
         try:
-            exchange(self._inspector, path, self._path)
+            exchange(self._inspector, path, self._path, rollout.bundle)
         except EdgeadError as error:
             return str(error)
         self._reloaded()

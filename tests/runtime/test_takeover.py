@@ -255,6 +255,32 @@ def test_a_taught_bundle_takes_over_without_losing_a_frame(line) -> None:
     assert verify(folder).problems == []
 
 
+def test_a_take_over_that_is_refused_leaves_the_previous_bundle_what_it_was(line, monkeypatch) -> None:
+    """An update returns to it when its self-test fails: it must not be the bundle that fails."""
+    running, bundle = line
+    previous_path(bundle).write_bytes(b"the one before")
+    taught(bundle, next_path(bundle))
+    takeover = TakeOver(running.inspector, running.record)
+    offered = takeover.offered()
+    assert offered is not None
+    swap = Inspector.swap
+
+    def fails(self: Inspector, path: str | Path) -> None:
+        if ".next." in str(path):
+            raise BundleError("cannot be used here")
+        swap(self, path)
+
+    monkeypatch.setattr(Inspector, "swap", fails)
+    with pytest.raises(BundleError, match="cannot be used here"):
+        takeover.take("Ann", offered["sha256"])
+    assert previous_path(bundle).read_bytes() == b"the one before"
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [
+        "plate.edgead",
+        "plate.next.edgead",
+        "plate.previous.edgead",
+    ]
+
+
 @pytest.mark.parametrize("wrong", ["another", "by hand", "damaged", "other input"])
 def test_what_may_not_take_over_does_not(line, make_bundle, wrong: str) -> None:
     running, bundle = line
