@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -78,6 +79,15 @@ UpdatesOption = Annotated[
         show_default=False,
     ),
 ]
+ServeTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--serve-token",
+        metavar="FILE",
+        help="Token that browsers are asked for; an address that others reach needs one.",
+        show_default="$EDGEAD_SERVE_TOKEN",
+    ),
+]
 DefectRateOption = Annotated[
     float,
     typer.Option("--defect-rate", metavar="P", help="Share of all parts that are defective, for the costs."),
@@ -90,6 +100,13 @@ def calibration_cache() -> Path | None:
 
     caches = user_folder("cache")
     return None if caches is None else caches / "edgead" / "calibration"
+
+
+def page_token(file: Path | None) -> str | None:
+    """Return the token that a page asks for: of ``--serve-token``, else of ``$EDGEAD_SERVE_TOKEN``, else None."""
+    from edgead.runtime.dashboard.access import read_token
+
+    return read_token(file) if file is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
 
 
 def require(extra: str, *modules: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +15,11 @@ from edgead.cli._options import (
     PrecisionOption,
     RateOption,
     RecordOption,
+    ServeTokenOption,
     ShadowOption,
     ThreadsOption,
     UpdatesOption,
+    page_token,
 )
 from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
@@ -105,14 +106,7 @@ def run(
         str | None,
         typer.Option(metavar="ADDRESS", help="Live page for browsers, such as 127.0.0.1:8080.", show_default=False),
     ] = None,
-    serve_token: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Token that browsers are asked for; an address that others reach needs one.",
-            show_default="$EDGEAD_SERVE_TOKEN",
-        ),
-    ] = None,
+    serve_token: ServeTokenOption = None,
     serve_audit: Annotated[
         Path | None,
         typer.Option(
@@ -146,7 +140,7 @@ def run(
     page = None
     if serve is not None:
         # Read before anything is opened: a mistake is said at once.
-        token = _serve_token(serve_token)
+        token = page_token(serve_token)
         page = partial(_live_page, serve, token, serve_audit)
     elif serve_token is not None or serve_audit is not None:
         raise ConfigError("--serve-token and --serve-audit belong to --serve ADDRESS")
@@ -209,12 +203,6 @@ def _show_pipelines(out: Output, sources: list[str]) -> None:
     if not found:
         raise ConfigError("--show-pipeline shows those of csi:// sources, and none is given; try --source csi://0")
     out.finish({"schema": "edgead.pipelines/1", "pipelines": found}, listing("GStreamer pipelines", found))
-
-
-def _serve_token(file: Path | None) -> str | None:
-    from edgead.runtime.dashboard.access import read_token
-
-    return read_token(file) if file is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
 
 
 def _live_page(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgead.cli._app import command
+from edgead.cli._options import ServeTokenOption, page_token
 from edgead.cli.device import PANEL
 from edgead.cli.line._selection import RecordArgument
 
@@ -23,26 +22,18 @@ def review(
     out: Output,
     folder: RecordArgument,
     serve: Annotated[str, typer.Option(metavar="ADDRESS", help="Where browsers find the page.")] = "127.0.0.1:8080",
-    serve_token: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Token that browsers are asked for; an address that others reach needs one.",
-            show_default="$EDGEAD_SERVE_TOKEN",
-        ),
-    ] = None,
+    serve_token: ServeTokenOption = None,
 ) -> None:
     """Serve the review of a record until Ctrl-C: rejects, near-misses, and a random sample of passed parts.
 
     One key a part: good, defect, unsure. While edgead run --record goes on, the same page is at /review of its live
     page (--serve), since a record has one writer.
     """
-    from edgead.runtime.dashboard.access import read_token
     from edgead.runtime.dashboard.review import ReviewPage
     from edgead.runtime.journal.reader import JournalReader
     from edgead.runtime.journal.writer import Journal
 
-    token = read_token(serve_token) if serve_token is not None else os.environ.get("EDGEAD_SERVE_TOKEN") or None
+    token = page_token(serve_token)
     JournalReader(folder).close()  # a folder that holds no record is not made one
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
