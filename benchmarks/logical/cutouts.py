@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,15 +117,6 @@ def _head_above(pixels: NDArray[np.uint8], kind: str) -> bool:
     widths = (pixels[:, :, 3] > 127).sum(axis=1)
     fifth = max(1, len(widths) // 5)
     return bool(widths[:fifth].mean() >= widths[-fifth:].mean())
-
-
-def thumbnails(parts: Sequence[CutOut], side: int = 96) -> NDArray[np.uint8]:
-    """Return parts side by side on white, to look at."""
-    sheet = np.full((side, side * len(parts), 3), 255, np.uint8)
-    for number, part in enumerate(parts):
-        small = part.drawn(side - 8, 0.0)
-        paste(sheet, small, side * number + side // 2, side // 2)
-    return sheet
 
 
 def paste(scene: NDArray[np.uint8], part: CutOut, x: int, y: int) -> NDArray[np.bool_]:
