@@ -45,7 +45,8 @@ class LearnedSettings(base.Settings):
     """Settings that every learned detector has; None takes the profile's value.
 
     Attributes:
-        profile: ``small`` trains on a CPU in minutes, ``full`` is the paper's recipe (a GPU, hours on a CPU).
+        profile: ``small`` trains on a CPU in minutes at 128 pixels, ``medium`` in up to an hour at 256, ``full`` is the
+            paper's recipe (a GPU, hours on a CPU).
         steps: of the main stage.
         batch: images a step.
         learning_rate: at its highest.
@@ -54,7 +55,7 @@ class LearnedSettings(base.Settings):
         device: where to train.
     """
 
-    profile: Literal["small", "full"] = "small"
+    profile: Literal["small", "medium", "full"] = "small"
     steps: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1, le=1024)
     learning_rate: float | None = Field(default=None, gt=0.0)

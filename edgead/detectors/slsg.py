@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ _RESNET = "resnet18"
 _STRIDES = (2, 4, 8, 16)
 _RESNET_STRIDES = (2, 4, 8, 16, 32)  # with its max-pool, which is omitted
 _GAMMA = 4.0
+_BATCH = 8
 _ANCHOR = 0.1
 
 _PROFILES: dict[str, dict[str, Any]] = {
@@ -56,6 +58,18 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "evaluations": 8,
         "least_change": 8,
+        "one_class": True,
+    },
+    "medium": {
+        "width": 0.5,
+        "output_stride": 2,
+        "steps": 1500,
+        "pretraining_steps": 100,
+        "batch": 8,
+        "learning_rate": 2e-3,
+        "evaluations": 10,
+        "least_change": 8,
+        "one_class": True,
     },
     "full": {
         "width": 1.0,
@@ -66,6 +80,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.04,
         "evaluations": 20,
         "least_change": 0,
+        "one_class": False,
     },
 }
 
@@ -84,6 +99,8 @@ class Slsg(LearnedBase):
             pretraining_steps: of the generative stage; 0 leaves it out.
             favour_distant: see `GraphLayer`.
             hypersphere: weight of the optional term; margin: how far it pushes forged nodes.
+            graph: False leaves the graph layer out.
+            one_class: judge the composition of the whole image, too, see `edgead.detectors.networks.one_class`.
             least_change: grey levels below which a forged pixel counts as normal, see `MixForger`.
         """
 
@@ -94,6 +111,8 @@ class Slsg(LearnedBase):
         favour_distant: bool = True
         hypersphere: float = Field(default=0.0, ge=0.0)
         margin: float = Field(default=1.0, gt=0.0)
+        graph: bool = True
+        one_class: bool | None = None
         least_change: int | None = Field(default=None, ge=0, le=255)
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -116,6 +135,26 @@ class Slsg(LearnedBase):
     def stages(self, network: SlsgNetwork, pixels: Pixels, seed: int) -> Sequence[Stage]:
         first = [self._pretraining(network, pixels)] if self.settings.pretraining_steps else []
         return [*first, self._training(network, pixels)]
+
+    def complete(self, network: SlsgNetwork, pixels: Pixels, held_out: Pixels) -> None:
+        """Fit the composition on the training images, and its unit on the held-out ones."""
+        composition = network.composition
+        if composition is None:
+            return
+        means = []
+        for start in range(0, len(pixels), _BATCH):
+            _, _, features = network.parts(as_pixels(torch.from_numpy(pixels[start : start + _BATCH])))
+            means.append(composition.means(features).numpy())
+        composition.fit(np.concatenate(means))
+        of_maps, distances = np.empty((2, len(held_out)), np.float32)
+        for place in range(len(held_out)):
+            of_map, _, features = network.parts(as_pixels(torch.from_numpy(held_out[place : place + 1])))
+            of_maps[place], distances[place] = float(of_map), float(composition(features))
+        network.judgement.fit(of_maps, distances)
+
+    def adopt(self, network: SlsgNetwork, tensors: Mapping[str, Tensor]) -> None:
+        if network.composition is not None:
+            network.composition.adopt(tensors["composition.directions"])
 
     def _pretraining(self, network: SlsgNetwork, pixels: Pixels) -> Stage:
         settings, encoder = self.settings, network.encoder
@@ -159,6 +198,7 @@ class Slsg(LearnedBase):
             weight_decay=3e-5 if full else 1e-4,
             warm_up=0 if full else min(10, settings.steps // 4),
             evaluations=settings.evaluations,
+            mixed=settings.profile == "medium",
         )
         textures = open_textures(settings.textures, *pixels.shape[1:3], grey=is_grey(pixels))
         forger = MixForger(pixels, textures, least_change=settings.least_change)
@@ -185,5 +225,6 @@ class Slsg(LearnedBase):
                 terms["hypersphere"] = settings.hypersphere * sphere(nodes, shrink(mask, *nodes.shape[2:])[:, 0])
             return terms
 
-        trained: list[nn.Module] = [child for name, child in network.named_children() if name != "encoder"]
+        fixed = ("encoder", "composition", "judgement")
+        trained: list[nn.Module] = [child for name, child in network.named_children() if name not in fixed]
         return Stage("training", recipe, [*trained, *([] if sphere is None else [sphere])], draw, losses, sphere)

@@ -46,7 +46,8 @@ def train(
 ) -> TrainingLog:
     """Train a network through its stages, in place; it ends on the CPU, in eval mode, frozen.
 
-    A GPU trains in mixed precision (bfloat16, which needs no loss scaling) where it has it; a CPU in float32.
+    A GPU trains in mixed precision (bfloat16, which needs no loss scaling) where it has it; a CPU in float32, but for
+    stages whose recipe asks for it on a processor that has it.
 
     Args:
         network: what the stages' losses use, helpers aside.
@@ -77,7 +78,7 @@ def train(
             run.finish()
             position.stage, position.step, position.best, position.stale = number + 1, 0, None, 0
             saver.save(position, {f"network/{name}": value for name, value in network.state_dict().items()}, True)
-    network.to("cpu").eval().requires_grad_(False)
+    network.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)
     return TrainingLog(points=tuple(position.points), judgements=tuple(position.judgements))
 
 
@@ -102,6 +103,9 @@ class _Run:
         self._best: dict[str, Tensor] = {}
         helpers = [] if stage.helper is None else [stage.helper]
         self._all = nn.ModuleList([plan.network, *helpers]).to(plan.device)
+        self._half = _mixed(plan.device, stage.recipe)
+        if self._half and plan.device.type == "cpu":
+            self._all.to(memory_format=torch.channels_last)
 
     def begin(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the modules, the optimiser and what a checkpoint holds of them."""
@@ -161,25 +165,33 @@ class _Run:
         return self._stage.batch(np.random.default_rng((self._seed, self._number, step)))
 
     def _step(self, step: int, arrays: Batch) -> dict[str, float]:
-        recipe = self._stage.recipe
-        torch.manual_seed(_step_seed(self._seed, self._number, step))
         for group in self._optimiser.param_groups:
-            group["lr"] = recipe.rate(step)
+            group["lr"] = self._stage.recipe.rate(step)
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for name, a in arrays.items()}
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=_mixed(self._device)):
+        values, finite = self._gradients(step, tensors)
+        if not finite and self._half:
+            # What bfloat16 cannot hold, float32 can; from here on, so that no step after it is lost in the same way.
+            self._half = False
+            values, finite = self._gradients(step, tensors)
+        if not finite:
+            raise DataError(
+                f"training broke down: {self._stage.name}, step {step + 1}, {_describe(values)}; lower learning_rate"
+            )
+        self._optimiser.step()
+        return values
+
+    def _gradients(self, step: int, tensors: Mapping[str, Tensor]) -> tuple[dict[str, float], bool]:
+        """Return the losses of a step, whose gradients are set, and whether these and the losses are finite."""
+        torch.manual_seed(_step_seed(self._seed, self._number, step))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             losses = self._stage.losses(tensors)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         self._optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        if recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
-        self._optimiser.step()
+        clip = self._stage.recipe.clip
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if clip is None else clip)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise DataError(
-                f"training broke down: {self._stage.name}, step {step + 1}, {_describe(values)}; lower learning_rate"
-            )
-        return values
+        return values, all(math.isfinite(value) for value in (*values.values(), float(norm)))
 
     def _set_modes(self) -> None:
         self._all.eval()
@@ -226,8 +238,11 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _mixed(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+def _mixed(device: torch.device, recipe: Recipe) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without such instructions oneDNN computes bfloat16 in float32, and loses time and digits for nothing.
+    return recipe.mixed and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -40,6 +41,19 @@ class ConvNorm(nn.Module):
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
             self.norm = nn.Identity()
+
+
+class Depthwise(nn.Conv2d):
+    """A convolution of each channel by itself, in float32 even where a CPU trains in bfloat16.
+
+    oneDNN 3.x gives gradients of its weights that are not finite now and then (torch 2.14, AVX512-BF16, dilation 3).
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not (self.training and torch.is_autocast_enabled("cpu")):
+            return super().forward(features)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(features.float())
 
 
 def double(channels: int, out: int) -> nn.Sequential:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edgead.detectors.losses import anomaly_probability
-from edgead.detectors.networks.blocks import ConvNorm, double, upsample
+from edgead.detectors.networks.blocks import ConvNorm, Depthwise, double, upsample
 from edgead.detectors.networks.encoders import TapEncoder
 from edgead.detectors.networks.graph_layer import GraphLayer
+from edgead.detectors.networks.one_class import Composition, Judgement
 from edgead.features.scoring import GaussianSmoothing
 
 _AUXILIARY = 32
@@ -34,7 +35,9 @@ class SlsgNetwork(nn.Module):
         channels, strides = encoder.channels, encoder.strides
         deepest, coarsest = channels[-1], strides[-1]
         grid = (size[0] // coarsest, size[1] // coarsest)
-        self.graph = GraphLayer(deepest, grid, favour_distant=settings.favour_distant)
+        self.graph: nn.Module = nn.Identity()
+        if settings.graph:
+            self.graph = GraphLayer(deepest, grid, favour_distant=settings.favour_distant)
         self.gates = nn.ModuleList(Gate(c) for c in channels[1:-1])
         self.auxiliary = nn.Sequential(ConvNorm(deepest, deepest // 2), ConvNorm(deepest // 2, _AUXILIARY))
         self.auxiliary_out = nn.Conv2d(_AUXILIARY, 2, 1)
@@ -43,15 +46,31 @@ class SlsgNetwork(nn.Module):
         cells = (size[0] // settings.output_stride, size[1] // settings.output_stride)
         self.smoothing = GaussianSmoothing(4.0 * min(cells) / 256.0) if settings.smooth else nn.Identity()
         self.largest = max(1, round(_LARGEST * cells[0] * cells[1] / 65536))
+        self.composition: Composition | None = None
+        if settings.one_class:
+            grids = [(size[0] // stride, size[1] // stride) for stride in strides]
+            self.composition, self.judgement = Composition(channels, grids), Judgement()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logits, _, _ = self.logits(pixels)
+        of_map, raw, features = self.parts(pixels)
+        if self.composition is None:
+            return of_map, raw
+        judged: tuple[Tensor, Tensor] = self.judgement(of_map, self.composition(features), raw)
+        return judged
+
+    def parts(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the map's own score ``(N,)``, the map from 0 to 1, and the features whose composition is judged."""
+        taps = self.encoder(pixels)
+        logits, _, nodes = self._decode(taps)
         raw: Tensor = self.smoothing(anomaly_probability(logits))
-        return torch.topk(raw.flatten(1), self.largest, dim=1).values.mean(1), raw
+        return torch.topk(raw.flatten(1), self.largest, dim=1).values.mean(1), raw, [*taps[:-1], nodes]
 
     def logits(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits and the auxiliary head's ``(N, 2, gh, gw)``, and the graph's nodes ``(N, C, h, w)``."""
-        stem, *inner, deepest = self.encoder(pixels)
+        return self._decode(self.encoder(pixels))
+
+    def _decode(self, taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        stem, *inner, deepest = taps
         skips = [stem, *(gate(one) for gate, one in zip(self.gates, inner, strict=True))]
         nodes = self.graph(deepest)
         auxiliary = self.auxiliary(nodes)
@@ -64,8 +83,8 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.near = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.far = nn.Conv2d(channels, channels, 3, padding=3, dilation=3, groups=channels)
+        self.near = Depthwise(channels, channels, 3, padding=1, groups=channels)
+        self.far = Depthwise(channels, channels, 3, padding=3, dilation=3, groups=channels)
         self.mix = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
