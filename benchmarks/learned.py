@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,9 +46,9 @@ _HEAD = (
 )
 
 
-def untrained(name: str, pixels: Pixels, seed: int) -> LearnedModule:
+def untrained(name: str, settings: Mapping[str, Any], pixels: Pixels, seed: int) -> LearnedModule:
     """Return the network that `edgead.fitting` would train on images ``(n, h, w, 3)``, as it is before that."""
-    detector: Any = create_detector(name)
+    detector: Any = create_detector(name, settings)
     size = pixels.shape[1], pixels.shape[2]
     kept, held = hold_out(len(pixels), seed)
     with torch.random.fork_rng():
@@ -89,16 +89,15 @@ def measure(scoring: Scoring, category: Category, size: tuple[int, int]) -> list
     return [image_auroc(scores, labels, bootstrap=0).value, by_pixel]
 
 
-def measure_row(name: str, category: Category, seed: int) -> dict[str, Any]:
-    """Fit, judge, and judge what it is compared with."""
-    started = time.process_time()
-    model = fit([category.root], detector=name, seed=seed)
-    seconds = time.process_time() - started
-    with TemporaryDirectory() as folder:
-        model.save(Path(folder) / "model")
-        with open_inspector(Path(folder) / "model", threads=torch.get_num_threads()) as inspector:
-            found = evaluate(inspector, category, bootstrap=0)
-    size = default_size(name)
+def measure_row(name: str, settings: Mapping[str, Any], category: Category, seed: int, place: Path) -> dict[str, Any]:
+    """Fit, save at ``place``, judge, and judge what it is compared with."""
+    started, begun = time.process_time(), time.perf_counter()
+    model = fit([category.root], detector=name, settings=settings, seed=seed)
+    seconds, minutes = time.process_time() - started, (time.perf_counter() - begun) / 60
+    model.save(place)
+    with open_inspector(place, threads=torch.get_num_threads()) as inspector:
+        found = evaluate(inspector, category, bootstrap=0)
+    size = default_size(name, settings)
     pixels = np.stack(list(load_images(category.train, *size)))
     assert model.card.training is not None
     judged = model.card.training.log.judgements
@@ -112,7 +111,9 @@ def measure_row(name: str, category: Category, seed: int) -> dict[str, Any]:
         "aupro": None if found.aupro is None else found.aupro.value,
         "decisions": [decisions.false_alarms, decisions.normal, decisions.escapes, decisions.anomalous],
         "cpu_s": seconds,
-        "untrained": measure(untrained(name, pixels, seed), category, size),
+        "wall_minutes": minutes,
+        "settings": model.card.settings,
+        "untrained": measure(untrained(name, settings, pixels, seed), category, size),
         "mean_image": measure(mean_image(pixels[hold_out(len(pixels), seed)[0]]), category, size),
         "probes": [judged[0].value, next(one.value for one in judged if one.chosen)],
         "steps": next(one.step for one in judged if one.chosen),
@@ -150,6 +151,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="3", help="how many, one number for all categories or one for each")
     parser.add_argument("--json", type=Path, help="file that the rows are kept in")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile", default="small", choices=("small", "medium"))
+    parser.add_argument("--models", type=Path, help="folder that the fitted models are kept in")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     counts = [int(text) for text in arguments.seeds.split(",")]
@@ -166,7 +169,10 @@ def main() -> None:
             for seed in range(count):
                 if any((row["category"], row["detector"], row["seed"]) == (category.name, name, seed) for row in rows):
                     continue
-                rows.append(measure_row(name, category, seed))
+                with TemporaryDirectory() as folder:
+                    kept = Path(folder) if arguments.models is None else arguments.models
+                    place = kept / f"{category.name}-{name}-{seed}.model"
+                    rows.append(measure_row(name, {"profile": arguments.profile}, category, seed, place))
                 print(_line(rows[-1], str(seed)), flush=True)
                 if arguments.json is not None:
                     with atomic_write(arguments.json, DataError) as file:

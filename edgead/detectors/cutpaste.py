@@ -61,6 +61,16 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "score": "patch",
         "least_change": 8,
     },
+    "medium": {
+        "width": 64,
+        "kept": 64,
+        "steps": 600,
+        "batch": 8,
+        "learning_rate": 2e-3,
+        "evaluations": 10,
+        "score": "patch",
+        "least_change": 8,
+    },
     "full": {
         "width": 512,
         "kept": 0,
@@ -100,11 +110,11 @@ class CutPaste(LearnedBase):
         for name in ("width", "kept"):
             if self.settings.profile == "full" and getattr(self.settings, name) != _PROFILES["full"][name]:
                 raise ConfigError(
-                    f"{name} belongs to profile=small of cutpaste; profile=full is a ResNet-18 of 512 channels"
+                    f"{name} belongs to profile=small and medium of cutpaste; profile=full is a ResNet-18 of 512 channels"
                 )
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
-        if self.settings.profile == "small":
+        if self.settings.profile != "full":
             return self.with_taps(spec, _STRIDES)
         if spec.name == _RESNET:
             return self.with_taps(spec, (32,))
@@ -112,7 +122,7 @@ class CutPaste(LearnedBase):
 
     def network(self, spec: BackboneSpec, size: tuple[int, int], *, load_weights: bool = True) -> nn.Module:
         encoder: nn.Module
-        if self.settings.profile == "small":
+        if self.settings.profile != "full":
             taps = TapEncoder(spec, size, load_weights=load_weights)
             encoder = _OnBackbone(taps, self.settings.width, self.settings.kept)
         else:

@@ -86,6 +86,26 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "least_change": 8,
         "vary": True,
     },
+    "medium": {
+        "encoder": "backbone",
+        "vit": "mini",
+        "patch": 16,
+        "decoder_width": 192,
+        "decoder_depth": 4,
+        "decoder_heads": 4,
+        "pretraining_steps": 100,
+        "pretraining_batch": 8,
+        "steps": 1500,
+        "batch": 8,
+        "learning_rate": 2e-3,
+        "evaluations": 10,
+        "score": "probability",
+        "map_stride": 2,
+        "normal_weight": 1.0,
+        "small": 0.5,
+        "least_change": 8,
+        "vary": True,
+    },
     "full": {
         "encoder": "own",
         "vit": "large",
@@ -168,7 +188,7 @@ class Isstad(LearnedBase):
             raise ConfigError("mae_weights are a transformer's; add --set encoder=own")
 
     def size(self) -> int:
-        return 128 if self.settings.profile == "small" else 224
+        return {"small": 128, "medium": 256, "full": 224}[self.settings.profile]
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
         if self.settings.encoder == "own":

@@ -15,8 +15,8 @@ After Xing, Sun, Li, "Self-Supervised Guided Segmentation Framework for Unsuperv
 - loss L2 + (1 - SSIM) + focal (gamma 2), forged to clean 3 to 1, Adam 1e-4, a tenth at 50, 70 and 90 %, batch 16, image
   score the largest pixel: from NIGSF [S]; guiding features are detached from the focal loss [R].
 
-The small profile puts a frozen backbone in the place of both encoders and works at a quarter of the pixels, which is
-ours alone.
+The small and medium profiles put a frozen backbone in the place of both encoders, the small one at a quarter of the
+pixels, which is ours alone.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch": 8,
         "learning_rate": 2e-3,
         "evaluations": 8,
+        "jitter": 0.1,
+    },
+    "medium": {
+        "encoder": "backbone",
+        "width": 24,
+        "steps": 1500,
+        "batch": 8,
+        "learning_rate": 2e-3,
+        "evaluations": 10,
         "jitter": 0.1,
     },
     "full": {
@@ -109,7 +118,7 @@ class Sgsf(LearnedBase):
             drops=(0.5, 0.7, 0.9),
             evaluations=settings.evaluations,
         )
-        if settings.profile == "small":
+        if settings.profile != "full":
             recipe = Recipe(
                 steps=settings.steps,
                 batch=settings.batch,
@@ -118,6 +127,7 @@ class Sgsf(LearnedBase):
                 weight_decay=1e-4,
                 warm_up=min(10, settings.steps // 4),
                 evaluations=settings.evaluations,
+                mixed=settings.profile == "medium",
             )
         textures = open_textures(settings.textures, *pixels.shape[1:3], grey=is_grey(pixels))
         forger = SalientForger(pixels, textures)
