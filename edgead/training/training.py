@@ -240,7 +240,7 @@ def choose_device(device: Device) -> torch.device:
 
 def _mixed(device: torch.device, recipe: Recipe) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without such instructions oneDNN computes bfloat16 in float32, and loses time and digits for nothing.
     return recipe.mixed and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
