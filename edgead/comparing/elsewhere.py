@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from edgead.comparing.measure import Options
+from edgead.comparing.measure import Options, failed_rows
 from edgead.comparing.plan import Job, Subject, make_jobs, open_subjects
 from edgead.comparing.rows import Row
-from edgead.comparing.running import FAILURES, Measuring, measure_or_fail, rows_of_failure
+from edgead.comparing.running import Measuring, measure_or_fail
 from edgead.dispatch.node import SAME_PATH, SharedFolder, require_here
-from edgead.dispatch.workers import Answer, Workers
+from edgead.dispatch.workers import FAILURES, Answer, Workers, explain_failure
 from edgead.runtime.errors import DataError
 from edgead.runtime.progress import silent
 
@@ -46,7 +46,7 @@ def measure_there(errand: Errand) -> list[Row]:
             errand.shared.require()
         job = _same_here(errand.job)
     except FAILURES as error:
-        return rows_of_failure(errand.job, error)
+        return failed_rows(errand.job, explain_failure(error))
     return measure_or_fail(job, errand.options, silent)
 
 

@@ -11,13 +11,9 @@ from typing import TypeAlias
 from edgead.comparing.measure import Options, failed_rows, measure
 from edgead.comparing.plan import Job
 from edgead.comparing.rows import FOLDER, Row, read_row, row_path, write_row
-from edgead.dispatch.workers import Answer, LocalWorkers
-from edgead.runtime.errors import DataError, EdgeadError
-from edgead.runtime.files import reason
+from edgead.dispatch.workers import FAILURES, Answer, LocalWorkers, explain_failure
+from edgead.runtime.errors import DataError
 from edgead.runtime.progress import Progress
-
-# Torch reports memory it does not get as RuntimeError. Hours of other rows must not go with one.
-FAILURES = (EdgeadError, OSError, MemoryError, RuntimeError)
 
 Measuring: TypeAlias = Callable[[Iterable[Job]], Iterator[Answer[list[Row]]]]
 
@@ -124,13 +120,7 @@ def measure_or_fail(job: Job, options: Options, progress: Progress) -> list[Row]
     try:
         return measure(job, options, progress)
     except FAILURES as error:
-        return rows_of_failure(job, error)
-
-
-def rows_of_failure(job: Job, error: Exception) -> list[Row]:
-    """Return the rows of a job that an error kept from an outcome."""
-    plain = reason(error)
-    return failed_rows(job, plain if isinstance(error, EdgeadError) else f"{type(error).__name__}: {plain}")
+        return failed_rows(job, explain_failure(error))
 
 
 def _measure_here(options: Options, listener: Listener) -> Measuring:

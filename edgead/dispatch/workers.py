@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Generic, Protocol, TypeVar
 
-from edgead.runtime.errors import ConfigError, suggest
+from edgead.runtime.errors import ConfigError, EdgeadError, suggest
+from edgead.runtime.files import reason
+
+# What fails one request and not the others. Torch reports memory it does not get as RuntimeError.
+FAILURES = (EdgeadError, OSError, MemoryError, RuntimeError)
 
 _BYTES = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -57,6 +61,12 @@ class LocalWorkers:
     def work(self, function: Callable[[Request], Value], requests: Iterable[Request]) -> Iterator[Answer[Value]]:
         for index, request in enumerate(requests):
             yield Answer(index, function(request))
+
+
+def explain_failure(error: Exception) -> str:
+    """Return one line on one of `FAILURES`."""
+    plain = reason(error)
+    return plain if isinstance(error, EdgeadError) else f"{type(error).__name__}: {plain}"
 
 
 @dataclass(frozen=True, slots=True)
