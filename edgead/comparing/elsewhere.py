@@ -11,7 +11,7 @@ from edgead.comparing.measure import Options, failed_rows
 from edgead.comparing.plan import Job, Subject, make_jobs, open_subjects
 from edgead.comparing.rows import Row
 from edgead.comparing.running import Measuring, measure_or_fail
-from edgead.dispatch.node import SAME_PATH, SharedFolder, require_here
+from edgead.dispatch.node import SAME_PATH, SharedFolder, read_here
 from edgead.dispatch.workers import FAILURES, Answer, Workers, explain_failure
 from edgead.runtime.errors import DataError
 from edgead.runtime.progress import silent
@@ -52,17 +52,15 @@ def measure_there(errand: Errand) -> list[Row]:
 
 def _same_here(job: Job) -> Job:
     """Return the job as this node finds it; raises `DataError` where that is not the same."""
-    subjects = []
-    for subject in job.subjects:
-        require_here(subject.path)
-        here = _open(subject.path)
-        if (here.train_sha256, here.test_sha256) != (subject.train_sha256, subject.test_sha256):
-            raise DataError(f"{subject.path} holds other images there; {SAME_PATH}")
-        subjects.append(here)
+    subjects = [read_here(one.path, _open, _digests(one), _digests) for one in job.subjects]
     (found,) = make_jobs(subjects, [job.variant], [job.seed], size=job.size, backbone=job.backbone, taps=job.taps)
     if found.keys != job.keys:
         raise DataError(f"the weights of {job.backbone} are others there; {SAME_PATH}")
     return replace(found, backbone_name=job.backbone_name)
+
+
+def _digests(subject: Subject) -> str:
+    return f"{subject.train_sha256} {subject.test_sha256}"
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +85,15 @@ def open_cluster(cluster: Cluster, warn: Callable[[str], None]) -> Iterator[Clus
     except ImportError as error:
         raise BackendUnavailable(missing_extra("ray", "ray")) from error
     folder = tempfile.mkdtemp(prefix="edgead-ray-") if local else None
-    try:
-        _start(ray, cluster, folder)
-        yield ClusterWorkers(ray, cluster, warn)
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    # Ray prints paragraphs on lost workers to stdout, which belongs to the command; `warn` hears of them.
+    with redirect_stdout(_Nowhere()):
+        try:
+            _start(ray, cluster, folder)
+            yield ClusterWorkers(ray, cluster, warn)
+        finally:
+            ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_address(address: str) -> None:
@@ -233,13 +236,15 @@ class ClusterWorkers:
             asked[self._probe.options(scheduling_strategy=there).remote(None, None, self._terms)] = one
         ready, late = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_S)
         for reference in ready:
+            address = asked[reference]["NodeManagerAddress"]
             try:
                 found = self._get(reference)
             except self._ray.exceptions.RayTaskError as error:
-                found = reason(error.cause or error)
-            if isinstance(found, str):
-                raise ConfigError(f"node {asked[reference]['NodeManagerAddress']} cannot run edgead: {found}")
-            self._heard(found)
+                raise ConfigError(f"node {address} cannot run edgead: {reason(error.cause or error)}") from error
+            if isinstance(found, Reply):
+                self._heard(found)
+            else:
+                self._warn(f"node {address} gave no answer: {found}")
         for reference in late:
             self._warn(f"node {asked[reference]['NodeManagerAddress']} did not answer yet; it is looked at later")
 
@@ -268,6 +273,11 @@ class ClusterWorkers:
         cpus, gpus, memory = self._needs.values()
         parts = [f"{cpus:g} CPUs", *([f"{gpus:g} GPUs"] if gpus else []), *([f"{memory / 1e9:g} GB"] if memory else [])]
         return ", ".join(parts)
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 @dataclass(frozen=True, slots=True)

