@@ -58,6 +58,7 @@ _PURPOSE = {
     "modbus": "only modbus:// sinks need it",
     "gpio": "only gpio:// sinks need it",
     "sign": "only signed records need it",
+    "ray": "only --ray needs it",
 }
 _TRAINING = (
     ("torch", "torch", "train"),
@@ -68,6 +69,7 @@ _TRAINING = (
     ("scikit-learn", "sklearn", "train"),
     ("onnx", "onnx", "export"),
     ("onnxscript", "onnxscript", "export"),
+    ("ray", "ray", "ray"),
 )
 # Under which names the vendor's libraries are installed.
 _DISTRIBUTIONS = {

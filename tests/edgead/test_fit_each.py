@@ -39,7 +39,7 @@ def ages(folder):
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*.model/model.json")}
 
 
-def test_each_category_gets_a_model_and_the_empty_one_says_so(fitted, plate):
+def test_each_category_gets_a_model_and_the_empty_one_says_so(fitted):
     folder, code = fitted
     assert code == 3
     assert load_model(folder / "plate.model").card.categories == {"plate": 16}

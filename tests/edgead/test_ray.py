@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path):
     assert members
     assert temporary
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=LONG_S)
+    process.communicate(timeout=600)
     wait_for(lambda: not any(Path(f"/proc/{one}").exists() for one in members))
     assert not temporary & set(Path("/tmp").glob("edgead-ray-*"))
 
@@ -194,7 +194,7 @@ def test_the_rows_of_a_node_that_is_killed_are_measured_on_another(nodes, plate,
     wait_for((tmp_path / "out" / "rows").exists)  # the first task of a worker was to say its versions
     wait_for(lambda: process.poll() is not None or any(line.startswith("ray::do") for line in first.commands()))
     first.kill()
-    out, err = process.communicate(timeout=LONG_S)
+    out, err = process.communicate(timeout=600)
     second.kill()
     assert process.returncode == 0, err
     assert "the worker was lost" in err
@@ -209,7 +209,7 @@ def test_a_row_whose_images_are_not_on_the_node_fails_alone(nodes, plate, parts,
     node = nodes.add(3, hidden=plate)
     arguments = ["compare", plate, parts, *PADIM, "--seeds", "1", "-o", tmp_path / "out"]
     process = nodes.drive([*arguments, "--ray", nodes.address, "--ray-task", "cpus=1"])
-    _, err = process.communicate(timeout=LONG_S)
+    _, err = process.communicate(timeout=600)
     node.kill()
     assert process.returncode == 3, err
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
@@ -227,7 +227,7 @@ def test_a_node_with_another_torch_is_refused_before_any_work(nodes, plate, tmp_
     process = nodes.drive(
         ["compare", plate, *PADIM, "-o", tmp_path / "out", "--ray", nodes.address, "--ray-task", "cpus=1"]
     )
-    _, err = process.communicate(timeout=LONG_S)
+    _, err = process.communicate(timeout=600)
     node.kill()
     assert process.returncode == 2, err
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
