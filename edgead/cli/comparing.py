@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._cluster import RayOption, RayTaskOption, cluster_workers, refuse_task_alone
-from edgead.cli._options import BackendOption, SizeOption, TapsOption, ThreadsOption, parse_size, parse_taps, require
+from edgead.cli._options import (
+    BackendOption,
+    RayOption,
+    RayTaskOption,
+    SizeOption,
+    TapsOption,
+    ThreadsOption,
+    cluster_workers,
+    parse_size,
+    parse_taps,
+    refuse_task_alone,
+    require,
+)
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._cluster import RayOption, RayTaskOption, refuse_task_alone
 from edgead.cli._each import fit_each_category
 from edgead.cli._options import (
     BitsOption,
     DefectRateOption,
     FalseAlarmCostOption,
+    RayOption,
+    RayTaskOption,
     SizeOption,
     TapsOption,
     parse_settings,
     parse_size,
     parse_taps,
+    refuse_task_alone,
     require,
 )
 

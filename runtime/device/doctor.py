@@ -58,7 +58,6 @@ _PURPOSE = {
     "modbus": "only modbus:// sinks need it",
     "gpio": "only gpio:// sinks need it",
     "sign": "only signed records need it",
-    "ray": "only --ray needs it",
 }
 _TRAINING = (
     ("torch", "torch", "train"),
