@@ -15,7 +15,7 @@ PUBLIC = ["edgead", "edgead.export", "edgead.runtime"]
 # numpy is all that the light floor may import at once; each of these is loaded by the file that needs it, when used.
 HEAVY = [
     *("PIL", "cv2", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "pydantic", "rich", "safetensors"),
-    *("scipy", "sklearn", "timm", "torch", "torchvision", "typer", "gpiod", "paho", "pymodbus", "cryptography"),
+    *("scipy", "sklearn", "timm", "torch", "torchvision", "typer", "gpiod", "paho", "pymodbus", "cryptography", "ray"),
     *("tuf", "securesystemslib"),
 ]
 # Far above the promised 0.3 s: what this guards is the list above, and a shared machine is no stopwatch.

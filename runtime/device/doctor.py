@@ -68,6 +68,7 @@ _TRAINING = (
     ("scikit-learn", "sklearn", "train"),
     ("onnx", "onnx", "export"),
     ("onnxscript", "onnxscript", "export"),
+    ("ray", "ray", "ray"),
 )
 # Under which names the vendor's libraries are installed.
 _DISTRIBUTIONS = {
