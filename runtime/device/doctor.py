@@ -47,6 +47,7 @@ _SINKS = (
     ("paho-mqtt", "paho", "mqtt"),
     ("prometheus-client", "prometheus_client", "prometheus"),
     ("pymodbus", "pymodbus", "modbus"),
+    ("asyncua", "asyncua", "opcua"),
     ("gpiod", "gpiod", "gpio"),
     ("cryptography", "cryptography", "sign"),
     ("tuf", "tuf", "updates"),
@@ -54,9 +55,8 @@ _SINKS = (
 _PURPOSE = {
     "train": "only training needs it",
     "export": "only export needs it",
-    "mqtt": "only mqtt:// sinks need it",
-    "modbus": "only modbus:// sinks need it",
-    "gpio": "only gpio:// sinks need it",
+    **{name: f"only {name}:// sinks need it" for name in ("mqtt", "modbus", "gpio")},
+    "opcua": "only opcua:// and opc.tcp:// sinks need it",
     "sign": "only signed records need it",
 }
 _TRAINING = (
