@@ -18,8 +18,9 @@ code, [R]: our reconstruction):
   features of the encoder as it was keeps it from collapsing; then the encoder is frozen;
 - map p, image score the mean of its 100 largest values at 256 x 256 [C], of as large a share on other grids [R];
 - one-class classification of the whole image, which the title promises and the code lacks (``one_class``): how far the
-  means of encoder features and graph nodes over quarters of the image are from those of normal images; the image score is
-  the larger of both, in units of the held-out normals [R]. On `benchmarks.logical` it is what finds logical anomalies.
+  means of encoder features and graph nodes over quarters of the image are from those of normal images; the image score
+  is the larger of both, in units of the held-out normals [R]. On `benchmarks.logical` it is what finds most logical
+  anomalies.
 
 The medium profile is the small one at 256 pixels, of half the paper's width.
 """
