@@ -19,7 +19,7 @@ from edgead.runtime.version import __version__  # noqa: E402
 
 project = "edgead"
 author = "the authors of edgead"
-copyright = "the authors of edgead, Apache-2.0"  # noqa: A001 - Sphinx's name
+copyright = "the authors of edgead, Apache-2.0"
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.typer"]
@@ -27,16 +27,16 @@ exclude_patterns = ["_build"]
 root_doc = "index"
 default_role = "code"  # docstrings write `Name` as Markdown does
 highlight_language = "none"
-suppress_warnings = ["toc.empty_glob"]
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4  # the anchors that GitHub makes, so that a link works in both places
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"edgead {release}"

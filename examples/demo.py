@@ -9,7 +9,7 @@ the defects at hand, which say what the threshold lets pass, and teach the detec
 Every step is a command that you can repeat; it is printed before it runs. Everything lands in ``demo/``.
 
     python examples/demo.py                    # all of it
-    python examples/demo.py --images parts     # only the images: parts/solar_cell, and parts/new_batch for docs/tutorials
+    python examples/demo.py --images parts     # only the images, and those of docs/tutorials
 """
 
 from __future__ import annotations

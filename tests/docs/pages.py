@@ -139,7 +139,9 @@ class PageRun:
 def _compare(place: str, printed: str, expected: str) -> None:
     missing = shows(printed, expected)
     if missing is not None:
-        pytest.fail(f"{place}: the page shows\n  {missing.strip()}\nbut this was printed:\n{printed[-6000:]}", pytrace=False)
+        pytest.fail(
+            f"{place}: the page shows\n  {missing.strip()}\nbut this was printed:\n{printed[-6000:]}", pytrace=False
+        )
 
 
 def _unquoted(line: str) -> str:
