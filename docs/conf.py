@@ -33,10 +33,10 @@ myst_heading_anchors = 4  # the anchors that GitHub makes, so that a link works 
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+maximum_signature_line_length = 90
 autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"edgead {release}"

@@ -39,7 +39,7 @@ SHEET = DEMO / "contact-sheet.jpg"
 AUDIT = DEMO / "audit.html"
 
 N_TRAIN, N_TEST, N_DEFECTS = 200, 100, 10
-N_BATCH = 20  # good cells of the new batch, and as many defective ones
+N_BATCH = 20  # good cells of the new batch, and as many defective ones of the old kind
 console = Console()
 
 
@@ -89,13 +89,13 @@ def prepare(category: Path) -> dict[str, int]:
 
 
 def only_images(folder: Path) -> None:
-    """Make the images of the demo, and cells of another kind, which a line would call a new batch."""
+    """Make the images of the demo, and a shift with cells of a new batch: polycrystalline, and as good as the others."""
     for name in ("solar_cell", "new_batch"):
         if (folder / name).exists():
             sys.exit(f"{folder / name} is there already; remove it, or name another folder")
-    normal, defective = _cells("poly")
     made = {"solar_cell": prepare(folder / "solar_cell")}
-    made["new_batch"] = _copy(folder / "new_batch", {"good": normal[:N_BATCH], "defective": defective[:N_BATCH]})
+    new, worn = _cells("poly")[0], _cells("mono")[1][N_TEST + N_DEFECTS :]
+    made["new_batch"] = _copy(folder / "new_batch", {"good": new[:N_BATCH], "defective": worn[:N_BATCH]})
     for name, counts in made.items():
         for part, count in counts.items():
             console.print(f"{folder / name / part}: {count} images")

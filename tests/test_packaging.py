@@ -35,7 +35,7 @@ SUFFIXES = (
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
-    *("camera", "genicam", "mqtt", "modbus", "gpio", "prometheus", "sign", "updates", "demo", "dev"),
+    *("camera", "genicam", "mqtt", "modbus", "gpio", "prometheus", "sign", "updates", "demo", "docs", "dev"),
 }
 
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,12 @@ class PageRun:
         return f"127.0.0.1{match[1]}{self._ports.setdefault(match[2], str(free_port()))}"
 
     def _python(self, text: str) -> str:
-        if self._small:
-            text = re.sub(r"edgead\.fit\(([^)\n]*)\)", r'edgead.fit(\1, size=64, settings={"bank_size": 256})', text)
-        return self._process([sys.executable, "-W", "error", "-c", text])
+        if not self._small:
+            return self._process([sys.executable, "-W", "error", "-c", text])
+        text = re.sub(r"edgead\.fit\(([^)\n]*)\)", r'edgead.fit(\1, size=64, settings={"bank_size": 256})', text)
+        with self._told() as said:
+            exec(compile(text, "page", "exec"), {"__name__": "__main__"})  # noqa: S102 - what the page shows
+        return said.getvalue()
 
     def _commands(self, text: str) -> str:
         lines = [one for one in text.replace("\\\n", " ").splitlines() if one.split("#")[0].strip()]
@@ -93,6 +96,14 @@ class PageRun:
 
         if arguments[0] == "fit":
             arguments += SMALL
+        with self._told() as said:
+            code = run(arguments)
+        assert code == 0, said.getvalue()
+        return said.getvalue()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[io.StringIO]:
+        """Go to the page's folder for what this process does itself; gives what it prints."""
         said = io.StringIO()
         with (
             contextlib.redirect_stdout(said),
@@ -101,9 +112,7 @@ class PageRun:
         ):
             patch.chdir(self._folder)
             patch.setenv("COLUMNS", _COLUMNS)
-            code = run(arguments)
-        assert code == 0, said.getvalue()
-        return said.getvalue()
+            yield said
 
     def _process(self, command: list[str]) -> str:
         done = subprocess.run(

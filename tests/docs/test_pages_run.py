@@ -14,7 +14,6 @@ import pytest
 
 from tests.docs.blocks import DOCS, MarkError, read_blocks, shows
 from tests.docs.pages import PageRun, clean_environment, copy_checkout, describe, few_images
-from tests.images import solar_cells
 
 FIRST = "tutorials/first-model.md"
 OTHERS = ("tutorials/camera-to-plc.md", "tutorials/signoff.md", "tutorials/teach.md")
@@ -30,15 +29,10 @@ def solar(made_images: Path) -> Callable[[Path], None]:
     """Makes few of the images that `examples/demo.py --images parts` makes: real cells, in the same folders."""
 
     def make(folder: Path) -> None:
-        counts = {"train/good": 20, "test/good": 8, "test/defect": 8}
+        counts = {"train/good": 16, "test/good": 4, "test/defect": 4}
         category = folder / "parts" / "solar_cell"
         few_images(made_images / "broken", category, counts)
         (category / "test" / "defect").rename(category / "test" / "defective")
-        for kind, probability in (("good", 0.0), ("defective", 1.0)):
-            target = folder / "parts" / "new_batch" / kind
-            target.mkdir(parents=True)
-            for path in solar_cells("poly", probability)[:6]:
-                shutil.copy(path, target)
 
     return make
 
@@ -47,6 +41,8 @@ def solar(made_images: Path) -> Callable[[Path], None]:
 def first(solar: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the first tutorial after it was run small; copy it."""
     folder = tmp_path_factory.mktemp("first")
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # small tensors: a second thread costs more in waiting than it computes
     PageRun(FIRST, folder, small=True, images=solar).run()
     return folder
 
@@ -68,7 +64,7 @@ def test_every_page_with_blocks_that_run_is_run() -> None:
 def test_the_first_tutorial_runs_small(first: Path) -> None:
     assert (first / "solar.edgead").is_file()
     assert (first / "again.edgead").is_file()
-    assert len((first / "results.jsonl").read_text().splitlines()) == 16
+    assert len((first / "results.jsonl").read_text().splitlines()) == 8
 
 
 def test_the_way_to_the_plc_runs_small(first: Path, tmp_path: Path) -> None:
