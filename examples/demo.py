@@ -89,7 +89,7 @@ def prepare(category: Path) -> dict[str, int]:
 
 
 def only_images(folder: Path) -> None:
-    """Make the images of the demo, and a shift with cells of a new batch: polycrystalline, and as good as the others."""
+    """Make the images of the demo, and a shift with a new batch: polycrystalline cells, as good as the others."""
     for name in ("solar_cell", "new_batch"):
         if (folder / name).exists():
             sys.exit(f"{folder / name} is there already; remove it, or name another folder")

@@ -14,6 +14,7 @@ import pytest
 
 from tests.docs.blocks import DOCS, MarkError, read_blocks, shows
 from tests.docs.pages import PageRun, clean_environment, copy_checkout, describe, few_images
+from tests.test_light_install import UNREACHABLE
 
 FIRST = "tutorials/first-model.md"
 OTHERS = ("tutorials/camera-to-plc.md", "tutorials/signoff.md", "tutorials/teach.md")
@@ -103,7 +104,13 @@ def test_a_model_moves_from_anomalib(made_images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_station_is_installed_as_the_page_says(tmp_path: Path) -> None:
-    PageRun(PC, copy_checkout(tmp_path / "work"), small=False, environment=clean_environment()).run()
+    page = PageRun(PC, copy_checkout(tmp_path / "work"), small=False, environment=clean_environment())
+    try:
+        page.run()
+    except AssertionError as error:
+        if any(text in str(error) for text in UNREACHABLE):
+            pytest.skip("no package index can be reached")
+        raise
 
 
 # The mechanism itself
