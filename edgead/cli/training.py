@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
+from edgead.cli._each import fit_each_category
 from edgead.cli._options import (
     BitsOption,
     DefectRateOption,
     FalseAlarmCostOption,
+    RayOption,
+    RayTaskOption,
     SizeOption,
     TapsOption,
     parse_settings,
     parse_size,
     parse_taps,
+    refuse_task_alone,
     require,
 )
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.model.card_sections import BudgetCard, DefectsCard, LearnedDefectsCard
-    from edgead.model.model import TrainedModel
     from edgead.runtime.decision.threshold import Threshold
 
 PANEL = "Train, measure, export"
@@ -129,137 +132,74 @@ def fit(
         bool, typer.Option("--align", help="Find the part, and undo how it lies and is turned, in every frame.")
     ] = False,
     bits: BitsOption = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="One model a category: MODEL_DIR becomes the folder of NAME.model.")
+    ] = False,
+    ray: RayOption = None,
+    ray_task: RayTaskOption = None,
 ) -> None:
     """Train on images of normal parts, and set the threshold from good parts that the model has not seen.
 
     With --roi or --mask the model judges that part of a frame only, and refuses frames of another size than the images.
+    With --each the same command goes on where it stopped, and exits with 3 where a category failed.
     """
+    refuse_task_alone(ray, ray_task)
     network_size = None if size is None else parse_size(size)
     chosen, strides = parse_settings(settings or ()), None if taps is None else parse_taps(taps)
     require("train", "torch", "torchvision", "timm", "safetensors")
     if budget_mb is not None or budget_ms is not None:
         require("export", "onnx", "onnxscript")
     from edgead.evaluation.costs import parse_costs
+    from edgead.fitting import FitConfig
     from edgead.fitting import fit as fit_model
+    from edgead.fitting.fit_report import fit_payload, model_warnings
     from edgead.model.model import check_model_path
+    from edgead.runtime.errors import ConfigError
     from edgead.runtime.imaging.roi import parse_box
     from edgead.runtime.imaging.tiling import parse_tiles
 
+    config = FitConfig(
+        detector=detector,
+        settings=chosen,
+        backbone=backbone,
+        taps=strides,
+        size=network_size,
+        seed=seed,
+        false_alarm_rate=false_alarm_rate,
+        exclude=exclude or (),
+        keep_stray=keep_stray,
+        defects=defects,
+        learn_defects=learn_defects,
+        costs=parse_costs(cost_escape, cost_false_alarm, defect_rate),
+        budget_mb=budget_mb,
+        budget_ms=budget_ms,
+        roi=None if roi is None else parse_box(roi),
+        mask=mask,
+        tiles=None if tiles is None else parse_tiles(tiles),
+        tile_overlap=tile_overlap,
+        align=align,
+        bits=bits,
+    )
+    if each:
+        fit_each_category(out, categories, output, config, ray, ray_task)
+        return
+    if ray is not None:
+        raise ConfigError("--ray fits several models at once; add --each")
     check_model_path(output)
-    costs = parse_costs(cost_escape, cost_false_alarm, defect_rate)
-    box = None if roi is None else parse_box(roi)
     # Of a learned detector; the same command after an interruption goes on from it.
     checkpoint = output.with_name(f".{output.name}.training")
 
     started = time.perf_counter()
     with out.progress() as step:
-        model = fit_model(
-            categories,
-            detector=detector,
-            settings=chosen,
-            backbone=backbone,
-            taps=strides,
-            size=network_size,
-            seed=seed,
-            false_alarm_rate=false_alarm_rate,
-            exclude=exclude or (),
-            keep_stray=keep_stray,
-            defects=defects,
-            learn_defects=learn_defects,
-            costs=costs,
-            budget_mb=budget_mb,
-            budget_ms=budget_ms,
-            roi=box,
-            mask=mask,
-            checkpoint=checkpoint,
-            tiles=None if tiles is None else parse_tiles(tiles),
-            tile_overlap=tile_overlap,
-            align=align,
-            bits=bits,
-            progress=step,
-        )
+        model = fit_model(categories, config, checkpoint=checkpoint, progress=step)
     model.save(output)
     checkpoint.unlink(missing_ok=True)
-    payload = _fit_payload(model, output, time.perf_counter() - started)
-    _warn_about_model(out, model)
-    planted = payload["planted_defects"]
-    if 2 * planted["passed"] > planted["images"]:
-        out.warn(
-            f"most planted defects, {planted['passed']} of {planted['images']}, would pass as OK at a target of "
-            f"{model.threshold.target_false_alarm_rate:.1%} false alarms; a higher --false-alarm-rate lets fewer pass, "
-            "and 'edgead eval --probe' measures it"
-        )
+    payload = fit_payload(model, output, time.perf_counter() - started)
+    for text in model_warnings(model, payload):
+        out.warn(text)
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
     points = () if model.card.defects is None else (_defects_table(model.card.defects),)
     out.finish(payload, *curve, *points, _fit_table(payload, model.threshold))
-
-
-def _fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, Any]:
-    from edgead.runtime.imaging.decode import ALL_BITS
-
-    card, threshold = model.card, model.threshold
-    thresholds = dict.fromkeys(card.categories, threshold)
-    if card.routing is not None:
-        thresholds = {name: one.threshold.to_threshold() for name, one in card.routing.categories.items()}
-    payload = {
-        "schema": "edgead.fit/1",
-        "model": str(output),
-        "detector": card.detector,
-        "settings": card.settings,
-        "backbone": card.backbone_info,
-        "size": {"height": card.height, "width": card.width},
-        "seed": card.seed,
-        "images": sum(card.categories.values()),
-        "categories": card.categories,
-        "thresholds": {name: {**one.to_dict(), "meaning": one.explain()} for name, one in thresholds.items()},
-        "planted_defects": dict(zip(("images", "passed"), model.planted_defects(), strict=True)),
-        "seconds": round(seconds, 3),
-    }
-    if card.defects is not None:
-        payload["defects"] = card.defects.model_dump(mode="json")
-    if card.audit is not None:
-        payload["audit"] = card.audit.model_dump(mode="json")
-    if card.routing is not None:
-        payload["routing"] = card.routing.model_dump(mode="json", exclude={"categories": {"__all__": {"threshold"}}})
-    if card.bits != ALL_BITS:
-        payload["bits"] = card.bits
-    if card.region is not None:
-        payload["region"] = card.region.model_dump(mode="json")
-    if card.tiles is not None:
-        payload["tiles"] = card.tiles.model_dump(mode="json")
-    if card.align is not None:
-        payload["align"] = card.align.model_dump(mode="json")
-    if card.budget is not None:
-        payload["budget"] = card.budget.model_dump(mode="json")
-    return payload
-
-
-def _warn_about_model(out: Output, model: TrainedModel) -> None:
-    if model.card.backbone_info["random_weights"]:
-        out.warn(
-            "THE BACKBONE HAS RANDOM WEIGHTS, as asked for with @random: good for trying things out, not for "
-            "production; omit @random for trained ones"
-        )
-    training = model.card.training
-    gain = None if training is None else training.log.gain()
-    if gain is not None and gain <= 0:
-        out.warn(
-            f"training did not help: planted defects are found no better than before the first step ({gain:+.3f}); "
-            "give more steps or images, or take another detector"
-        )
-    routing = model.card.routing
-    if routing is not None:
-        for name, category in routing.categories.items():
-            own = category.threshold.to_threshold()
-            if not own.supported:
-                out.warn(f"{name}: {own.explain()}")
-        if routing.purity < 1:
-            out.warn(
-                f"{1 - routing.purity:.1%} of the images lie in a category with another folder's; "
-                "give the number of categories with --set categories=N if that is wrong"
-            )
-    elif not model.threshold.supported:
-        out.warn(model.threshold.explain())
 
 
 def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import get_num_threads
+
 from edgead.comparing.plan import Job
 from edgead.comparing.rows import (
     DecisionCounts,
@@ -101,7 +103,7 @@ def measure(job: Job, options: Options, progress: Progress) -> list[Row]:
         "latency": latency,
         "latency_missing": missing,
         "backbone_info": model.card.backbone_info,
-        "machine": describe_machine(),
+        "machine": {**describe_machine(), "threads": get_num_threads()},  # which decide the last digits
         "versions": {**model.card.versions, **versions},
     }
     rows = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgead.data import Category, open_category
-from edgead.detectors import REGISTRY, create_detector, default_size, pools_categories
+from edgead.detectors import create_detector, default_size, pools_categories
 from edgead.features.backbones import BackboneSpec, build_backbone, describe_backbone
 from edgead.model.model_card import check_size
 from edgead.runtime.errors import ConfigError, suggest
@@ -92,8 +92,7 @@ def parse_variants(detectors: str, settings: Sequence[str] = ()) -> tuple[Varian
     for item in detectors.split(","):
         label, equals, detector = (part.strip() for part in item.partition("="))
         detector = detector if equals else label
-        if detector not in REGISTRY:
-            raise ConfigError(f"unknown detector '{detector}'.{suggest(detector, REGISTRY)}")
+        create_detector(detector)  # refuses what there is not
         if not _LABEL.fullmatch(label):
             raise ConfigError(f"'{label}' is no label; use up to 40 letters, digits and ._+- as in big=patchcore")
         if label in names:

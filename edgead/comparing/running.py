@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from edgead.comparing.measure import Options, failed_rows, measure
 from edgead.comparing.plan import Job
 from edgead.comparing.rows import FOLDER, Row, read_row, row_path, write_row
-from edgead.runtime.errors import DataError, EdgeadError
-from edgead.runtime.files import reason
+from edgead.dispatch.workers import FAILURES, Answer, LocalWorkers, explain_failure
+from edgead.runtime.errors import DataError
 from edgead.runtime.progress import Progress
+
+Measuring: TypeAlias = Callable[[Iterable[Job]], Iterator[Answer[list[Row]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,40 +33,48 @@ class Listener:
     progress: Progress
 
 
-def run_jobs(folder: Path, jobs: Sequence[Job], options: Options, listener: Listener) -> list[Row]:
-    """Return the rows of all jobs, measuring those that are not in ``folder`` yet.
+def run_jobs(
+    folder: Path, jobs: Sequence[Job], options: Options, listener: Listener, measuring: Measuring | None = None
+) -> list[Row]:
+    """Return the rows of all jobs, in their order, measuring those that are not in ``folder`` yet.
 
     A row is written when its job is done, so that whatever ends the process leaves the finished ones. A row that
     failed before is tried again.
 
+    Args:
+        measuring: answers for jobs in any order; None: this process measures one after the other.
+
     Raises:
         DataError: a row cannot be written.
     """
-    kept: dict[int, list[Row]] = {}
+    rows: dict[int, list[Row]] = {}
     for index, job in enumerate(jobs):
         found = _kept_rows(folder, job, listener)
         if found is not None:
-            kept[index] = found
-    left = [index for index in range(len(jobs)) if index not in kept]
-    if kept:
-        listener.note(f"{len(kept)} of {len(jobs)} fits are there already and are skipped")
+            rows[index] = found
+    left = [index for index in range(len(jobs)) if index not in rows]
+    if rows:
+        listener.note(f"{len(rows)} of {len(jobs)} fits are there already and are skipped")
+    if measuring is None:
+        measuring = _measure_here(options, listener)
     clock = _Clock()
-    rows: list[Row] = []
-    for index, job in enumerate(jobs):
-        if index in kept:
-            rows += kept[index]
-            continue
-        listener.progress("fits", index, len(jobs))
-        started = time.perf_counter()
-        measured = _measure(job, options, listener)
+    waiting = dict.fromkeys(left)
+    listener.progress("fits", len(rows), len(jobs))
+    started = time.perf_counter()
+    for answer in measuring(jobs[index] for index in left):
+        index = left[answer.index]
+        job = jobs[index]
+        measured = failed_rows(job, answer.lost or "") if answer.value is None else answer.value
         for row in measured:
             write_row(folder, row)
-        rows += measured
-        left.remove(index)
-        clock.add(job, time.perf_counter() - started)
-        listener.progress("fits", index + 1, len(jobs))
-        _tell(measured, clock.left([jobs[later] for later in left]), len(left), listener)
-    return rows
+        rows[index] = measured
+        del waiting[index]
+        now = time.perf_counter()
+        clock.add(job, now - started)
+        started = now
+        listener.progress("fits", len(rows), len(jobs))
+        _tell(measured, clock.left([jobs[later] for later in waiting]), len(waiting), listener)
+    return [row for index in range(len(jobs)) for row in rows[index]]
 
 
 def read_rows(folder: Path, warn: Callable[[str], None]) -> list[Row]:
@@ -104,13 +115,16 @@ def _kept_rows(folder: Path, job: Job, listener: Listener) -> list[Row] | None:
     return rows
 
 
-def _measure(job: Job, options: Options, listener: Listener) -> list[Row]:
+def measure_or_fail(job: Job, options: Options, progress: Progress) -> list[Row]:
+    """Measure a job; where it fails its rows say why."""
     try:
-        return measure(job, options, listener.progress)
-    # Torch reports memory it does not get as RuntimeError. Hours of other rows must not go with this one.
-    except (EdgeadError, OSError, MemoryError, RuntimeError) as error:
-        plain = reason(error)
-        return failed_rows(job, plain if isinstance(error, EdgeadError) else f"{type(error).__name__}: {plain}")
+        return measure(job, options, progress)
+    except FAILURES as error:
+        return failed_rows(job, explain_failure(error))
+
+
+def _measure_here(options: Options, listener: Listener) -> Measuring:
+    return lambda jobs: LocalWorkers().work(lambda job: measure_or_fail(job, options, listener.progress), jobs)
 
 
 def _tell(rows: Sequence[Row], seconds_left: float, left: int, listener: Listener) -> None:
@@ -134,7 +148,10 @@ def _duration(seconds: float) -> str:
 
 
 class _Clock:
-    """Expects of a job what the same detector took before, or else what all took on average."""
+    """Expects of a job what the same detector took before, or else what all took on average.
+
+    Counted from one finished job to the next, so that jobs at once count by their share.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}

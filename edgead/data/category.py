@@ -19,7 +19,7 @@ GOOD = "good"
 GOOD_NAMES = GOOD_FOLDERS  # what others call it
 
 Layout = Literal["mvtec", "folder", "csv"]
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "defects"]
 
 
 @dataclass(frozen=True, slots=True)

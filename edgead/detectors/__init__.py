@@ -36,18 +36,26 @@ __all__ = [
     "create_detector",
     "default_size",
     "learns",
+    "members",
     "pools_categories",
 ]
 
 
+def members(name: str) -> tuple[str, ...]:
+    """Return the detectors that ``A+B`` is made of, see `edgead.detectors.ensemble`; one of any other name."""
+    return tuple(part.strip() for part in name.split("+"))
+
+
 def pools_categories(name: str) -> bool:
-    """Whether a registered detector fits one model of several categories; raises `ConfigError` for an unknown name."""
-    return bool(getattr(_factory(name), "pools_categories", False))
+    """Whether a detector fits one model of several categories; raises `ConfigError` for an unknown name."""
+    pooled = [bool(getattr(_factory(one), "pools_categories", False)) for one in members(name)]
+    return pooled == [True]
 
 
 def learns(name: str) -> bool:
-    """Whether a registered detector trains a network (`edgead.detectors.learned`); raises as `pools_categories`."""
-    return bool(getattr(_factory(name), "learns", False))
+    """Whether a detector trains a network (`edgead.detectors.learned`); raises as `pools_categories`."""
+    trained = [bool(getattr(_factory(one), "learns", False)) for one in members(name)]  # refuses any unknown one
+    return any(trained)
 
 
 def default_size(name: str, settings: Mapping[str, Any] | None = None) -> tuple[int, int]:
@@ -59,13 +67,22 @@ def default_size(name: str, settings: Mapping[str, Any] | None = None) -> tuple[
 def create_detector(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """Create a detector from its registered name and settings (strings are converted, as ``--set`` gives them).
 
+    Args:
+        name: or several, as ``A+B``, whose settings are then ``A.key``.
+
     Returns:
         A `Detector`; or one that pools categories (`edgead.detectors.dfc.Dfc`), see `pools_categories`; or one that
-        learns (`edgead.detectors.learned.LearnedDetector`), see `learns`.
+        learns (`edgead.detectors.learned.LearnedDetector`), see `learns`; or `edgead.detectors.ensemble.Ensemble`.
 
     Raises:
         ConfigError: unknown name, unknown setting or a value out of range; the nearest name is suggested.
     """
+    parts = members(name)
+    if len(parts) > 1:
+        from edgead.detectors.ensemble import Ensemble, settings_of_members
+
+        own = settings_of_members(settings or {}, parts)
+        return Ensemble([create_detector(one, own[one]) for one in parts])
     factory = _factory(name)
     schema: type[BaseModel] = factory.Settings
     for key in settings or {}:

@@ -94,8 +94,8 @@ class CutPaste(LearnedBase):
 
         Attributes:
             batch: images a step, of which each is seen in three versions.
-            width: channels that are learned, of profile=small; a ResNet-18 has 512.
-            kept: channels of the frozen backbone beside them, of profile=small; 0 leaves them out.
+            width: channels that are learned, of the small and medium profiles; a ResNet-18 has 512.
+            kept: channels of the frozen backbone beside them, of the same profiles; 0 leaves them out.
             score: distance of the whole ``image``, or of the most distant ``patch``; the same is classified.
             least_change: grey levels below which a pasted pixel counts as normal, see `CutPasteForger`.
         """
@@ -110,7 +110,7 @@ class CutPaste(LearnedBase):
         for name in ("width", "kept"):
             if self.settings.profile == "full" and getattr(self.settings, name) != _PROFILES["full"][name]:
                 raise ConfigError(
-                    f"{name} belongs to profile=small and medium of cutpaste; profile=full is a ResNet-18 of 512 channels"
+                    f"{name} belongs to the small and medium profiles of cutpaste; the full one is a ResNet-18 of 512"
                 )
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:

@@ -16,7 +16,13 @@ code, [R]: our reconstruction):
 - pre-training: only its weights were released. Ours [R]: half of the 32-pixel tiles of a normal image (at 256) are
   shuffled or blanked, a skip-free mirror decoder restores it, L2 + 0.5 (1 - SSIM), and 0.1 times the distance from the
   features of the encoder as it was keeps it from collapsing; then the encoder is frozen;
-- map p, image score the mean of its 100 largest values at 256 x 256 [C], of as large a share on other grids [R].
+- map p, image score the mean of its 100 largest values at 256 x 256 [C], of as large a share on other grids [R];
+- one-class classification of the whole image, which the title promises and the code lacks (``one_class``): how far the
+  means of encoder features and graph nodes over quarters of the image are from those of normal images; the image score
+  is the larger of both, in units of the held-out normals [R]. On `benchmarks.logical` it is what finds most logical
+  anomalies.
+
+The medium profile is the small one at 256 pixels, of half the paper's width.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from edgead.budget import check_budget
-from edgead.detectors import default_size, learns, pools_categories
+from edgead.detectors import default_size, learns, members, pools_categories
 from edgead.evaluation.costs import Costs
 from edgead.features.backbones import DEFAULT_BACKBONE
 from edgead.model.model_card import check_size
@@ -136,13 +136,13 @@ class FitConfig:
             raise ConfigError(
                 "a budget cannot be combined with --roi, --mask, --tiles or --align yet; choose settings with --set"
             )
-        if trained and self.budgeted:
-            raise ConfigError(
-                f"a budget chooses between closed-form fits; set the profile of '{self.detector}' instead"
-            )
+        several = len(members(self.detector)) > 1
+        if (trained or several) and self.budgeted:
+            instead = f"set the profile of '{self.detector}' instead" if trained else "give one detector alone"
+            raise ConfigError(f"a budget chooses between closed-form fits; {instead}")
         if self.align and pooled:
             raise ConfigError(f"detector '{self.detector}' judges several kinds of parts; --align finds one, omit it")
         if self.align and (self.tiles is not None or self.mask is not None):
             raise ConfigError("--align turns the image, on which --tiles and --mask lie; omit it or these")
-        if self.tiles is not None and (pooled or trained):
+        if self.tiles is not None and (pooled or trained or several):
             raise ConfigError(f"detector '{self.detector}' judges whole images; omit --tiles or choose another")

@@ -17,6 +17,7 @@ from edgead.data.survey import Survey
 from edgead.data.training_images import KeptImages, TrainingImages
 from edgead.detectors import create_detector, learns, pools_categories
 from edgead.detectors.base import Fit, Passes, fit_closed_form
+from edgead.detectors.ensemble import Ensemble
 from edgead.detectors.learned import fit_learned
 from edgead.evaluation.operating_point import with_operating_point
 from edgead.features.backbones import (
@@ -40,7 +41,7 @@ from edgead.fitting.audit import (
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.defect_images import usable_defects
 from edgead.fitting.known_defects import DefectMaterial, HeldOutNormals, Taught, teach
-from edgead.fitting.outcome import Outcome, of_closed_form, of_learned, of_pool
+from edgead.fitting.outcome import Outcome, of_closed_form, of_ensemble, of_learned, of_pool
 from edgead.fitting.preparing import check_names
 from edgead.fitting.view import make_view
 from edgead.fitting.wide_files import warn_of_unused_bits
@@ -110,7 +111,7 @@ def fit(
             excluded |= omitted
             opened = exclude_images(opened, list(omitted))
             continue
-        fitted = work.train(checkpoint) if learns(config.detector) else work.fit_closed_form(taught_from)
+        fitted = work.fit(checkpoint, taught_from)
         card = work.audit(fitted, excluded)
         if config.keep_stray or not card.stray:
             break
@@ -175,6 +176,11 @@ class _Work:
             for category in opened
         ]
         self._references = tuple(one for kept in self._kept for one in kept.references())
+        self._members: list[_Work] = []
+        if isinstance(method, Ensemble):
+            for one in method.members:
+                alone = replace(config, detector=one.name, settings=one.settings.model_dump())
+                self._members.append(_Work(alone, one, given, opened, view, progress))
 
     def look(self) -> dict[str, str]:
         """Return the images that nothing is learned from, and why, before anything is fitted.
@@ -188,6 +194,24 @@ class _Work:
             stray=not self._config.keep_stray,
             copies=self._trained or self._pooled,
         )
+
+    def fit(self, checkpoint: Path | None, defects: Sequence[Sample]) -> _Fitted:
+        """Fit the detector, of whatever kind it is."""
+        if isinstance(self._method, Ensemble):
+            return self.fit_ensemble(checkpoint)
+        return self.train(checkpoint) if self._trained else self.fit_closed_form(defects)
+
+    def fit_ensemble(self, checkpoint: Path | None) -> _Fitted:
+        """Fit each member as it would be alone, but for defects, which teach none of them."""
+        members = []
+        for work in self._members:
+            # Read once, and what was seen of them is remembered once.
+            work._surveys, work._images = self._surveys, self._images
+            members.append(work.fit(checkpoint, ()))
+        name, count = self._opened[0].name, len(self._samples)
+        # The card names the backbone of the closed-form members, where there are any.
+        named = next((one for one in members if one.outcome.training is None), members[0])
+        return _Fitted(of_ensemble([one.outcome for one in members], name, count), self._images, named.backbone)
 
     def train(self, checkpoint: Path | None) -> _Fitted:
         """Train a learned detector."""

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from edgead.detectors.base import Fit
 from edgead.detectors.dfc import PooledFit
+from edgead.detectors.ensemble import EnsembleModule, units
 from edgead.detectors.learned import LearnedFit, LearnedModule
 from edgead.detectors.routing import RoutedModule
 from edgead.features.scoring import ScoringModule
 from edgead.model.card_sections import CategoryCard, RoutingCard, TrainingCard
 from edgead.runtime.bundle.manifest_schema import ThresholdSection
 from edgead.runtime.decision.threshold import calibrate
+from edgead.runtime.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Outcome:
         scored: category -> which of the n are its own.
     """
 
-    module: ScoringModule | RoutedModule | LearnedModule
+    module: ScoringModule | RoutedModule | LearnedModule | EnsembleModule
     grid: tuple[int, int]
     scores: NDArray[np.float64]
     levels: NDArray[np.float64]
@@ -82,6 +84,35 @@ def of_learned(learned: LearnedFit, name: str, images: int) -> Outcome:
         counts={name: images},
         scored={name: range(len(learned.held_out))},
         training=TrainingCard(held_out=learned.held_out, log=learned.log),
+    )
+
+
+def of_ensemble(members: Sequence[Outcome], name: str, images: int) -> Outcome:
+    """Return what several fits of one category gave together, see `edgead.detectors.ensemble`.
+
+    Raises:
+        DataError: fewer than two good images that all members scored without having seen them.
+    """
+    common = sorted(set.intersection(*(set(one.images) for one in members)))
+    if len(common) < 2:
+        raise DataError("an ensemble needs at least 2 good images that no member was fitted on; give more images")
+    rows = [[list(one.images).index(image) for image in common] for one in members]
+    scores = [one.scores[own] for one, own in zip(members, rows, strict=True)]
+    levels = [one.levels[own] for one, own in zip(members, rows, strict=True)]
+    middle, spread = units(scores)
+    module = EnsembleModule([one.module for one in members], [one.grid for one in members], middle, spread)
+    training = next((one.training for one in members if one.training is not None), None)
+    in_units = list(zip(middle, spread, strict=True))
+    return Outcome(
+        module=module,
+        grid=module.grid,
+        scores=np.sum([(one - m) / s for one, (m, s) in zip(scores, in_units, strict=True)], axis=0),
+        # The mean of a sum of maps is the sum of their means.
+        levels=np.sum([(one - m) / s for one, (m, s) in zip(levels, in_units, strict=True)], axis=0),
+        images=common,
+        counts={name: images},
+        scored={name: range(len(common))},
+        training=None if training is None else training.model_copy(update={"held_out": tuple(common)}),
     )
 
 

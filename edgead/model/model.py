@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from edgead.detectors import create_detector, learns, pools_categories
+from edgead.detectors.ensemble import Ensemble, EnsembleModule, is_learned
 from edgead.detectors.learned import LearnedModule, load_learned
 from edgead.detectors.routing import RoutedModule
 from edgead.export.exportable import Exportable, Routing
@@ -35,6 +39,8 @@ from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.training.training_log import draw_log
 
+Module = ScoringModule | RoutedModule | LearnedModule | EnsembleModule
+
 _WEIGHTS = "weights.safetensors"
 _REFERENCES = "references"
 _CALIBRATION = "calibration"
@@ -47,7 +53,8 @@ class TrainedModel:
 
     Attributes:
         card: what `ModelCard` says.
-        module: the scoring module, the routed one of several categories, or a trained network, in eval mode.
+        module: the scoring module, the routed one of several categories, a trained network, or several of these as one,
+            in eval mode.
         references: ``(name, PNG bytes)`` of a few good images, moved a little where the model was fitted on
             them, and of the same with planted defects.
         calibration: ``(name, PNG bytes)`` of more good images at network size, and of some with planted defects, from
@@ -57,7 +64,7 @@ class TrainedModel:
     """
 
     card: ModelCard
-    module: ScoringModule | RoutedModule | LearnedModule
+    module: Module
     references: tuple[tuple[str, bytes], ...]
     calibration: tuple[tuple[str, bytes], ...] = ()
     region: Region | None = None
@@ -259,23 +266,57 @@ def _read_align(path: Path, card: ModelCard) -> Alignment | None:
         raise BundleError(f"{path} is damaged: its alignment cannot be read ({reason(error)}); fit again") from error
 
 
-def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> ScoringModule | RoutedModule | LearnedModule:
+def _rebuild(card: ModelCard, tensors: dict[str, torch.Tensor]) -> Module:
     detector = create_detector(card.detector, card.settings)
     spec = BackboneSpec(card.backbone["name"], "random", tuple(card.backbone["strides"]))
     size = (card.height, card.width)
+    if isinstance(detector, Ensemble):
+        return _rebuild_ensemble(detector, spec, card, tensors)
     if learns(card.detector):
         return load_learned(detector, spec, size, tensors)
+    if not pools_categories(card.detector) and card.routing is None:
+        return _rebuild_closed_form(detector, spec, card, tensors)
     extractor = build_extractor(build_backbone(spec, size, load_weights=False), size)
     if pools_categories(card.detector) != (card.routing is not None):
         raise ConfigError(
             f"{CARD_FILE} says how a model of several categories was made, or does not, unlike its detector"
         )
-    if card.routing is not None:
-        routed: RoutedModule = detector.empty(extractor, tensors, card.seed)
-        if len(routed.heads) != len(card.routing.categories):
-            raise ConfigError(f"{len(routed.heads)} heads for {len(card.routing.categories)} categories")
-        routed.load_tensors(tensors)
-        return routed.eval().requires_grad_(False)
+    assert card.routing is not None
+    routed: RoutedModule = detector.empty(extractor, tensors, card.seed)
+    if len(routed.heads) != len(card.routing.categories):
+        raise ConfigError(f"{len(routed.heads)} heads for {len(card.routing.categories)} categories")
+    routed.load_tensors(tensors)
+    return routed.eval().requires_grad_(False)
+
+
+def _rebuild_ensemble(
+    ensemble: Ensemble, spec: BackboneSpec, card: ModelCard, tensors: Mapping[str, torch.Tensor]
+) -> EnsembleModule:
+    size = (card.height, card.width)
+    modules: list[ScoringModule | LearnedModule] = []
+    for place, member in enumerate(ensemble.members):
+        prefix = f"members.{place}."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        spec_of_member = ensemble.of_member(member, spec)
+        if is_learned(member):
+            modules.append(load_learned(member, spec_of_member, size, own))
+        else:
+            modules.append(_rebuild_closed_form(member, spec_of_member, card, own))
+    count = len(modules)
+    module = EnsembleModule(modules, [_grid(one) for one in modules], np.zeros(count), np.ones(count))
+    module.load_state_dict(dict(tensors))
+    return module.eval().requires_grad_(False)
+
+
+def _grid(module: ScoringModule | LearnedModule) -> tuple[int, int]:
+    return module.grid if isinstance(module, LearnedModule) else module.extractor.grid
+
+
+def _rebuild_closed_form(
+    detector: Any, spec: BackboneSpec, card: ModelCard, tensors: dict[str, torch.Tensor]
+) -> ScoringModule:
+    size = (card.height, card.width)
+    extractor = build_extractor(build_backbone(spec, size, load_weights=False), size)
     extractor = detector.extractor(extractor, card.seed)
     head = detector.empty_head({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
     term = None

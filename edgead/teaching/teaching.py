@@ -13,7 +13,7 @@ from typing import Any
 
 from edgead.data import Category, open_category
 from edgead.data.layouts import list_defects
-from edgead.detectors import learns, pools_categories
+from edgead.detectors import learns, members, pools_categories
 from edgead.export.exporting import export_bundle
 from edgead.export.options import DEFAULT_MAX_DROP
 from edgead.fitting import fit
@@ -269,7 +269,7 @@ def _lessons(reader: JournalReader, lineage: Lineage) -> Lessons:
 
 
 def _require_teachable(card: ModelCard, model: Path) -> None:
-    if learns(card.detector) or pools_categories(card.detector):
+    if learns(card.detector) or pools_categories(card.detector) or len(members(card.detector)) > 1:
         raise ConfigError(
             f"{model} is of '{card.detector}', which cannot be fitted again within a minute; fit it with the images "
             "of the record, or make its threshold anew: edgead calibrate"

@@ -78,7 +78,7 @@ def train(
             run.finish()
             position.stage, position.step, position.best, position.stale = number + 1, 0, None, 0
             saver.save(position, {f"network/{name}": value for name, value in network.state_dict().items()}, True)
-    network.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     return TrainingLog(points=tuple(position.points), judgements=tuple(position.judgements))
 
 
@@ -240,9 +240,9 @@ def choose_device(device: Device) -> torch.device:
 
 def _mixed(device: torch.device, recipe: Recipe) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without such instructions oneDNN computes bfloat16 in float32, and loses time and digits for nothing.
-    return recipe.mixed and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return recipe.mixed and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgead.budget.choosing import varied
 from edgead.data import Category, open_category
-from edgead.detectors import create_detector, learns, pools_categories
+from edgead.detectors import create_detector, learns, members, pools_categories
 from edgead.export.exporting import export_bundle
 from edgead.export.options import DEFAULT_MAX_DROP
 from edgead.features.backbones import BackboneSpec, build_backbone, size_step
@@ -103,11 +103,13 @@ class Refitting:
     def __init__(self, bundle: Path, model: Path, category: Path, cache: Path | None = None) -> None:
         self._card = card = read_card(model)
         own_weights = card.backbone["weights"] not in ("package", "hub", "random")  # of a file only the name is known
-        special = learns(card.detector) or pools_categories(card.detector) or own_weights
+        alone = len(members(card.detector)) == 1 and not learns(card.detector) and not pools_categories(card.detector)
+        special = own_weights or not alone
         if special or any(one is not None for one in (card.region, card.tiles, card.align)):
             raise ConfigError(
-                f"{model} (a trained network, several categories, own weights, --roi, --tiles, --align) is not fitted "
-                "again here; fit and export it at other sizes, and compare: edgead tune A.edgead B.edgead --normals DIR"
+                f"{model} (a trained network, several detectors or categories, own weights, --roi, --tiles, --align) "
+                "is not fitted again here; fit and export it at other sizes, and compare: "
+                "edgead tune A.edgead B.edgead --normals DIR"
             )
         if card.defects is not None and card.defects.learned is not None and card.defects.learned.strength:
             raise ConfigError(

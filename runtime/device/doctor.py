@@ -47,16 +47,17 @@ _SINKS = (
     ("paho-mqtt", "paho", "mqtt"),
     ("prometheus-client", "prometheus_client", "prometheus"),
     ("pymodbus", "pymodbus", "modbus"),
+    ("asyncua", "asyncua", "opcua"),
+    ("grpcio", "grpc", "serve"),
     ("gpiod", "gpiod", "gpio"),
     ("cryptography", "cryptography", "sign"),
     ("tuf", "tuf", "updates"),
 )
 _PURPOSE = {
-    "train": "only training needs it",
-    "export": "only export needs it",
-    "mqtt": "only mqtt:// sinks need it",
-    "modbus": "only modbus:// sinks need it",
-    "gpio": "only gpio:// sinks need it",
+    **{extra: f"only {purpose} needs it" for extra, purpose in (("train", "training"), ("export", "export"))},
+    **{name: f"only {name}:// sinks need it" for name in ("mqtt", "modbus", "gpio")},
+    "opcua": "only opcua:// and opc.tcp:// sinks need it",
+    "serve": "only edgead serve needs it",
     "sign": "only signed records need it",
 }
 _TRAINING = (
@@ -68,6 +69,7 @@ _TRAINING = (
     ("scikit-learn", "sklearn", "train"),
     ("onnx", "onnx", "export"),
     ("onnxscript", "onnxscript", "export"),
+    ("ray", "ray", "ray"),
 )
 # Under which names the vendor's libraries are installed.
 _DISTRIBUTIONS = {

@@ -9,6 +9,8 @@
 ``prometheus://127.0.0.1:9100``                 counters, gauges and latency for a Prometheus server to scrape
 ``modbus://HOST/coil/N``                        the signal "part is OK" on a PLC's coil, fail-safe, with a heartbeat
 ``gpio://CHIP/LINE``                            the same on a pin of this board (never tried on a real one)
+``opcua://127.0.0.1:4840``                      an OPC UA server: state, results, counters; part ids from the line
+``opc.tcp://HOST/?root=NODE``                   results into the variables of a PLC's OPC UA server
 ==============================================  ======================================================================
 
 `edgead.runtime.CallbackSink` calls a function of yours; a class of your own subclasses `Sink`.
@@ -29,6 +31,7 @@ from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.uri import HIDDEN, Parameters, redact_uri, split_query
 
 if TYPE_CHECKING:
+    from edgead.runtime.sinks.part_ids import PartIds
     from edgead.runtime.status.summary import StreamSummary
 
 
@@ -42,11 +45,13 @@ class Sink(Protocol):
         keeps_frames: True where `write` needs the picture; such a sink gets a shorter queue, because frames are large.
         takes_results_alone: True where a result without its picture is better than none: what finds no room with the
             picture is queued without it.
+        part_ids: the ids that the line announces over this sink, for the next frames; None where it announces none.
     """
 
     name: str
     keeps_frames: bool
     takes_results_alone: bool = False
+    part_ids: PartIds | None = None
 
     def attach(self, summary: Callable[[], StreamSummary]) -> None:  # noqa: ARG002
         """Called once before the first result, with what tells how the run stands; any thread may ask it."""
@@ -102,6 +107,7 @@ class SinkEntry(NamedTuple):
 _MQTT = ("only", "qos", "retain", "client_id", "status", "password_file", "ca", "timeout")
 _WEBHOOK = ("only", "timeout", "give_up", "token_file", "ca", "proxy")
 _SIGNAL = ("hold", "max_age")
+_OPCUA = ("beat", "security", "certificate", "key", "trust", "password_file")
 
 # One line a sink. The class is called with (location, parameters): a path, or the whole address with its secrets.
 REGISTRY: dict[str, SinkEntry] = {
@@ -129,6 +135,17 @@ REGISTRY: dict[str, SinkEntry] = {
         "modbus://plc/coil/3?heartbeat=10",
         "pymodbus",
         "modbus",
+    ),
+    "opcua": SinkEntry(
+        "opcua.server",
+        "OpcUaServer",
+        (*_SIGNAL, *_OPCUA, "anonymous", "part_id", "part_age"),
+        "opcua://127.0.0.1:4840",
+        "asyncua",
+        "opcua",
+    ),
+    "opc.tcp": SinkEntry(
+        "opcua.client", "OpcUaClient", (*_SIGNAL, *_OPCUA, "root", "timeout"), "opc.tcp://plc:4840", "asyncua", "opcua"
     ),
     "gpio": SinkEntry("gpio", "GpioSink", (*_SIGNAL, "active"), "gpio://gpiochip0/17", "gpiod", "gpio"),
 }

@@ -51,8 +51,8 @@ class Output(Protocol):
 class _Order:
     """One result on its way to the output, and what became of it."""
 
-    def __init__(self, on: bool) -> None:
-        self.on = on
+    def __init__(self, result: Result, on: bool) -> None:
+        self.result, self.on = result, on
         self.problem: str | None = None
         self.done = threading.Event()
 
@@ -95,7 +95,7 @@ class PassSignal(Sink):
     def write(self, result: Result, frame: Frame | None) -> None:  # noqa: ARG002
         age_s = (self._clock() - result.timestamp_ns) / 1e9
         late = result.decision is Decision.OK and age_s > self._max_age
-        order = _Order(result.decision is Decision.OK and not late)
+        order = _Order(result, result.decision is Decision.OK and not late)
         self._tried.wait(_ANSWER_S)
         with self._changed:
             if self._problem is not None:
@@ -118,6 +118,16 @@ class PassSignal(Sink):
             raise DataError(f"the signal may still be on: {self._problem or 'the output did not answer'}")
 
     # The one thread that touches the output.
+
+    def show(self, result: Result, on: bool) -> None:  # noqa: ARG002
+        """Set the signal for a result; who shows more of it than the signal does so here."""
+        self._output.switch(on)
+
+    def pulse(self, count: int) -> int:
+        """Beat once, and return the number that was sent; called each ``beat_s`` seconds."""
+        count = (count + 1) % 65536
+        self._output.beat(count)
+        return count
 
     def _run(self) -> None:
         pause = _FIRST_RETRY_S
@@ -158,7 +168,7 @@ class PassSignal(Sink):
             now = time.monotonic()
             if order is not None:
                 try:
-                    self._output.switch(order.on)
+                    self.show(order.result, order.on)
                 except Exception as error:
                     order.problem = reason(error)
                     raise
@@ -169,8 +179,7 @@ class PassSignal(Sink):
                 self._output.switch(False)
                 on = False
             if now >= beat_at:
-                count = (count + 1) % 65536
-                self._output.beat(count)
+                count = self.pulse(count)
                 beat_at = now + self._beat
         self._output.switch(False)
 

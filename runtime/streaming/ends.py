@@ -10,6 +10,7 @@ from edgead.runtime.errors import ConfigError
 from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.sinks import Sink, open_sink
 from edgead.runtime.sources import Clock, Source, open_source
+from edgead.runtime.streaming.part_naming import name_parts
 
 
 def open_ends(
@@ -21,7 +22,8 @@ def open_ends(
     """Open what is given as a URI, and take what is open already; ``bits`` are those of the inspector.
 
     Raises:
-        ConfigError, SourceError: one cannot be opened, or a source is given twice; those already open are closed.
+        ConfigError, SourceError: one cannot be opened, a source is given twice, or none fits a sink that takes part ids
+            from the line; those already open are closed.
     """
     given = list(sources) if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
     with ExitStack() as undo:
@@ -39,5 +41,6 @@ def open_ends(
         for target in sinks:
             targets.append(open_sink(target) if isinstance(target, str | Path) else target)
             undo.callback(targets[-1].close)
+        opened = name_parts(opened, targets)
         undo.pop_all()
     return opened, targets

@@ -68,6 +68,7 @@ def test_the_token_may_come_from_the_environment(edgead, plate_bundle, monkeypat
     [
         ("paho", "mqtt://broker/x", "pip install 'edgead[mqtt]'"),
         ("pymodbus", "modbus://plc/coil/1", "pip install 'edgead[modbus]'"),
+        ("asyncua", "opcua://127.0.0.1", "pip install 'edgead[opcua]'"),
         ("cv2", "video:out", "pip install 'edgead[camera]'"),
     ],
 )

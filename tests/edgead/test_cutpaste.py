@@ -81,9 +81,9 @@ def test_the_profile_says_what_the_network_is_made_of() -> None:
     with pytest.raises(ConfigError, match="trains its own network and takes no backbone"):
         full.backbone(BackboneSpec("wide_resnet50_2", "random"))
     assert small.backbone(BackboneSpec("mobilenetv3_large_100", "random")).strides == (8, 16)
-    with pytest.raises(ConfigError, match="kept belongs to profile=small"):
+    with pytest.raises(ConfigError, match="kept belongs to the small and medium profiles"):
         create_detector("cutpaste", {"profile": "full", "kept": 64})
-    with pytest.raises(ConfigError, match="width belongs to profile=small"):
+    with pytest.raises(ConfigError, match="width belongs to the small and medium profiles"):
         create_detector("cutpaste", {"profile": "full", "width": 64})
 
 

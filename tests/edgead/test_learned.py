@@ -160,10 +160,11 @@ def test_what_is_for_closed_forms_is_refused(name: str, parts: Path) -> None:
     with pytest.raises(ConfigError, match=f"closed-form detector, and '{name}' trains a network"):
         create_detector("dfc", {"head": name})
     with pytest.raises(ConfigError, match="setting 'profile'"):
-        create_detector(name, {"profile": "medium"})
+        create_detector(name, {"profile": "large"})
     with pytest.raises(ConfigError, match=f"'{name}' takes taps of its own choice; omit --taps 8,16,32"):
         fit([parts], detector=name, taps=(8, 16, 32))
     assert default_size(name) == (128, 128)
+    assert default_size(name, {"profile": "medium"}) == (256, 256)
     side = {"isstad": 224}.get(name, 256)
     assert default_size(name, {"profile": "full"}) == (side, side)
 

@@ -181,7 +181,7 @@ def test_folding_changes_nothing() -> None:
 
 def test_the_score_is_the_mean_of_the_largest_values_in_proportion_to_the_grid() -> None:
     for side, largest in ((64, 2), (128, 6), (256, 25)):  # of grids of half the side; 100 at 256 x 256
-        detector = create_detector("slsg")
+        detector = create_detector("slsg", {"one_class": False})
         network = detector.network(detector.backbone(RANDOM), (side, side)).eval()
         assert network.largest == largest
         with torch.inference_mode():
@@ -189,6 +189,15 @@ def test_the_score_is_the_mean_of_the_largest_values_in_proportion_to_the_grid()
         assert grid.shape == (2, side // 2, side // 2)
         expected = np.sort(grid.numpy().reshape(2, -1))[:, -largest:].mean(1)
         np.testing.assert_allclose(score.numpy(), expected, rtol=1e-5)
+
+
+def test_without_its_graph_the_deepest_features_are_decoded_as_they_are() -> None:
+    detector = create_detector("slsg", {"graph": False})
+    network = detector.network(detector.backbone(RANDOM), (64, 64)).eval()
+    pixels = torch.rand(1, 3, 64, 64) * 255
+    with torch.inference_mode():
+        torch.testing.assert_close(network.logits(pixels)[2], network.encoder(pixels)[-1], atol=0.0, rtol=0.0)
+    assert not any(isinstance(module, GraphLayer) for module in network.modules())
 
 
 def full() -> tuple[Any, Any]:

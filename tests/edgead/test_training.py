@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgead.detectors.networks.blocks import Depthwise
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.training.checkpoints import Checkpoint
 from edgead.training.recipes import Recipe, Stage
@@ -185,6 +186,55 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_step() -> None:
     net, stages = make(learning_rate=1e30, clip=None)
     with pytest.raises(DataError, match=r"training broke down: first, step \d+, .*lower learning_rate"):
         run(net, stages)
+
+
+def broken_in_bfloat16(monkeypatch: pytest.MonkeyPatch, worse: bool = False) -> tuple[Net, list[Stage], list[bool]]:
+    """Return a training whose loss is no number in bfloat16, and with ``worse`` in float32 too; it notes its steps."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # any processor computes it, if slowly
+    net, (stage, _) = make(mixed=True, clip=None)
+    halves: list[bool] = []
+
+    def losses(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        halves.append(torch.is_autocast_enabled("cpu"))
+        factor = float("nan") if worse or (halves[-1] and len(halves) > 3) else 1.0
+        return {"restore": factor * net(tensors["x"]).square().mean()}
+
+    return net, [replace(stage, trained=[net.conv, net.norm], losses=losses, helper=None)], halves
+
+
+def test_a_cpu_trains_in_bfloat16_until_a_step_is_not_finite_and_does_that_one_again_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, stages, halves = broken_in_bfloat16(monkeypatch)
+    run(net, stages)
+    assert halves == [True] * 4 + [False] * (STEPS - 3)
+    assert all(torch.isfinite(tensor).all() for tensor in net.state_dict().values())
+    assert net.conv.weight.is_contiguous()
+
+
+def test_what_is_not_finite_in_float32_either_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, stages, halves = broken_in_bfloat16(monkeypatch, worse=True)
+    with pytest.raises(DataError, match="training broke down: first, step 1,"):
+        run(net, stages)
+    assert halves == [True, False]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_processor_without_bfloat16_trains_in_float32(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, stages, halves = broken_in_bfloat16(monkeypatch)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: not mixed)
+    stages = [replace(one, recipe=replace(one.recipe, mixed=mixed)) for one in stages]
+    run(net, stages)
+    assert halves == [False] * STEPS
+
+
+def test_a_depthwise_convolution_trains_in_float32() -> None:
+    layer, features = Depthwise(4, 4, 3, padding=1, groups=4), torch.rand(2, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.train()(features.bfloat16()).dtype == torch.float32
+        assert layer.eval()(features).dtype == torch.bfloat16
+    torch.testing.assert_close(layer(features), nn.functional.conv2d(features, layer.weight, layer.bias, 1, 1, 1, 4))
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

@@ -142,3 +142,77 @@ class Web:
             self.gate.set()
             self._server.shutdown()
             self._server.server_close()
+
+
+_PLC = """
+    import asyncio, sys
+    from asyncua import Server, ua
+
+    class Users:
+        def get_user(self, server, username=None, password=None, certificate=None):
+            from asyncua.crypto.permission_rules import User, UserRole
+            good = not sys.argv[2:] or (username, password) == ("edgead", "open sesame")
+            return User(role=UserRole.User) if good else None
+
+    async def main(port, *files):
+        server = Server(user_manager=Users())
+        await server.init()
+        server.set_endpoint(f"opc.tcp://127.0.0.1:{port}/")
+        policy = ua.SecurityPolicyType.NoSecurity
+        if files:
+            policy = ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt
+            await server.load_certificate(files[0])
+            await server.load_private_key(files[1])
+        server.set_security_policy([policy])
+        block = await server.nodes.objects.add_object(ua.NodeId("edgead", 1), "1:edgead")
+        kinds = dict(PartIsOk="Boolean", Heartbeat="Int16", Decision="String", Score="Float", PartId="String",
+                     ResultId="String", State="String", Captured="UInt32", FrameIndex="UInt16", Other="String")
+        for name, kind in kinds.items():
+            kind = getattr(ua.VariantType, kind)
+            # As another program left it.
+            value = True if name == "PartIsOk" else "OK" if name == "Decision" else ua.get_default_value(kind)
+            node = await block.add_variable(ua.NodeId(name, 1), f"1:{name}", value, kind)
+            await node.set_writable()
+        async with server:
+            await asyncio.Event().wait()
+
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def opcua_plc(*files: Path) -> Process:
+    """A PLC with the variables of `opc.tcp://` sinks below ``ns=1;s=edgead``; a safe one with certificate and key."""
+    pytest.importorskip("asyncua", reason="needs asyncua: pip install 'edgead[opcua]'")
+    port = free_port()
+    return Process([sys.executable, "-c", textwrap.dedent(_PLC), str(port), *map(str, files)], port)
+
+
+def application(folder: Path, name: str, *, days: tuple[int, int] = (-1, 2)) -> tuple[Path, Path]:
+    """Certificate and key of an OPC UA application ``urn:test:NAME``, valid from and until so many days from now."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    names = [x509.UniformResourceIdentifier(f"urn:test:{name}"), x509.DNSName(socket.gethostname())]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / f"{name}.pem", folder / f"{name}.key.pem"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    files[1].touch(mode=0o600)
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    return files

@@ -64,7 +64,7 @@ def test_the_training_side_is_not_imported() -> None:
 
 
 def test_what_is_missing_comes_with_its_command() -> None:
-    hidden = ("onnxruntime", "openvino", "cv2", "torch", "onnx", "timm", "paho", "pymodbus", "gpiod")
+    hidden = ("onnxruntime", "openvino", "cv2", "torch", "onnx", "timm", "paho", "pymodbus", "asyncua", "gpiod", "ray")
     rows, _ = doctor_in_new_process(f"import sys\nfor name in {hidden}: sys.modules[name] = None")
     commands = {
         "onnxruntime": "pip install 'edgead[cpu]'",
@@ -75,7 +75,9 @@ def test_what_is_missing_comes_with_its_command() -> None:
         "onnx": "pip install 'edgead[export]'",
         "paho-mqtt": "pip install 'edgead[mqtt]'",
         "pymodbus": "pip install 'edgead[modbus]'",
+        "asyncua": "pip install 'edgead[opcua]'",
         "gpiod": "pip install 'edgead[gpio]'",
+        "ray": "pip install 'edgead[ray]'",
     }
     for name, command in commands.items():
         assert (rows[name]["status"], rows[name]["fix"]) == ("missing", command)

@@ -686,6 +686,8 @@ def test_mistakes_are_one_clear_line(uri, message):
     [
         ("mqtt://broker/x", "paho", "paho-mqtt is not installed; run: pip install 'edgead[mqtt]'"),
         ("modbus://plc/coil/1", "pymodbus", "pymodbus is not installed; run: pip install 'edgead[modbus]'"),
+        ("opcua://127.0.0.1", "asyncua", "asyncua is not installed; run: pip install 'edgead[opcua]'"),
+        ("opc.tcp://plc?root=i=85", "asyncua", "asyncua is not installed; run: pip install 'edgead[opcua]'"),
         ("gpio://gpiochip0/17", "gpiod", "gpiod is not installed; run: pip install 'edgead[gpio]'"),
         ("video:x", "cv2", "opencv-python-headless is not installed; run: pip install 'edgead[camera]'"),
     ],

@@ -124,7 +124,7 @@ class Judgement(nn.Module):
 
 
 def _quarters(height: int, width: int) -> Tensor:
-    """Return ``(height * width, 4)``: what each cell adds to the mean of each quarter; an odd middle belongs to both."""
+    """Return ``(height * width, 4)``: what each cell adds to the mean of each quarter; an odd middle is in both."""
     rows, columns = ((np.arange(n)[:, None], n) for n in (height, width))
 
     def halves(places: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
