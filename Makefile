@@ -11,7 +11,7 @@ STAMP := $(VENV)/.edgead-installed
 UNFINISHED := $(VENV)/.edgead-unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels capi demo test test-slow lint format bench gpu-report clean
+.PHONY: help setup wheels capi demo test test-slow lint docs format bench gpu-report clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,11 +41,15 @@ test: lint ## All checks: lint, types, import contract, tests
 test-slow: setup ## The tests that take minutes
 	$(RUN) -m pytest -m 'slow and not gpu and not tensorrt'
 
-lint: setup ## ruff, mypy --strict, import contract
+lint: setup ## ruff, codespell, mypy --strict, import contract
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m codespell_lib
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+docs: setup ## The documentation as a site that needs no network: dist/docs/index.html
+	$(RUN) -m sphinx -q -W --keep-going -b html -d build/docs-trees docs dist/docs
 
 format: setup ## Put the code into its form
 	$(RUN) -m ruff check --fix-only .

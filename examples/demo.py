@@ -7,6 +7,9 @@ and 100 test images; of the defective ones, shuffled alike, the first 100 are th
 the defects at hand, which say what the threshold lets pass, and teach the detector what to look for.
 
 Every step is a command that you can repeat; it is printed before it runs. Everything lands in ``demo/``.
+
+    python examples/demo.py                    # all of it
+    python examples/demo.py --images parts     # only the images, and those of docs/tutorials
 """
 
 from __future__ import annotations
@@ -36,10 +39,16 @@ SHEET = DEMO / "contact-sheet.jpg"
 AUDIT = DEMO / "audit.html"
 
 N_TRAIN, N_TEST, N_DEFECTS = 200, 100, 10
+N_BATCH = 20  # good cells of the new batch, and as many defective ones of the old kind
 console = Console()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--images"] and len(arguments) == 2:
+        only_images(Path(arguments[1]))
+        return
+    if arguments:
+        sys.exit("usage: python examples/demo.py [--images FOLDER]")
     started = time.perf_counter()
     shutil.rmtree(DEMO, ignore_errors=True)
     for folder, count in prepare(CATEGORY).items():
@@ -67,6 +76,33 @@ def main() -> None:
 
 def prepare(category: Path) -> dict[str, int]:
     """Copy the images of the package into the folders of a category, and return how many each of them holds."""
+    normal, defective = _cells("mono")
+    return _copy(
+        category,
+        {
+            "train/good": normal[:N_TRAIN],
+            "test/good": normal[N_TRAIN : N_TRAIN + N_TEST],
+            "test/defective": defective[:N_TEST],
+            "train/defective": defective[N_TEST : N_TEST + N_DEFECTS],
+        },
+    )
+
+
+def only_images(folder: Path) -> None:
+    """Make the images of the demo, and a shift with a new batch: polycrystalline cells, as good as the others."""
+    for name in ("solar_cell", "new_batch"):
+        if (folder / name).exists():
+            sys.exit(f"{folder / name} is there already; remove it, or name another folder")
+    made = {"solar_cell": prepare(folder / "solar_cell")}
+    new, worn = _cells("poly")[0], _cells("mono")[1][N_TEST + N_DEFECTS :]
+    made["new_batch"] = _copy(folder / "new_batch", {"good": new[:N_BATCH], "defective": worn[:N_BATCH]})
+    for name, counts in made.items():
+        for part, count in counts.items():
+            console.print(f"{folder / name / part}: {count} images")
+
+
+def _cells(kind: str) -> tuple[list[Path], list[Path]]:
+    """Return the package's normal and defective cells of a kind, ``mono`` or ``poly``, in a fixed order."""
     try:
         import elpv_dataset
     except ImportError:
@@ -74,20 +110,16 @@ def prepare(category: Path) -> dict[str, int]:
     data = Path(elpv_dataset.__file__).parent / "data"
     with (data / "labels.csv").open() as stream:
         rows = [row for row in csv.reader(stream, delimiter=" ", skipinitialspace=True) if row]
-    mono = [(data / row[0], float(row[1])) for row in rows if row[2] == "mono"]
-    normal = _shuffled([path for path, probability in mono if probability == 0.0])
-    defective = _shuffled([path for path, probability in mono if probability == 1.0])
-    parts = {
-        "train/good": normal[:N_TRAIN],
-        "test/good": normal[N_TRAIN : N_TRAIN + N_TEST],
-        "test/defective": defective[:N_TEST],
-        "train/defective": defective[N_TEST : N_TEST + N_DEFECTS],
-    }
+    cells = [(data / row[0], float(row[1])) for row in rows if row[2] == kind]
+    normal = _shuffled([path for path, probability in cells if probability == 0.0])
+    return normal, _shuffled([path for path, probability in cells if probability == 1.0])
+
+
+def _copy(target: Path, parts: dict[str, list[Path]]) -> dict[str, int]:
     for folder, paths in parts.items():
-        target = category / folder
-        target.mkdir(parents=True)
+        (target / folder).mkdir(parents=True)
         for path in paths:
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, target / folder / path.name)
     return {folder: len(paths) for folder, paths in parts.items()}
 
 
@@ -216,4 +248,4 @@ def _manifest() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
