@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_day.packing import TREE
+from benchmarks.gpu_day.results import copy_result
 from benchmarks.gpu_day.stages import STAGES
 
 KIT = "/tmp/day"
@@ -108,6 +109,7 @@ def bring(out: Path, to: Path, first: int) -> int:
             for path in sorted(models, key=_size):
                 stream.add(path, str(path.relative_to(out)))
     to.mkdir(parents=True, exist_ok=True)
+    copy_result(out / "training.json", to)
     total = archive.stat().st_size
     with archive.open("rb") as stream:
         for number in range(first, min(first + MOST_PARTS, -(-total // PART_BYTES))):

@@ -86,7 +86,7 @@ def latency(path: Path, backend: str, precision: str, dry: bool) -> Any:
 
 
 def compare(path: Path, backend: str, precision: str, options: Options) -> dict[str, Any]:
-    """Compare the engine's scores and maps with those of the same precision simulated, and its decisions with FP32's."""
+    """Compare the engine's scores and maps with the same precision simulated, and its decisions with FP32's."""
     scored = options.out / f"scores-{path.stem}-{precision}.npz"
     command = [sys.executable, "-m", "benchmarks.gpu_day.engine_scores", str(path), backend, precision]
     category = category_of(path, options)

@@ -33,7 +33,7 @@ _SHARE = 0.8  # of a job's seconds that its steps may take; the rest is a reserv
 _BOOTSTRAP = 200
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """A pilot's training has shown what it had to."""
 
 
@@ -67,7 +67,7 @@ class _Rates:
             return
         self._marks.setdefault(name, []).append(time.perf_counter())
         if len(self._marks) == self._stages and done == total:
-            raise _Enough
+            raise _EnoughError
 
     def seconds(self) -> list[float]:
         """Return the median seconds of a step, stage by stage; the first steps load libraries."""
@@ -138,7 +138,7 @@ def run_job(job: Job, options: Options) -> dict[str, Any]:
 def make_plan(job: Job, folder: Path, options: Options, clock: _ActiveClock) -> dict[str, Any]:
     """Return as many steps of each stage as fit into the seconds: the full profile's, or an equal share of all."""
     rates, pilot = _Rates(len(job.steps)), _DRY_STEPS if options.dry else _PILOT_STEPS
-    with suppress(_Enough):
+    with suppress(_EnoughError):
         _fit(job, folder, dict.fromkeys(job.steps, pilot), progress=rates)
     per_step = rates.seconds()
     # Twice what the pilot took beside its steps: that comes again, and so do the end and the measurement.

@@ -47,12 +47,16 @@ class GpuExecutor:
 
     def launch(self, kernel: str, grid: tuple[int, int, int], block: int, shared_bytes: int, *arguments: Any) -> None:
         """Run a kernel to its end; arguments as of `tests.cuda.executor.Executor`."""
-        uploaded = [self._gpu.upload(one) if isinstance(one, np.ndarray) else one for one in arguments]
+        # One array may be given twice, as its rows and as their FP32 code.
+        arrays = [one for one in arguments if isinstance(one, np.ndarray)]
+        hosts = {one.ctypes.data: one for one in sorted(arrays, key=lambda one: one.nbytes)}
+        devices = {address: self._gpu.upload(host) for address, host in hosts.items()}
+        uploaded = [devices[one.ctypes.data] if isinstance(one, np.ndarray) else one for one in arguments]
         self._gpu.launch(kernel, grid, block, shared_bytes, *uploaded)
         self._gpu.synchronize()
-        for host, device in zip(arguments, uploaded, strict=True):
-            if isinstance(host, np.ndarray) and host.flags.writeable:
-                found: NDArray[Any] = device.numpy()
+        for address, host in hosts.items():
+            if host.flags.writeable:
+                found: NDArray[Any] = devices[address].numpy()
                 host[...] = found
 
 

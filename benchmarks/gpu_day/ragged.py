@@ -1,4 +1,4 @@
-"""Every kernel once or more on ragged shapes, for a tool that watches: ``compute-sanitizer --tool memcheck python -m …``.
+"""Every kernel once or more on ragged shapes, for a tool that watches, such as ``compute-sanitizer --tool memcheck``.
 
     python -m benchmarks.gpu_day.ragged [--dry-run]
 

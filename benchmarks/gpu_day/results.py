@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +54,42 @@ class Results:
         except Exception as error:  # noqa: BLE001
             text = "".join(traceback.format_exception(error))[-_ERROR_CHARACTERS:]
             self.set(name, {"status": "failed", "seconds": _since(begun), "error": str(error), "trace": text})
-            print(f"  {name}: FAILED: {error}", flush=True)
+            print(f"  {name}: FAILED: {' '.join(str(error).split())[:300]}", flush=True)
             return None
         self.set(name, {"status": "done", "seconds": _since(begun), "value": value})
         print(f"  {name}: {_since(begun):.1f} s", flush=True)
         return value
+
+    def value(self, name: str) -> Any:
+        """Return the value of an item that is done, else None."""
+        item = self.items.get(name, {})
+        return item["value"] if item.get("status") == "done" else None
+
+    @staticmethod
+    def value_in(path: Path, name: str) -> Any:
+        """Return the value of an item in another stage's file; None where it is not done or there is no file."""
+        item = json.loads(path.read_text())["items"].get(name, {}) if path.is_file() else {}
+        return item["value"] if item.get("status") == "done" else None
 
     def save(self) -> None:
         """Write the file, whole or not at all, and its copy."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path, OSError) as stream:
             stream.write((json.dumps({**self._head, "items": self.items}, indent=1) + "\n").encode())
-        if self._copy_to is not None:
-            self._copy_to.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path, self._copy_to / self.path.name)
+        copy_result(self.path, self._copy_to)
 
     def set(self, name: str, item: dict[str, Any]) -> None:
         """Keep an item as it is given."""
         self.items[name] = item
         self.save()
+
+
+def copy_result(path: Path, folder: Path | None) -> None:
+    """Copy a result file into a folder, where there are both; that it cannot be done ends nothing."""
+    if folder is not None and path.is_file():
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / path.name)
 
 
 def count_items(path: Path) -> dict[str, int]:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import kernels
+from benchmarks import gpu_report, kernels
 from benchmarks.gpu_day.clock import Clock, TorchDevice
 from benchmarks.gpu_day.machine import open_gpu
 from benchmarks.gpu_day.options import Options
 from benchmarks.gpu_day.results import Results
 from edgead.export.kernels.gpu import Gpu
 from edgead.export.kernels.scoring import MemoryBank, mahalanobis_scores
+from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.device.board_status import describe_board
 
 ROUNDS = 20
@@ -64,7 +65,25 @@ def _measure(results: Results, gpu: Gpu, device: Any, clock: Clock, *, tiny: boo
     for frame in frames:
         name = f"locations {locations[0]} x {locations[1]}, {frame} frames"
         results.do(name, partial(distances, device, clock, ceilings, (frame, *locations), place))
-    results.do("board", describe_board)
+    board = results.do("board", describe_board)
+    results.do("row for docs/kernels.md", partial(page_row, results, ceilings, board or {}, gpu.info.name))
+
+
+def page_row(results: Results, ceilings: dict[str, float], board: dict[str, Any], device: str) -> str:
+    """Return the line to paste into docs/kernels.md: run after run, one CUDA graph each, floors at the mma ceiling."""
+    works = {"search fp16, 784 x 10000 x 128": ("search 784 x 1, 10000 x 128", "fp16")}
+    works["search fp16, 1024 x 10000 x 384"] = ("search 1024 x 1, 10000 x 384", "fp16")
+    works["locations float32, 3136 x 100, 1 frame"] = ("locations 3136 x 100, 1 frames", "fp32")
+    rows = [
+        kernels.Row(work, one["warm_ms"], one["tflops"], one["gb_s"], one["floor_mma_ms"], one["error"])
+        for work, (item, precision) in works.items()
+        if (one := (results.value(item) or {}).get(precision)) is not None
+    ]
+    if not rows:
+        return "no row: none of the shapes that the table shows was measured"
+    tests = Results.value_in(results.path.with_name("right.json"), "tests marked gpu")
+    counted = kernels.Ceilings(*(ceilings[name] for name in ("fp32", "fp16", "int8", "bandwidth")))
+    return gpu_report.page_row(device, cuda_driver().release, board, tests, counted, rows)
 
 
 def measure_ceilings(gpu: Gpu, clock: Clock, place: str, *, tiny: bool) -> dict[str, float]:

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from benchmarks.gpu_day.machine import ROOT, describe
 from benchmarks.gpu_day.options import Options
-from benchmarks.gpu_day.results import Results, count_items
+from benchmarks.gpu_day.results import Results, copy_result, count_items
 
 _GRACE_S = 10.0
 
@@ -66,6 +66,8 @@ def run_stages(stages: list[Stage], options: Options, command: list[str], limit_
             ended = _run_child([*command, "--child", stage.name], options, limit)
         finally:
             training.let_go_on(options.out)
+        # Also of trainings in the background, whose own copies may go to the folder of an earlier command.
+        copy_result(options.out / "training.json", options.copy_to)
         counts = count_items(options.out / f"{stage.name}.json")
         whole = whole and ended == "ended" and set(counts) == {"done"}
         said = ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no item"
@@ -75,11 +77,11 @@ def run_stages(stages: list[Stage], options: Options, command: list[str], limit_
 
 def run_child(name: str, options: Options) -> None:
     """Run one stage in this process."""
-    if name == "training":  # whose results its own process writes
-        results = None
+    stage = import_module(f"benchmarks.gpu_day.{name}")
+    if name == "training":  # its results are written by a process of its own
+        stage.run(options)
     else:
-        results = Results(options.out, name, describe(options.dry), options.copy_to)
-    import_module(f"benchmarks.gpu_day.{name}").run(options, results)
+        stage.run(options, Results(options.out, name, describe(options.dry), options.copy_to))
 
 
 def _run_child(command: list[str], options: Options, limit_s: float) -> str:

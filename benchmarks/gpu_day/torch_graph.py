@@ -21,6 +21,7 @@ from torch import Tensor
 from edgead.export.ops.nodes import inline_nodes
 from edgead.runtime.errors import ConfigError
 
+# By their numbers in ONNX.
 _KINDS = {
     1: torch.float32,
     2: torch.uint8,

@@ -2,8 +2,8 @@
 
 Trainings run in the background, in a session of their own, so that they go on between commands; stages whose times
 count make them stand still (SIGSTOP). Each job trains as ``edgead fit`` does, is measured on all test images with the
-network on the GPU, and its model is kept. How many steps fit into a job's seconds is measured first, by a short training
-of the same kind: the number is in the result, beside the full profile's, and a schedule always runs to its end.
+network on the GPU, and its model is kept. How many steps fit into a job's seconds is measured first, by a training of
+few steps: the number is in the result, beside the full profile's, and a schedule always runs to its end.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ DETECTORS: dict[str, tuple[dict[str, int], str | None]] = {
     "cutpaste": ({"steps": 65_536}, None),
     "isstad": ({"pretraining_steps": 3_000, "steps": 2_000}, None),
 }
-# Mean image AUROC on MVTec AD that the papers state, none of them ours; where it is from is in docs/learned.md's sources.
+# Mean image AUROC on MVTec AD that the papers state; none of it is ours, nor of these three categories.
 PAPERS = {
     "efficientad": "98.8 (S)",
     "slsg": "98.5",
@@ -78,9 +78,8 @@ def jobs(options: Options) -> list[Job]:
             for category in order for name, (steps, backbone) in DETECTORS.items()]  # fmt: skip
 
 
-def run(options: Options, results: Results) -> None:
+def run(options: Options) -> None:
     """Start the trainings unless they run, and wait for them as long as this stage may."""
-    del results  # the supervisor writes them
     start(options)
     while (pid := running(options.out)) is not None:
         with suppress(ChildProcessError):
