@@ -71,7 +71,12 @@ def test_the_whole_day_without_a_gpu(tmp_path: Path) -> None:
     shutil.copy(BUNDLE, kit / "bundles" / "noise-small.edgead")
     command = [sys.executable, "-m", "benchmarks.gpu_day", "--dry-run", "--kit", str(kit), "--out", str(out)]
     done = subprocess.run(
-        [*command, "--copy-to", str(home)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
+        [*command, "--copy-to", str(home), "--limit", "900"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     for stage in STAGES:
@@ -91,7 +96,11 @@ def test_the_whole_day_without_a_gpu(tmp_path: Path) -> None:
     # Nothing is done twice: a second call only reads.
     before = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*")}
     again = subprocess.run(
-        [*command, "--stage", "training", "--stage", "half"], cwd=ROOT, env=environment(), timeout=300, check=False
+        [*command, "--stage", "training", "--stage", "half", "--limit", "900"],
+        cwd=ROOT,
+        env=environment(),
+        timeout=300,
+        check=False,
     )
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*")} == before

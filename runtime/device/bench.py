@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ WARM_UP = 10
 _ROUND = 20
 _SETTLE = 2  # uncounted frames at the start of a round, for caches and for threads that still spin
 _POOL_BYTES = 256 << 20  # different frames held; enough of them that none stays in the processor's cache
+_SAMPLE_S = 60.0  # between two looks at the board in a long run
+MOST_SECONDS = 86_400.0
 _SPIN_S = 0.001  # sleeping ends late by less than this, so the rest is spent looking at the clock
 
 
@@ -51,6 +54,7 @@ def bench(
     rate_fps: float | None = None,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     threads: int | None = None,
+    duration_s: float | None = None,
     progress: StepProgress | None = None,
 ) -> BenchReport:
     """Measure a bundle on this device.
@@ -69,7 +73,9 @@ def bench(
         frame_size: ``(width, height)`` of the camera, in pixels; a bundle that judges a region of frames of one size
             has that one, whatever is asked for.
         threads: CPU threads of each backend; None leaves the choice to it.
-        progress: called with (done, total) counted frames.
+        duration_s: measure for so many seconds in place of ``frames``, all candidates together, and look at the board
+            every minute: what a device keeps up when it is warm.
+        progress: called with (done, total) counted frames, or seconds.
 
     Raises:
         BundleError: damaged, unsafe, or without references.
@@ -79,6 +85,8 @@ def bench(
     check_frames(frames, frame_size)
     if rate_fps is not None and not 0.01 <= rate_fps <= 100_000:
         raise ConfigError(f"--rate must lie between 0.01 and 100000 frames a second, got {rate_fps}")
+    if duration_s is not None and not 1 <= duration_s <= MOST_SECONDS:
+        raise ConfigError(f"--duration must lie between 1 and {MOST_SECONDS:.0f} seconds, got {duration_s:g}")
     with Bundle.open(path) as bundle, ExitStack() as stack:
         images = {name: decode_image(png, name) for name, png in bundle.references()}
         if not images:
@@ -93,18 +101,23 @@ def bench(
         before = describe_board()
         # With a schedule a queue may build up, and only a long run shows it.
         length = _ROUND if rate_fps is None else math.ceil(frames / 2)
-        _take_turns(candidates, pool, frames, length, rate_fps, progress)
+        during: list[dict[str, Any]] = []
+        if duration_s is None:
+            _take_turns(candidates, pool, frames, length, rate_fps, progress)
+        else:
+            during = _take_turns_for(candidates, pool, duration_s, rate_fps, progress)
         # At once, while the board is as warm as the figures are.
         after = describe_board()
         return BenchReport(
             bundle=str(path),
             model_sha256=bundle.sha256,
             frame_size=frame_size,
-            frames=frames,
+            frames=frames if duration_s is None else candidates[0].counted,
+            duration_s=duration_s,
             warm_up=WARM_UP,
             rate_fps=rate_fps,
             machine=describe_machine(),
-            board={"before": before, "after": after},
+            board={"before": before, "after": after, **({"during": during} if duration_s is not None else {})},
             versions=_versions(),
             rows=tuple(candidate.row() for candidate in candidates),
             skipped=skipped,
@@ -173,6 +186,10 @@ class _Candidate:
         self.end_to_end.append((done_ns - captured_ns) / 1e6)
         for name, value in {"wait": (started_ns - captured_ns) / 1e6, **result.timings}.items():
             self.stages.setdefault(name, []).append(value)
+
+    @property
+    def counted(self) -> int:
+        return len(self.end_to_end) + self.failed
 
     def latency(self) -> Latency:
         if not self.end_to_end:
@@ -281,6 +298,31 @@ def _take_turns(
             done += len(turn)
             if progress is not None:
                 progress(done, frames * len(candidates))
+
+
+def _take_turns_for(
+    candidates: Sequence[_Candidate],
+    pool: Sequence[NDArray[np.uint8]],
+    seconds: float,
+    rate_fps: float | None,
+    progress: StepProgress | None,
+) -> list[dict[str, Any]]:
+    """Measure for so many seconds; returns the board as it was every minute, looked at between two turns."""
+    begun, samples = time.monotonic(), []
+    due, first = begun + _SAMPLE_S, 0
+    # On a schedule a turn is a second of it, so that a queue may build up in each.
+    length = _ROUND if rate_fps is None else max(_ROUND, math.ceil(rate_fps))
+    while (now := time.monotonic()) < begun + seconds:
+        if now >= due:
+            samples.append(describe_board())
+            due = now + _SAMPLE_S
+        for candidate in candidates if first // length % 2 == 0 else candidates[::-1]:
+            candidate.warm(pool, _SETTLE)
+            _run_turn(candidate, pool, range(first, first + length), rate_fps)
+        first += length
+        if progress is not None:
+            progress(min(int(time.monotonic() - begun), int(seconds)), int(seconds))
+    return samples
 
 
 def _run_turn(candidate: _Candidate, pool: Sequence[NDArray[np.uint8]], turn: range, rate_fps: float | None) -> None:
