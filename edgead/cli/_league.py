@@ -26,8 +26,7 @@ def bench_for_league(
     out: Output, bundle: Path, backends: list[str], precisions: list[str], options: LeagueOptions
 ) -> None:
     """Measure one backend and precision for a time, and write the signed row."""
-    from edgead.cli._output import listing, milliseconds
-    from edgead.cli.device import backend_text
+    from edgead.cli._output import backend_text, listing, milliseconds
     from edgead.runtime.device.bench import bench as measure
     from edgead.runtime.device.league import (
         DEFAULT_SECONDS,

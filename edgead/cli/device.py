@@ -63,7 +63,7 @@ def check(
 
 
 def _check_table(report: CheckReport) -> Any:
-    from edgead.cli._output import listing, number
+    from edgead.cli._output import backend_text, listing, number
 
     changed = sum(r.decision is not r.expected_decision for r in report.references)
     rows = {
@@ -82,11 +82,6 @@ def _check_table(report: CheckReport) -> Any:
     for number_, problem in enumerate(report.problems, 1):
         rows[f"problem {number_}"] = problem
     return listing(f"{'PASS' if report.passed else 'FAIL'}: {report.bundle}", rows)
-
-
-def backend_text(info: dict[str, Any]) -> str:
-    threads = f"{info['threads']} threads" if info["threads"] else "threads: its own choice"
-    return f"{info['name']} {info['version']} ({info['provider']}, {info['precision']}, {info['device']}, {threads})"
 
 
 @command(
@@ -166,7 +161,7 @@ def bench(
 
 
 def _bench_tables(report: BenchReport) -> list[Any]:
-    from edgead.cli._output import listing, milliseconds, number, table
+    from edgead.cli._output import backend_text, listing, milliseconds, number, table
 
     latency, accuracy = [], []
     for row in report.rows:

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import league as page
 from edgead.runtime.backends import available
 from edgead.runtime.bundle.bundle import Bundle
-from edgead.runtime.device import bench as bench_module
+from edgead.runtime.device import bench_turns
 from edgead.runtime.device.bench import bench
 from edgead.runtime.device.league import (
     LeagueEntry,
@@ -46,7 +46,7 @@ def entry(make_bundle: Any) -> LeagueEntry:
 
 
 def test_a_time_is_measured_and_not_a_number_of_frames(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "_SAMPLE_S", 0.3)
+    monkeypatch.setattr(bench_turns, "_SAMPLE_S", 0.3)
     steps: list[tuple[int, int]] = []
     begun = time.monotonic()
     report = bench(
