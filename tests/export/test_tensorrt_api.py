@@ -138,8 +138,9 @@ def test_planted_names_are_found(line: str, problem: str) -> None:
     assert any(problem in text for text in found), found
 
 
-def test_the_lists_are_those_of_five_versions_and_more() -> None:
-    assert API["tensorrt"]["versions"] == ["10.3", "10.7", "10.13", "10.16", "11.4"]
+def test_the_lists_are_those_of_six_versions_and_more() -> None:
+    assert API["tensorrt"]["versions"] == ["10.3", "10.7", "10.13", "10.16", "11.0", "11.4"]
+    assert API["cuda"]["versions"] == ["12.8", "13.0", "13.5"]
     # Facts that are known from elsewhere, so that empty or mixed-up lists show.
     assert API["tensorrt"]["somewhere"]["BuilderFlag.FP16"] == ["10.3", "10.7", "10.13", "10.16"]
     assert "10.3" not in API["tensorrt"]["somewhere"]["INetworkDefinition.add_plugin"]
