@@ -261,6 +261,11 @@ def test_a_packed_category_is_what_the_network_sees_and_the_first_command_unpack
     packed = read_image(images / "test" / "hole" / "0001.png")
     original = read_image(source / "test" / "hole" / "001.png")
     np.testing.assert_array_equal(packed, resize(original, 64, 64))
+    # A changed image is not taken from an earlier pack.
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(source / "test" / "hole" / "001.png")
+    packing.pack([source], out, detectors=(), size=64, wheels=False)
+    newest = max(out.glob("work/noise-64-*/noise/test/hole/0001.png"), key=lambda path: path.stat().st_mtime_ns)
+    assert not read_image(newest).any()
     mask = np.asarray(Image.open(images / "ground_truth" / "hole" / "0001_mask.png"))
     assert mask.shape == (64, 64)
     assert set(np.unique(mask)) == {0, 255}

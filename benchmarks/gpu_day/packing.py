@@ -71,13 +71,15 @@ def pack(
     # In the order in which stages need them: the backbone's weights before the engines' library.
     early = [one for one in fetched if one.path.name.startswith("efficientnet")]
     members = [Member(TREE, _pack_tree(work / TREE)), *early]
+    places = {category.name: work / _key(category, size) for category in categories}
     for category in categories:
-        images = work / "images" / category.name
-        _reduce_category(category, images, size)
-        members.append(Member(f"images/{category.name}.tar", _pack_folder(images, work / f"{category.name}.tar")))
-    for category in categories:
+        place = places[category.name]
+        _reduce_category(category, place / category.name, size)
+        packed = _pack_folder(place / category.name, place / f"{category.name}.tar")
+        members.append(Member(f"images/{category.name}.tar", packed))
+    for name, place in places.items():
         for detector in detectors:
-            found = _bundle(work / "images" / category.name, detector, size, work / "bundles")
+            found = _bundle(place / name, detector, size, place / "bundles")
             members += [Member(f"bundles/{path.name}", path) for path in found]
     return write_pieces([*members, *(one for one in fetched if one not in early)], out)
 
@@ -166,6 +168,15 @@ def _copy(source: Any, target: Any, count: int) -> None:
         chunk = source.read(min(count, 1 << 20))
         target.write(chunk)
         count -= len(chunk)
+
+
+def _key(category: Path, size: int) -> str:
+    """Name what is made of a category: another size or a changed file makes another name, and nothing old is taken."""
+    digest = hashlib.sha256(str(size).encode())
+    for path in sorted(path for path in category.rglob("*") if path.is_file()):
+        state = path.stat()
+        digest.update(f"{path.relative_to(category)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return f"{category.name}-{size}-{digest.hexdigest()[:12]}"
 
 
 def _pack_tree(out: Path) -> Path:

@@ -23,6 +23,7 @@ from edgead.runtime.errors import ConfigError
 from tests.cuda import cases
 from tests.cuda.knn import CODES, Code
 
+_TESTS_S = 140  # what hangs there must not keep the kernels' own cases from their turn
 Check = Callable[[Any], object]
 _REALISTIC = [(784, 2000, 64), (1024, 10_000, 384), (784, 10_000, 512)]
 LOCATIONS: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def run_tests(collect_only: bool) -> dict[str, int]:
         # What a newer Python or numpy warns of is no fault of a kernel.
         command += ["-o", "filterwarnings=default", f"--junitxml={report}"]
         command += ["--collect-only", "tests/cuda/test_on_gpu.py"] if collect_only else ["tests/cuda", "tests/runtime"]
-        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=_TESTS_S)
         print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
         if collect_only:
             if done.returncode:

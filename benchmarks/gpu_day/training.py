@@ -154,13 +154,16 @@ def supervise(options: Options) -> None:
     active: list[_Running] = []
     folder = options.out / "jobs"
     folder.mkdir(exist_ok=True)
+    # Jobs share the processor, and their batches are made there.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.at_once))}
     while waiting or active:
         while waiting and len(active) < options.at_once:
             job = waiting.pop(0)
             results.set(job.name, {"status": "running"})
             command = [sys.executable, "-m", "benchmarks.gpu_day.job", job.name, *as_arguments(options)]
             with (folder / f"{job.name}.log").open("ab") as log:
-                active.append(_Running(job, subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)))
+                process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+                active.append(_Running(job, process))
         time.sleep(_POLL_S)
         for one in list(active):
             # Counted in turns of this loop, which stands still when the jobs do.
