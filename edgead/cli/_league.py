@@ -52,7 +52,7 @@ def bench_for_league(
             rate_fps=options.rate,
             frame_size=options.frame_size,
             threads=options.threads,
-            duration_s=options.duration or DEFAULT_SECONDS,
+            duration_s=DEFAULT_SECONDS if options.duration is None else options.duration,
             progress=lambda done, total: step("seconds", done, total),
         )
     entry = make_entry(report, load)

@@ -222,6 +222,7 @@ def test_one_command_writes_a_row(make_bundle: Any, tmp_path: Path) -> None:
     for wrong, said in (
         (["--precision", "fp32", "--precision", "fp16", *league], "one backend and one precision"),
         (["--key", str(tmp_path / "x.key")], "add --league FILE"),
+        (["--league", str(file), "--duration", "0"], "--duration must lie between"),
         (["--league", str(tmp_path / "none" / "row.json")], "does not exist"),
     ):
         refused = subprocess.run([*command, *wrong], env=environment, capture_output=True, text=True, timeout=300)
