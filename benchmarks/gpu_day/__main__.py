@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.gpu_day as package
+from benchmarks.gpu_day.machine import ROOT
 from benchmarks.gpu_day.options import Options
 from benchmarks.gpu_day.stages import STAGES, run_child, run_stages, this_program
 from edgead.runtime.errors import ConfigError, EdgeadError
@@ -120,12 +121,14 @@ def _plan(given: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_day plan", description="Print the day's commands.")
     parser.add_argument("--kit", type=Path, required=True, help="folder that `pack` wrote")
-    kit = parser.parse_args(given).kit
+    kit = parser.parse_args(given).kit.absolute()
+    # As the tool that carries takes it: relative to the checkout.
+    folder = kit.relative_to(ROOT) if kit.is_relative_to(ROOT) else kit
     try:
         manifest = json.loads((kit / packing.MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{kit} holds no kit; write one with: python -m benchmarks.gpu_day pack") from error
-    print(commands.show(commands.sequence(manifest, str(kit))))
+    print(commands.show(commands.sequence(manifest, str(folder))))
     return 0
 
 

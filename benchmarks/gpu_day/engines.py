@@ -41,7 +41,7 @@ def run(options: Options, results: Results) -> None:
     backend = "onnxruntime" if options.dry else "tensorrt-rtx"
     os.environ["EDGEAD_ENGINE_CACHE"] = str(options.out / "engines")
     results.do("library", partial(library, options.dry))
-    for path in options.bundles:
+    for path in options.bundles[:1] if options.dry else options.bundles:
         results.do(f"{path.stem}: build", partial(build, path, options.dry))
         with Bundle.open(path) as bundle:
             precisions = [name for name in PRECISIONS if name in bundle.manifest.precisions]

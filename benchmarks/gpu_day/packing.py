@@ -57,7 +57,8 @@ def pack(
     """Write the pieces; returns the manifest.
 
     Args:
-        categories: folders in MVTec layout. Bundles of each of them and of each of ``detectors`` are fitted here.
+        categories: folders in MVTec layout. Bundles are fitted here: of the first of ``detectors`` for each category,
+            of the others for the last one only, for a bundle may be as large as a piece.
         out: folder of the pieces; what is in it is replaced, but work that takes long is kept in ``out/work``.
         size: side of the network's input, to which images and masks are reduced.
         wheels: fetch them; a test does without.
@@ -77,8 +78,9 @@ def pack(
         _reduce_category(category, place / category.name, size)
         packed = _pack_folder(place / category.name, place / f"{category.name}.tar")
         members.append(Member(f"images/{category.name}.tar", packed))
+    last = categories[-1].name if categories else ""
     for name, place in places.items():
-        for detector in detectors:
+        for detector in detectors if name == last else detectors[:1]:
             found = _bundle(place / name, detector, size, place / "bundles")
             members += [Member(f"bundles/{path.name}", path) for path in found]
     return write_pieces([*members, *(one for one in fetched if one not in early)], out)
