@@ -11,7 +11,7 @@ STAMP := $(VENV)/.edgead-installed
 UNFINISHED := $(VENV)/.edgead-unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels capi demo test test-slow lint docs format bench gpu-report clean
+.PHONY: help setup wheels capi demo test test-slow lint docs format bench gpu-report gpu-day clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -72,6 +72,9 @@ bench: setup | demo/solar_cell.edgead ## Speed of resize, camera loop and folded
 
 gpu-report: setup ## Tests and speed of the CUDA kernels on this machine's GPU, as a row of docs/kernels.md
 	@$(RUN) -m benchmarks.gpu_report
+
+gpu-day: setup ## Every stage of docs/gpu-day.md on this machine's GPU, in gpu-day/; KIT=DIR: what was packed
+	@$(RUN) -m benchmarks.gpu_day --out gpu-day $(if $(KIT),--kit $(KIT))
 
 demo/solar_cell.edgead:
 	$(MAKE) demo

@@ -25,8 +25,9 @@ class Signer:
         serialization, _ = _library()
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+        data = _content(path)
         try:
-            key = serialization.load_pem_private_key(_content(path), None)
+            key = serialization.load_pem_private_key(data, None)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path} is no private key in PEM without a password; {_MAKE}") from error
         if not isinstance(key, Ed25519PrivateKey):

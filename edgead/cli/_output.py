@@ -195,6 +195,12 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def backend_text(info: dict[str, Any]) -> str:
+    """Return one line on the backend that really ran, of its JSON form."""
+    threads = f"{info['threads']} threads" if info["threads"] else "threads: its own choice"
+    return f"{info['name']} {info['version']} ({info['provider']}, {info['precision']}, {info['device']}, {threads})"
+
+
 def _console(stream: TextIO) -> Console:
     # Nothing of what a user named a file is markup or an emoji.
     wide = stream.isatty() or "COLUMNS" in os.environ

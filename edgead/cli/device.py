@@ -63,11 +63,11 @@ def check(
 
 
 def _check_table(report: CheckReport) -> Any:
-    from edgead.cli._output import listing, number
+    from edgead.cli._output import backend_text, listing, number
 
     changed = sum(r.decision is not r.expected_decision for r in report.references)
     rows = {
-        "backend": f"{_backend(report.backend.to_dict())}; {report.why}",
+        "backend": f"{backend_text(report.backend.to_dict())}; {report.why}",
         "precision": report.precision,
         "references": f"{len(report.references)} images, {changed} decisions changed",
         "score differences": f"at most {number(report.max_score_difference)}; "
@@ -82,11 +82,6 @@ def _check_table(report: CheckReport) -> Any:
     for number_, problem in enumerate(report.problems, 1):
         rows[f"problem {number_}"] = problem
     return listing(f"{'PASS' if report.passed else 'FAIL'}: {report.bundle}", rows)
-
-
-def _backend(info: dict[str, Any]) -> str:
-    threads = f"{info['threads']} threads" if info["threads"] else "threads: its own choice"
-    return f"{info['name']} {info['version']} ({info['provider']}, {info['precision']}, {info['device']}, {threads})"
 
 
 @command(
@@ -117,11 +112,31 @@ def bench(
     ] = None,
     frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the camera's frames.")] = "1280x1024",
     threads: ThreadsOption = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds to measure, in place of --frames.", show_default=False),
+    ] = None,
+    league: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a signed row of the league of devices (10 min).", show_default=False),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Private key that signs it.", show_default="one of your own, made once"),
+    ] = None,
 ) -> None:
     """Measure latency from camera to decision and throughput, with the accuracy beside them."""
+    from edgead.cli._league import LeagueOptions, bench_for_league
     from edgead.runtime.device.bench import bench as measure
+    from edgead.runtime.errors import ConfigError
 
     size = parse_frame_size(frame_size)
+    if league is not None:
+        options = LeagueOptions(rate, size, threads, duration, league, key)
+        bench_for_league(out, bundle, backend or [], precision or [], options)
+        return
+    if key is not None:
+        raise ConfigError("--key signs a row of the league; add --league FILE")
     with out.progress() as step:
         report = measure(
             bundle,
@@ -131,7 +146,8 @@ def bench(
             rate_fps=rate,
             frame_size=size,
             threads=threads,
-            progress=lambda done, total: step("frames", done, total),
+            duration_s=duration,
+            progress=lambda done, total: step("frames" if duration is None else "seconds", done, total),
         )
     for name, reason in report.skipped.items():
         out.note(f"omitted {name}: {reason}")
@@ -145,7 +161,7 @@ def bench(
 
 
 def _bench_tables(report: BenchReport) -> list[Any]:
-    from edgead.cli._output import listing, milliseconds, number, table
+    from edgead.cli._output import backend_text, listing, milliseconds, number, table
 
     latency, accuracy = [], []
     for row in report.rows:
@@ -160,6 +176,8 @@ def _bench_tables(report: BenchReport) -> list[Any]:
         accuracy.append([name, f"{row.throughput_fps:.1f}", difference, changed, str(row.failed)])
     width, height = report.frame_size
     schedule = f"at {report.rate_fps:g} fps" if report.rate_fps else "one after the other"
+    if report.duration_s is not None:
+        schedule += f", {report.duration_s:g} s"
     return [
         table(
             f"Latency in ms, {report.frames} frames of {width}x{height}, {schedule}",
@@ -176,7 +194,7 @@ def _bench_tables(report: BenchReport) -> list[Any]:
             "On",
             {
                 "machine": f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['system']}",
-                **{_row_name(row): _backend(row.backend.to_dict()) for row in report.rows},
+                **{_row_name(row): backend_text(row.backend.to_dict()) for row in report.rows},
                 "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
                 "model": f"SHA-256 {report.model_sha256}",
             },

@@ -212,8 +212,12 @@ def _capabilities(
                 f"TensorRT-RTX {version} builds for compute capability {', '.join(known)} or '{PORTABLE}', "
                 f"not '{name}'; for a Jetson run 'edgead build' on the device"
             )
-    own = [device.compute_capability] if device is not None and device.compute_capability in known else list(known)
-    return list(dict.fromkeys(asked)) or own
+    if asked:
+        return list(dict.fromkeys(asked))
+    if device is None:
+        return list(known)
+    # A GPU that the library has no target for, such as Hopper, can at most run the portable engine.
+    return [device.compute_capability if device.compute_capability in known else PORTABLE]
 
 
 @dataclass(frozen=True, slots=True)

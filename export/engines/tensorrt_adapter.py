@@ -192,7 +192,11 @@ def _set_dla(library: Library, builder: Any, config: Any, core: int) -> None:
     trt = library.trt
     cores = int(getattr(builder, "num_DLA_cores", 0))
     if library.target != "tensorrt" or core >= cores:
-        raise BackendUnavailable(f"this machine offers {cores} DLA cores to {library.target}; leave --dla out")
+        # NVIDIA, "Working with DLA", 11.4.1.
+        where = "Jetson Thor has none; AGX Orin needs TensorRT up to 10.7, or 11.4.1 under JetPack 7.2.2"
+        raise BackendUnavailable(
+            f"this machine offers {cores} DLA cores to {library.target} {library.version}; omit --dla ({where})"
+        )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

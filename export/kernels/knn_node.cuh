@@ -95,20 +95,42 @@ struct KnnNode {
   // Bytes of scratch memory for these sizes and all that have fewer queries or rows.
   size_t scratch_bytes() const { return lay(nullptr, most_candidates()).bytes; }
 
-  // Distances and rows of the nearest keys, (queries, neighbours) each. The scan codes in FP16, whatever the keys are:
-  // results are those of FP32 all the same (knn_rerank.cuh). The bank is made anew each time, for keys are an input.
-  template <class Input, class Key>
-  bool run(const Input* queries_in, const Key* keys, float* distance, int64_t* index, void* scratch, Stream stream) const {
+  // Bytes of the bank alone, for one that is kept.
+  size_t bank_bytes() const {
+    Scratch counting(nullptr);
+    lay_bank(counting);
+    return counting.used();
+  }
+
+  // Makes the bank of the keys in memory of that many bytes.
+  template <class Key>
+  void make_bank(const Key* keys, void* memory, Stream stream) const {
+    Scratch scratch(memory);
+    const Bank bank = lay_bank(scratch);
     const KnnNode sizes = *this;  // launches capture what they are given
-    const int splits = Search<__half>::splits(queries, rows, neighbours, multiprocessors);
-    const Layout memory = lay(scratch, Search<__half>::candidate_bytes(queries, splits) / sizeof(Neighbour));
-    prepare(queries_in, nullptr, channels, memory.queries, stream);
     EDGEAD_LAUNCH(dim3((rows + kKeyTile - 1) / kKeyTile), dim3(kKeyThreads), kKeySharedBytes, stream,
-                  (knn_prepare_keys<Key, __half>), keys, sizes.rows, sizes.channels, memory.bank.centred,
-                  memory.bank.coded, memory.bank.stats, memory.bank.error);
-    EDGEAD_LAUNCH(dim3(1), dim3(kBoundThreads), kBoundSharedBytes, stream, knn_bank_bound, memory.bank.stats,
-                  memory.bank.error, sizes.rows, memory.bound);
-    if (!search(memory.queries, memory.bank, memory.bound, channels, neighbours, splits, memory.candidates, memory.best,
+                  (knn_prepare_keys<Key, __half>), keys, sizes.rows, sizes.channels, bank.rows.centred, bank.rows.coded,
+                  bank.rows.stats, bank.rows.error);
+    EDGEAD_LAUNCH(dim3(1), dim3(kBoundThreads), kBoundSharedBytes, stream, knn_bank_bound, bank.rows.stats,
+                  bank.rows.error, sizes.rows, bank.bound);
+  }
+
+  // Distances and rows of the nearest keys, (queries, neighbours) each. The scan codes in FP16, whatever the keys are:
+  // results are those of FP32 all the same (knn_rerank.cuh). `kept` is a bank that `make_bank` made of these keys, or
+  // nullptr: then it is made anew in the scratch memory, for keys are an input.
+  template <class Input, class Key>
+  bool run(const Input* queries_in, const Key* keys, const void* kept, float* distance, int64_t* index, void* scratch,
+           Stream stream) const {
+    const int splits = Search<__half>::splits(queries, rows, neighbours, multiprocessors);
+    Layout memory = lay(scratch, Search<__half>::candidate_bytes(queries, splits) / sizeof(Neighbour));
+    prepare(queries_in, nullptr, channels, memory.queries, stream);
+    if (kept == nullptr) {
+      make_bank(keys, memory.bank.rows.centred, stream);  // where the bank begins
+    } else {
+      Scratch finished(const_cast<void*>(kept));  // it is only read
+      memory.bank = lay_bank(finished);
+    }
+    if (!search(memory.queries, memory.bank.rows, memory.bank.bound, channels, neighbours, splits, memory.candidates, memory.best,
                 memory.certain, stream)) {
       return false;
     }
@@ -119,9 +141,14 @@ struct KnnNode {
   }
 
  private:
-  struct Layout {
-    PreparedRows<__half> queries, bank;
+  struct Bank {
+    PreparedRows<__half> rows;
     BankBound* bound;
+  };
+
+  struct Layout {
+    PreparedRows<__half> queries;
+    Bank bank;
     Neighbour *candidates, *best;
     int* certain;
     size_t bytes;
@@ -137,12 +164,16 @@ struct KnnNode {
     return made;
   }
 
+  Bank lay_bank(Scratch& scratch) const {
+    const PreparedRows<__half> made = lay_rows(scratch, rows, channels);
+    return {made, scratch.take<BankBound>(1)};
+  }
+
   Layout lay(void* memory, size_t candidates) const {
     Scratch scratch(memory);
     Layout made{};
     made.queries = lay_rows(scratch, queries, channels);
-    made.bank = lay_rows(scratch, rows, channels);
-    made.bound = scratch.take<BankBound>(1);
+    made.bank = lay_bank(scratch);
     made.candidates = scratch.take<Neighbour>(candidates);
     made.best = scratch.take<Neighbour>(static_cast<size_t>(queries) * neighbours);
     made.certain = scratch.take<int>(queries);

@@ -16,6 +16,8 @@ from torch import Tensor
 from edgead.export.ops.batching import register_batching
 
 NAME = "KnnScore"
+# Attribute of a node: 1 where its keys are a constant of the graph, so that a plugin may prepare them once.
+FIXED_KEYS = "fixed_keys"
 
 
 def make_keys(bank: Tensor, center: Tensor) -> Tensor:
@@ -105,9 +107,10 @@ def body(k: int, outputs: int) -> str:
             least, {row} = TopK <axis = 2, largest = 0, sorted = 1> (products, count)"""
         index = ""
     # Pad with all its axes: TensorRT 10.3 knows no other form.
+    results = "distance, index" if outputs > 1 else "distance"
     return f"""
         <domain: "edgead", opset_import: ["" : 18]>
-        {NAME} <k, plugin_namespace, plugin_version> (queries, keys) => (distance{", index" if outputs > 1 else ""}) {{
+        {NAME} <k, {FIXED_KEYS}, plugin_namespace, plugin_version> (queries, keys) => ({results}) {{
             pads = Constant <value = int64[6] {{0, 0, 0, 0, 0, 1}}> ()
             one = Constant <value = float {{1.0}}> ()
             zero = Constant <value = float {{0.0}}> ()

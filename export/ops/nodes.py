@@ -78,10 +78,13 @@ def attach_bodies(model: onnx.ModelProto) -> None:
         ExportError: an unknown operator, or two nodes of one that need different bodies.
     """
     bodies: dict[str, str] = {}
+    constant = {tensor.name for tensor in model.graph.initializer} - {value.name for value in model.graph.input}
     for node in scoring_nodes(model):
         if node.op_type not in OPS:
             raise ExportError(f"{node.name}: the domain '{DOMAIN}' has no operator {node.op_type}")
         text = OPS[node.op_type](node)
+        if node.op_type == knn.NAME:
+            _state_fixed_keys(node, constant)
         if bodies.setdefault(node.op_type, text) != text:
             raise ExportError(
                 f"{node.name}: a graph holds one form of {node.op_type}; give its nodes the same k, inputs and outputs"
@@ -93,6 +96,13 @@ def attach_bodies(model: onnx.ModelProto) -> None:
     model.opset_import.extend(kept)
     if bodies:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
+
+
+def _state_fixed_keys(node: onnx.NodeProto, constant: set[str]) -> None:
+    """Say in a node whether its keys are a constant of the graph."""
+    others = [one for one in node.attribute if one.name != knn.FIXED_KEYS]
+    del node.attribute[:]
+    node.attribute.extend([*others, onnx.helper.make_attribute(knn.FIXED_KEYS, int(node.input[1] in constant))])
 
 
 def inline_nodes(model: onnx.ModelProto) -> onnx.ModelProto:

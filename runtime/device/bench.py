@@ -7,8 +7,8 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,11 @@ from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.references import expected_inferences
 from edgead.runtime.decision.verdict import Verdict
-from edgead.runtime.device.bench_report import Accuracy, BenchReport, BenchRow
+from edgead.runtime.device.bench_report import Accuracy, BenchReport
+from edgead.runtime.device.bench_turns import ROUND, Candidate, measure_for, measure_frames
 from edgead.runtime.device.board_status import describe_board
 from edgead.runtime.errors import BackendError, BackendUnavailable, BundleError, ConfigError
-from edgead.runtime.frame import Decision, Frame
+from edgead.runtime.frame import Frame
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.inspection.inspector import Inspector
@@ -33,12 +34,9 @@ from edgead.runtime.version import __version__
 DEFAULT_FRAMES = 200
 DEFAULT_FRAME_SIZE = (1280, 1024)
 WARM_UP = 10
+MOST_SECONDS = 86_400.0
 
-# A round per candidate, then the next one: whatever else the machine does meanwhile meets all of them alike.
-_ROUND = 20
-_SETTLE = 2  # uncounted frames at the start of a round, for caches and for threads that still spin
 _POOL_BYTES = 256 << 20  # different frames held; enough of them that none stays in the processor's cache
-_SPIN_S = 0.001  # sleeping ends late by less than this, so the rest is spent looking at the clock
 
 
 # More than six parameters: the options of ``edgead bench``, which scripts pass by name.
@@ -51,6 +49,7 @@ def bench(
     rate_fps: float | None = None,
     frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
     threads: int | None = None,
+    duration_s: float | None = None,
     progress: StepProgress | None = None,
 ) -> BenchReport:
     """Measure a bundle on this device.
@@ -69,7 +68,9 @@ def bench(
         frame_size: ``(width, height)`` of the camera, in pixels; a bundle that judges a region of frames of one size
             has that one, whatever is asked for.
         threads: CPU threads of each backend; None leaves the choice to it.
-        progress: called with (done, total) counted frames.
+        duration_s: measure for so many seconds in place of ``frames``, all candidates together, and look at the board
+            every minute: what a device keeps up when it is warm.
+        progress: called with (done, total) counted frames, or seconds.
 
     Raises:
         BundleError: damaged, unsafe, or without references.
@@ -79,6 +80,8 @@ def bench(
     check_frames(frames, frame_size)
     if rate_fps is not None and not 0.01 <= rate_fps <= 100_000:
         raise ConfigError(f"--rate must lie between 0.01 and 100000 frames a second, got {rate_fps}")
+    if duration_s is not None and not 1 <= duration_s <= MOST_SECONDS:
+        raise ConfigError(f"--duration must lie between 1 and {MOST_SECONDS:.0f} seconds, got {duration_s:g}")
     with Bundle.open(path) as bundle, ExitStack() as stack:
         images = {name: decode_image(png, name) for name, png in bundle.references()}
         if not images:
@@ -92,19 +95,24 @@ def bench(
             candidate.warm(pool, WARM_UP)
         before = describe_board()
         # With a schedule a queue may build up, and only a long run shows it.
-        length = _ROUND if rate_fps is None else math.ceil(frames / 2)
-        _take_turns(candidates, pool, frames, length, rate_fps, progress)
+        length = ROUND if rate_fps is None else math.ceil(frames / 2)
+        during: list[dict[str, Any]] = []
+        if duration_s is None:
+            measure_frames(candidates, pool, frames, length, rate_fps, progress)
+        else:
+            during = measure_for(candidates, pool, duration_s, rate_fps, progress)
         # At once, while the board is as warm as the figures are.
         after = describe_board()
         return BenchReport(
             bundle=str(path),
             model_sha256=bundle.sha256,
             frame_size=frame_size,
-            frames=frames,
+            frames=frames if duration_s is None else candidates[0].counted,
+            duration_s=duration_s,
             warm_up=WARM_UP,
             rate_fps=rate_fps,
             machine=describe_machine(),
-            board={"before": before, "after": after},
+            board={"before": before, "after": after, **({"during": during} if duration_s is not None else {})},
             versions=_versions(),
             rows=tuple(candidate.row() for candidate in candidates),
             skipped=skipped,
@@ -132,69 +140,11 @@ def take_turns(
         BackendError: an inspector gave no valid score for any frame.
     """
     pool = frame_pool(images, frame_size)
-    candidates = [_Candidate(inspector, "") for inspector in inspectors]
+    candidates = [Candidate(inspector, "") for inspector in inspectors]
     for candidate in candidates:
         candidate.warm(pool, WARM_UP)
-    _take_turns(candidates, pool, frames, turn, None, progress)
+    measure_frames(candidates, pool, frames, turn, None, progress)
     return [candidate.latency() for candidate in candidates]
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """One backend and precision while it is measured; times in ms."""
-
-    inspector: Inspector
-    precision: str
-    accuracy: Accuracy | None = None
-    end_to_end: list[float] = field(default_factory=list)
-    stages: dict[str, list[float]] = field(default_factory=dict)
-    busy_s: float = 0.0
-    queued: int = 0
-    failed: int = 0
-    reason: str = ""
-    decisions: dict[str, int] = field(default_factory=lambda: dict.fromkeys((d.value for d in Decision), 0))
-
-    def warm(self, pool: Sequence[NDArray[np.uint8]], frames: int) -> None:
-        """Judge a few frames without counting them."""
-        for number in range(frames):
-            self.inspector(Frame(pool[number % len(pool)], number, time.monotonic_ns(), "bench", "bgr"))
-
-    def count(self, pool: Sequence[NDArray[np.uint8]], number: int, captured_ns: int, *, queued: bool) -> None:
-        """Judge one frame and count it."""
-        started_ns = time.monotonic_ns()
-        result = self.inspector(Frame(pool[number % len(pool)], number, captured_ns, "bench", "bgr"))
-        done_ns = time.monotonic_ns()
-        self.decisions[result.decision.value] += 1
-        self.queued += queued
-        if not math.isfinite(result.score):
-            self.failed += 1
-            self.reason = result.reason or "no valid score"
-            return
-        self.end_to_end.append((done_ns - captured_ns) / 1e6)
-        for name, value in {"wait": (started_ns - captured_ns) / 1e6, **result.timings}.items():
-            self.stages.setdefault(name, []).append(value)
-
-    def latency(self) -> Latency:
-        if not self.end_to_end:
-            raise BackendError(f"{self.inspector.describe().name} gave no valid score for any frame ({self.reason})")
-        return _latency(self.end_to_end)
-
-    def row(self) -> BenchRow:
-        assert self.accuracy is not None
-        latency = self.latency()
-        return BenchRow(
-            backend=self.inspector.describe(),
-            why=self.inspector.why,
-            precision=self.precision,
-            latency=latency,
-            stages={name: _latency(values) for name, values in self.stages.items()},
-            throughput_fps=len(self.end_to_end) / self.busy_s,
-            queued=self.queued,
-            inspected=len(self.end_to_end),
-            failed=self.failed,
-            decisions=self.decisions,
-            accuracy=self.accuracy,
-        )
 
 
 def check_frames(frames: int, frame_size: tuple[int, int]) -> None:
@@ -207,13 +157,13 @@ def check_frames(frames: int, frame_size: tuple[int, int]) -> None:
 
 def _open_all(
     bundle: Bundle, names: Sequence[str], precisions: Sequence[str], threads: int | None, stack: ExitStack
-) -> tuple[list[_Candidate], dict[str, str]]:
+) -> tuple[list[Candidate], dict[str, str]]:
     wanted = list(dict.fromkeys(choose(name)[0] for name in names))
     # A reduced-precision variant of a backend is measured where it is asked for, as it is used nowhere else.
     tried = wanted or [name for name in available() if not name.endswith("-bf16")]
     if not tried:
         choose("auto")  # says how to install one
-    candidates: list[_Candidate] = []
+    candidates: list[Candidate] = []
     skipped: dict[str, str] = {}
     for name in tried:
         for precision in dict.fromkeys(precisions) or meant_for(bundle.manifest, name):
@@ -224,7 +174,7 @@ def _open_all(
                     raise
                 skipped[name] = str(error)
             else:
-                candidates.append(_Candidate(stack.enter_context(inspector), precision))
+                candidates.append(Candidate(stack.enter_context(inspector), precision))
     if not candidates:
         raise BackendUnavailable(f"no backend can run {bundle.path}: {'; '.join(skipped.values())}")
     return candidates, skipped
@@ -261,54 +211,6 @@ def _accuracy(inspector: Inspector, images: dict[str, NDArray[np.uint8]], expect
         if result.decision is not verdict.decision or result.category != verdict.category:
             changed.append(name)
     return Accuracy(len(images), max(differences), tuple(changed))
-
-
-def _take_turns(
-    candidates: Sequence[_Candidate],
-    pool: Sequence[NDArray[np.uint8]],
-    frames: int,
-    length: int,
-    rate_fps: float | None,
-    progress: StepProgress | None,
-) -> None:
-    done = 0
-    for number, first in enumerate(range(0, frames, length)):
-        turn = range(first, min(first + length, frames))
-        order = candidates if number % 2 == 0 else candidates[::-1]
-        for candidate in order:
-            candidate.warm(pool, _SETTLE)
-            _run_turn(candidate, pool, turn, rate_fps)
-            done += len(turn)
-            if progress is not None:
-                progress(done, frames * len(candidates))
-
-
-def _run_turn(candidate: _Candidate, pool: Sequence[NDArray[np.uint8]], turn: range, rate_fps: float | None) -> None:
-    begun_ns = time.monotonic_ns()
-    for index, number in enumerate(turn):
-        if rate_fps is None:
-            candidate.count(pool, number, time.monotonic_ns(), queued=False)
-            continue
-        due_ns = begun_ns + round(index * 1e9 / rate_fps)
-        late = time.monotonic_ns() > due_ns and index > 0
-        _wait_until(due_ns)
-        candidate.count(pool, number, due_ns, queued=late)
-    candidate.busy_s += (time.monotonic_ns() - begun_ns) / 1e9
-
-
-def _wait_until(due_ns: int) -> None:
-    left = (due_ns - time.monotonic_ns()) / 1e9
-    if left > _SPIN_S:
-        time.sleep(left - _SPIN_S)
-    while time.monotonic_ns() < due_ns:
-        pass
-
-
-def _latency(values_ms: Sequence[float]) -> Latency:
-    """Percentiles by nearest rank, exact: a few hundred values need no histogram."""
-    ordered = sorted(values_ms)
-    p50, p95, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95, 0.99))
-    return Latency(p50, p95, p99, ordered[-1], len(ordered))
 
 
 def _versions() -> dict[str, str]:

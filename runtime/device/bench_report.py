@@ -74,7 +74,9 @@ class BenchReport:
 
     Attributes:
         frames, warm_up: counted and uncounted frames for each row.
-        board: `edgead.runtime.device.board_status.describe_board` ``before`` and ``after`` the measurement.
+        frames: counted of each row; with ``duration_s`` as many as the first had in that time.
+        board: `edgead.runtime.device.board_status.describe_board` ``before`` and ``after`` the measurement; in a run of
+            ``duration_s`` also every minute ``during`` it, a list.
         skipped: why a backend that nobody asked for by name is not among the rows.
     """
 
@@ -85,10 +87,11 @@ class BenchReport:
     warm_up: int
     rate_fps: float | None
     machine: dict[str, Any]
-    board: dict[str, dict[str, Any]]
+    board: dict[str, Any]
     versions: dict[str, str]
     rows: tuple[BenchRow, ...]
     skipped: dict[str, str]
+    duration_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form (schema ``edgead.bench/1``)."""
@@ -100,6 +103,7 @@ class BenchReport:
             "frames": self.frames,
             "warm_up": self.warm_up,
             "rate_fps": self.rate_fps,
+            "duration_s": self.duration_s,
             "machine": self.machine,
             "board": self.board,
             "versions": self.versions,

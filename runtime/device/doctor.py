@@ -148,8 +148,7 @@ def jetson_release(text: str) -> str:
     match = re.search(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     if not match:
         return "unknown release: " + " ".join(text.split())[:80]
-    # L4T 32 to 38 belong to JetPack 4 to 7; NVIDIA skips numbers, so only the known ones are named.
-    jetpack = {"32": 4, "34": 5, "35": 5, "36": 6, "38": 7}.get(match.group(1))
+    jetpack = {"32": 4, "34": 5, "35": 5, "36": 6, "38": 7}.get(match.group(1))  # only the known ones are named
     return f"L4T {match.group(1)}.{match.group(2)}" + (f" (JetPack {jetpack})" if jetpack else "")
 
 
@@ -264,7 +263,7 @@ def _gpu_backend(name: str) -> Component:
     """
     entry = REGISTRY[name]
     fix = f"pip install 'edgead[{entry.extra}]'"
-    if name == "tensorrt" and _read("/etc/nv_tegra_release"):
+    if name == "tensorrt" and (jetson := _read("/etc/nv_tegra_release")):
         fix = "sudo apt-get install python3-libnvinfer"  # JetPack's own; PyPI has none for it
     if not entry.installed:
         return Component(name, "missing", f"{entry.distribution or entry.package} is not installed", fix)
@@ -277,6 +276,8 @@ def _gpu_backend(name: str) -> Component:
         return Component(name, "ok", f"{found}; not tried out")
     if find_spec("cuda") is None:
         return Component(name, "missing", f"{found}, but cuda-bindings is not", f"pip install 'edgead[{cuda_extra()}]'")
+    if name == "tensorrt" and found.startswith("11.") and "(JetPack 6)" in jetson_release(jetson or ""):
+        return Component(name, "broken", f"{found}, but JetPack 6 supports TensorRT 10.x only", fix)  # NVIDIA, 11.4.1
     return Component(name, "ok", f"{found}; engines in {default_folder()}; to try one: edgead check --backend {name}")
 
 

@@ -68,6 +68,34 @@ FAULTS = {
         "  } catch (const std::bad_alloc& error) {",
         "an unknown exception",
     ),
+    "a bank that may change is kept": ("plugin/knn_plugin.h", "parameters_.fixed_keys == 1 ?", "true ?", "line "),
+    "a bank is made in every call": ("plugin/kept_bank.h", "keys == keys_ &&", "false &&", "line "),
+    "a bank of other keys is taken": ("plugin/kept_bank.h", "keys == keys_ &&", "true &&", "line "),
+    "a bank is made while something records": (
+        "plugin/kept_bank.h",
+        "if (recording(stream)) return nullptr;",
+        "",
+        "an allocation ends the recording",
+    ),
+    "a bank is never freed": ("plugin/kept_bank.h", "~KeptBank() { release(); }", "", "leaked in 2 allocation"),
+    "the old bank is not freed": (
+        "plugin/kept_bank.h",
+        "    release();\n    if (cudaMalloc",
+        "    if (cudaMalloc",
+        "leaked in 1 allocation",
+    ),
+    "memory that is short is not noticed": (
+        "plugin/kept_bank.h",
+        "if (cudaMalloc(&memory_, sizes.bank_bytes()) != cudaSuccess) {",
+        "cudaMalloc(&memory_, sizes.bank_bytes());\n    if (false) {",
+        "store to null pointer",
+    ),
+    "too little memory for a bank": (
+        "knn_node.cuh",
+        "return counting.used();",
+        "return counting.used() / 2;",
+        "overflow",
+    ),
     "precision forgotten": ("plugin/mahalanobis_plugin.h", "parameters_.inputs == 4 ?", "false ?", "line "),
 }
 

@@ -28,6 +28,7 @@ SOURCES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "10.7": ["tensorrt-cu12-bindings==10.7.0"],
             "10.13": ["tensorrt-cu13-bindings==10.13.3.9"],
             "10.16": ["tensorrt-cu13-bindings==10.16.1.11"],
+            "11.0": ["tensorrt-cu13-bindings==11.0.0.114"],
             "11.4": ["tensorrt-cu13-bindings==11.4.0.106"],
         },
     ),
@@ -39,6 +40,7 @@ SOURCES: dict[str, tuple[str, dict[str, list[str]]]] = {
         "cuda.bindings.runtime",
         {
             "12.8": ["cuda-bindings==12.8.0"],
+            "13.0": ["cuda-bindings==13.0.3", "cuda-pathfinder"],
             "13.5": ["cuda-bindings==13.5.0", "cuda-pathfinder"],
         },
     ),

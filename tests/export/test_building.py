@@ -16,9 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, checker, helper, numpy_helper
 
+from edgead.export.engines import building
 from edgead.export.engines.building import BuildOptions, build_engines
 from edgead.export.engines.layer_precision import Layer, count, engine_layers, require_precision
 from edgead.runtime.backends.engine_cache import EngineCache
+from edgead.runtime.backends.gpu_driver import CudaDevice
 from edgead.runtime.bundle.manifest import Manifest
 from edgead.runtime.bundle.writing import write_bundle
 from edgead.runtime.decision.threshold import Threshold
@@ -351,6 +353,17 @@ def test_all_gpus_means_those_that_can(bundle: Callable[..., Path], tmp_path: Pa
     assert all("\n" not in row.reason for row in report.refused)
     with pytest.raises(ConfigError, match="for a Jetson"):
         build_rtx(path, tmp_path / "cache", "8.7")
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(("capability", "built"), [("9.0", "portable"), ("8.9", "8.9")])
+def test_a_gpu_without_a_target_gets_the_portable_engine(
+    bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, built: str
+) -> None:
+    device = CudaDevice("a GPU that is none", capability)
+    monkeypatch.setattr(building, "_device", lambda *_: device)
+    report = build_rtx(bundle(fp32=graph()), tmp_path / "cache")
+    assert {row.stored.key.compute_capability for row in report.engines} == {built}
 
 
 @pytest.mark.usefixtures("rtx")

@@ -378,3 +378,24 @@ def test_tensorrt_builds_the_body_and_asks_for_a_plugin_that_is_registered(
     asked = parse(name, "Another")
     assert asked["asked"] == [[name, "score", fields]]
     assert not asked["parsed"]
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_node_says_whether_its_keys_are_a_constant(fixed: bool) -> None:
+    random = np.random.default_rng(0)
+    data = random.standard_normal((1, 5, 4)).astype(np.float32)
+    keys = random.standard_normal((5, 7)).astype(np.float32)
+    model = node_model("KnnScore", data, {"keys": keys}, ["distance"], k=1)
+    if not fixed:
+        del model.graph.initializer[:]
+        model.graph.input.append(helper.make_tensor_value_info("keys", TensorProto.FLOAT, keys.shape))
+    for _ in range(2):  # again after a change of the graph, and still said once
+        attach_bodies(model)
+        (node,) = scoring_nodes(model)
+        assert [one.i for one in node.attribute if one.name == "fixed_keys"] == [int(fixed)]
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    given = {"queries": data} if fixed else {"queries": data, "keys": keys}
+    padded = np.pad(data[0], ((0, 0), (0, 1)), constant_values=1.0)
+    squared = np.square(data[0]).sum(1) + (padded @ keys).min(1)
+    np.testing.assert_allclose(session.run(None, given)[0][0, :, 0], np.sqrt(np.maximum(squared, 0)), rtol=1e-5)

@@ -123,11 +123,11 @@ def test_the_collection_sees_what_the_code_does() -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("config.set_flag(trt.BuilderFlag.FP16)", "tensorrt 11.4: BuilderFlag.FP16"),
-        ("builder.platform_has_fast_fp16", "tensorrt 11.4: Builder.platform_has_fast_fp16"),
+        ("config.set_flag(trt.BuilderFlag.FP16)", "tensorrt 11.0, 11.4: BuilderFlag.FP16"),
+        ("builder.platform_has_fast_fp16", "tensorrt 11.0, 11.4: Builder.platform_has_fast_fp16"),
         ("library.trt.ComputeCapability.SM86", "ComputeCapability.SM86"),
         ("config.set_compute_capability(x, 0)", "IBuilderConfig.set_compute_capability"),
-        ("self._engine.device_memory_size", "tensorrt 11.4: ICudaEngine.device_memory_size"),
+        ("self._engine.device_memory_size", "tensorrt 11.0, 11.4: ICudaEngine.device_memory_size"),
         ("getattr(config, 'int8_calibrater', None)", "no version: IBuilderConfig.int8_calibrater"),
         ("rtx_config.no_such_name", "tensorrt_rtx 1.7: IBuilderConfig.no_such_name"),
         ("cuda.cudaMallocPinned(1)", "cudaMallocPinned"),
@@ -138,8 +138,9 @@ def test_planted_names_are_found(line: str, problem: str) -> None:
     assert any(problem in text for text in found), found
 
 
-def test_the_lists_are_those_of_five_versions_and_more() -> None:
-    assert API["tensorrt"]["versions"] == ["10.3", "10.7", "10.13", "10.16", "11.4"]
+def test_the_lists_are_those_of_six_versions_and_more() -> None:
+    assert API["tensorrt"]["versions"] == ["10.3", "10.7", "10.13", "10.16", "11.0", "11.4"]
+    assert API["cuda"]["versions"] == ["12.8", "13.0", "13.5"]
     # Facts that are known from elsewhere, so that empty or mixed-up lists show.
     assert API["tensorrt"]["somewhere"]["BuilderFlag.FP16"] == ["10.3", "10.7", "10.13", "10.16"]
     assert "10.3" not in API["tensorrt"]["somewhere"]["INetworkDefinition.add_plugin"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from edgead.export.engines.native import build_native
 from edgead.runtime.backends import REGISTRY, available
 from edgead.runtime.backends.engine_cache import CACHE_VARIABLE, EngineCache
+from edgead.runtime.device import doctor
 from edgead.runtime.device.doctor import (
     PROBE_GRAPH,
     Component,
@@ -142,6 +144,26 @@ def test_cpu_features_of_both_families() -> None:
     assert cpu_features(X86) == ["avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_int8"]
     assert cpu_features(ORIN) == ["asimd", "asimdhp", "asimddp"]
     assert cpu_features("") == []
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "status"),
+    [("R36", "11.4.1", "broken"), ("R36", "10.3.0", "ok"), ("R38", "11.4.1", "ok")],
+)
+def test_jetpack_6_is_told_that_tensorrt_11_is_not_for_it(
+    monkeypatch: pytest.MonkeyPatch, release: str, version: str, status: str
+) -> None:
+    entry = SimpleNamespace(extra="tensorrt", package="tensorrt", distribution=None, installed=True)
+    monkeypatch.setattr(doctor, "REGISTRY", {"tensorrt": entry})
+    monkeypatch.setattr(doctor, "_read", lambda _path: f"# {release} (release), REVISION: 4.3, GCID: 1")
+    monkeypatch.setattr(doctor, "_first_version", lambda _names: version)
+    monkeypatch.setattr(doctor, "cuda_driver", lambda: SimpleNamespace(problem=None))
+    monkeypatch.setattr(doctor, "find_spec", lambda _name: object())
+    row = doctor._gpu_backend("tensorrt")
+    assert row.status == status
+    if status == "broken":
+        assert row.detail == "11.4.1, but JetPack 6 supports TensorRT 10.x only"
+        assert row.fix == "sudo apt-get install python3-libnvinfer"
 
 
 def test_jetson_releases() -> None:

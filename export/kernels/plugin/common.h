@@ -82,6 +82,13 @@ inline int32_t read_integer(const nvinfer1::PluginFieldCollection* fields, const
   throw PluginError(std::string("the attribute ") + name + " is missing");
 }
 
+inline bool has_field(const nvinfer1::PluginFieldCollection* fields, const char* name) {
+  for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i) {
+    if (fields->fields[i].name != nullptr && std::strcmp(fields->fields[i].name, name) == 0) return true;
+  }
+  return false;
+}
+
 inline bool is_linear(const nvinfer1::PluginTensorDesc& tensor, nvinfer1::DataType a, nvinfer1::DataType b) {
   return tensor.format == nvinfer1::TensorFormat::kLINEAR && (tensor.type == a || tensor.type == b);
 }

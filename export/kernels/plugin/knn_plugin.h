@@ -1,10 +1,12 @@
 // edgead::KnnScore for TensorRT: queries (N, P, C), keys (C + 1, M) -> distance (N, P, k) FP32, index (N, P, k) INT64.
 //
-// Queries and keys are FP32 or FP16, each for itself. A node without the index output takes the first output alone.
+// Queries and keys are FP32 or FP16, each for itself. A node without the index output takes the first output alone. Where
+// the node says `fixed_keys` = 1, keys are a constant of the graph, and their bank is made once.
 #pragma once
 
 #include "../knn_node.cuh"
 #include "common.h"
+#include "kept_bank.h"
 
 namespace edgead {
 
@@ -13,6 +15,7 @@ struct KnnParameters {
   // Of the GPU that the engine was built on. It decides how the bank is split, and with it how much scratch memory a
   // call takes; so it is kept in the engine and not asked again.
   int32_t multiprocessors;
+  int32_t fixed_keys;  // 1: the same values in every call
 };
 
 class KnnPlugin : public ScorePlugin<KnnPlugin> {
@@ -22,7 +25,8 @@ class KnnPlugin : public ScorePlugin<KnnPlugin> {
   explicit KnnPlugin(KnnParameters parameters) : parameters_(parameters) {}
 
   static std::vector<nvinfer1::PluginField> attributes() {
-    return {nvinfer1::PluginField("k", nullptr, nvinfer1::PluginFieldType::kINT32, 1)};
+    return {nvinfer1::PluginField("k", nullptr, nvinfer1::PluginFieldType::kINT32, 1),
+            nvinfer1::PluginField("fixed_keys", nullptr, nvinfer1::PluginFieldType::kINT32, 1)};
   }
 
   static KnnParameters read(const nvinfer1::PluginFieldCollection* fields, nvinfer1::TensorRTPhase phase) {
@@ -31,6 +35,8 @@ class KnnPlugin : public ScorePlugin<KnnPlugin> {
     require(found.neighbours >= 1 && found.neighbours <= kMaxNeighbours,
             "k is " + std::to_string(found.neighbours) + ", and the plugin finds 1 to " + std::to_string(kMaxNeighbours) +
                 " neighbours; build without the plugin");
+    found.fixed_keys = has_field(fields, "fixed_keys") ? read_integer(fields, "fixed_keys") : 0;  // graphs before it
+    require(found.fixed_keys == 0 || found.fixed_keys == 1, "fixed_keys is neither 0 nor 1");
     const bool building = phase == nvinfer1::TensorRTPhase::kBUILD;
     found.multiprocessors = building ? this_device() : read_integer(fields, "multiprocessors");
     require(found.multiprocessors >= 1, "the engine names no number of multiprocessors");
@@ -41,7 +47,8 @@ class KnnPlugin : public ScorePlugin<KnnPlugin> {
 
   std::vector<nvinfer1::PluginField> fields() const {
     return {nvinfer1::PluginField("k", &parameters_.neighbours, nvinfer1::PluginFieldType::kINT32, 1),
-            nvinfer1::PluginField("multiprocessors", &parameters_.multiprocessors, nvinfer1::PluginFieldType::kINT32, 1)};
+            nvinfer1::PluginField("multiprocessors", &parameters_.multiprocessors, nvinfer1::PluginFieldType::kINT32, 1),
+            nvinfer1::PluginField("fixed_keys", &parameters_.fixed_keys, nvinfer1::PluginFieldType::kINT32, 1)};
   }
 
   void see(int32_t) {}
@@ -106,7 +113,7 @@ class KnnPlugin : public ScorePlugin<KnnPlugin> {
       const bool half_keys = tensors[1].type == nvinfer1::DataType::kHALF;
       auto run = half_queries ? (half_keys ? &KnnPlugin::launch<__half, __half> : &KnnPlugin::launch<__half, float>)
                               : (half_keys ? &KnnPlugin::launch<float, __half> : &KnnPlugin::launch<float, float>);
-      run(sizes, inputs, outputs, workspace, stream);
+      (this->*run)(sizes, inputs, outputs, workspace, stream);
       check_launches();
       return 0;
     });
@@ -114,10 +121,12 @@ class KnnPlugin : public ScorePlugin<KnnPlugin> {
 
  private:
   template <class Input, class Key>
-  static void launch(const KnnNode& sizes, const void* const* inputs, void* const* outputs, void* workspace,
-                     cudaStream_t stream) {
-    require(sizes.run(static_cast<const Input*>(inputs[0]), static_cast<const Key*>(inputs[1]),
-                      static_cast<float*>(outputs[0]), static_cast<int64_t*>(outputs[1]), workspace, stream),
+  void launch(const KnnNode& sizes, const void* const* inputs, void* const* outputs, void* workspace,
+              cudaStream_t stream) {
+    const Key* keys = static_cast<const Key*>(inputs[1]);
+    const void* kept = parameters_.fixed_keys == 1 ? kept_.of(sizes, keys, stream) : nullptr;
+    require(sizes.run(static_cast<const Input*>(inputs[0]), keys, kept, static_cast<float*>(outputs[0]),
+                      static_cast<int64_t*>(outputs[1]), workspace, stream),
             "the search was refused");
   }
 
@@ -133,6 +142,7 @@ class KnnPlugin : public ScorePlugin<KnnPlugin> {
   }
 
   KnnParameters parameters_;
+  KeptBank kept_;  // of this plugin alone: each execution context has a plugin of its own, made by `clone`
 };
 
 }  // namespace edgead

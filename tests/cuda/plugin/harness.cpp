@@ -424,6 +424,60 @@ void execute_knn(IPluginCreatorV3One* creator, bool simulator) {
   }
 }
 
+// A node whose keys never change: one bank, made once, never in a recording, and freed with its plugin.
+void execute_kept_bank(IPluginCreatorV3One* creator, void* library) {
+  const auto simulate = reinterpret_cast<void (*)(int, int)>(dlsym(library, "simulate"));
+  const auto count_blocks = reinterpret_cast<void (*)(int*, int*)>(dlsym(library, "count_blocks"));
+  const auto blocks = [&] { int now = 0, ever = 0; return count_blocks(&now, &ever), std::make_pair(now, ever); };
+  EXPECT(blocks() == std::make_pair(0, 0));  // keys that may change are never kept
+  const int64_t patches = 35, channels = 17, rows = 70;
+  const std::vector<PluginTensorDesc> tensors = {tensor({1, patches, channels}), tensor({channels + 1, rows})};
+  const auto with_keys = [&](int32_t fixed) {
+    const int32_t k = 2;
+    return create(creator, {PluginField("k", &k, PluginFieldType::kINT32, 1),
+                            PluginField("fixed_keys", &fixed, PluginFieldType::kINT32, 1)}, TensorRTPhase::kBUILD);
+  };
+  EXPECT(refused(with_keys(2), "fixed_keys is neither 0 nor 1"));
+  const Owned built = with_keys(1);
+  EXPECT(field(built, "fixed_keys") == 1 && field(with_k(creator, 2), "fixed_keys") == 0);
+  const size_t scratch = build(built)->getWorkspaceSize(widest(tensors).data(), 2, nullptr, 2);
+  const Owned engine = reload(creator, built);
+  EXPECT(field(engine, "fixed_keys") == 1);
+  std::vector<float> queries = normal(patches * channels), keys = normal((channels + 1) * rows), other = normal(keys.size());
+  std::vector<std::vector<unsigned char>> inputs = {stored(queries, DataType::kFLOAT), stored(keys, DataType::kFLOAT)};
+  const auto score = [&](const Owned& plugin) {
+    std::vector<float> distance(patches * 2, -7.0f);
+    std::vector<int64_t> index(patches * 2, -7);
+    EXPECT(run(plugin, tensors, scratch, inputs, {distance.data(), index.data()}) == 0);
+    return std::make_pair(distance, index);
+  };
+  const auto expected = score(Owned(with_k(creator, 2)->clone()));
+  EXPECT(blocks() == std::make_pair(0, 0));
+  {
+    const Owned first(runtime(engine)->attachToContext(nullptr)), second(runtime(engine)->attachToContext(nullptr));
+    simulate(1, 0);  // the first call is recorded: no bank is kept, and the numbers are right
+    EXPECT(score(first) == expected && blocks() == std::make_pair(0, 0));
+    simulate(0, 1);  // memory is short
+    EXPECT(score(first) == expected && blocks() == std::make_pair(0, 0));
+    simulate(0, 0);
+    for (int turn = 0; turn < 3; ++turn) EXPECT(score(first) == expected && blocks() == std::make_pair(1, 1));
+    simulate(1, 0);  // a recording uses what is there
+    EXPECT(score(first) == expected && blocks() == std::make_pair(1, 1));
+    simulate(0, 0);
+    EXPECT(score(second) == expected && blocks() == std::make_pair(2, 2));  // each context has its own
+    // It is really the kept bank that is read: the keys' memory may be anything now.
+    std::fill(inputs[1].begin(), inputs[1].end(), 0xff);
+    EXPECT(score(first) == expected);
+    inputs[1] = stored(keys, DataType::kFLOAT);
+    // Other keys at another place: another bank, in the place of the first.
+    inputs[1] = stored(other, DataType::kFLOAT);
+    const auto changed = score(first);
+    EXPECT(changed == score(Owned(with_k(creator, 2)->clone())) && changed != expected);
+    EXPECT(blocks() == std::make_pair(2, 3));
+  }
+  EXPECT(blocks() == std::make_pair(0, 3));
+}
+
 void execute_mahalanobis(IPluginCreatorV3One* creator, bool simulator) {
   const struct {
     int64_t images, locations, channels, rank;
@@ -494,7 +548,7 @@ int main(int count, char** arguments) {
   int32_t number = 0;
   IPluginCreatorInterface* const* creators = get_creators(number);
   EXPECT(number == 2);
-  check_creator(creators[0], "KnnScore", {"k"});
+  check_creator(creators[0], "KnnScore", {"k", "fixed_keys"});
   check_creator(creators[1], "MahalanobisScore", {});
   auto* knn = static_cast<IPluginCreatorV3One*>(creators[0]);
   auto* mahalanobis = static_cast<IPluginCreatorV3One*>(creators[1]);
@@ -504,6 +558,7 @@ int main(int count, char** arguments) {
   const bool simulator = std::string(arguments[2]) == "simulator";
   execute_knn(knn, simulator);
   execute_mahalanobis(mahalanobis, simulator);
+  if (simulator) execute_kept_bank(knn, library);
   EXPECT(log_.last.empty());
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
