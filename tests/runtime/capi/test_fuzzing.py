@@ -75,7 +75,9 @@ def _signed(folder: Path) -> None:
     """Add a signed bundle, its signature and a trust file that knows the key, apart and together."""
     make_key(folder.parent / "release.key")
     signer, trust = Signer(folder.parent / "release.key"), folder.parent / "trust.json"
-    add_key(trust, TrustedKey(name="plant 1", public_key=signer.public, valid_from="2026-01-31", valid_until="2090-01-01"))
+    add_key(
+        trust, TrustedKey(name="plant 1", public_key=signer.public, valid_from="2026-01-31", valid_until="2090-01-01")
+    )
     path = folder.parent / "signed.edgead"
     sign_bundle(EARLIER / "single.edgead", path, signer)
     # The fuzzer's own manifest is {}: this signature gets as far as the key's validity.
