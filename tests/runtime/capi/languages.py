@@ -19,7 +19,7 @@ LANGUAGES = ("C", "C++", "C#")
 
 
 class Program:
-    """One example: `judge` runs it on frames and returns what it said of each; environment: what is changed of this process's."""
+    """One example: `judge` runs it on frames and returns what it said; `environment` is what it gets besides."""
 
     def __init__(self, language: str, command: list[str], libraries: Path) -> None:
         self.language, self._command = language, command

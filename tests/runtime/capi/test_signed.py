@@ -111,7 +111,7 @@ def with_signature(bundle: Path, data: bytes) -> Path:
     )
 
 
-# --- trust files and signature members, one case a row: what libedgead's code must be; the line is Python's ------------
+# --- trust files and signature members, one case a row: what libedgead's code must be; the line is Python's ---
 
 KEY = {"name": "plant 1", "public_key": "PUBLIC"}
 
@@ -253,7 +253,7 @@ class Member(NamedTuple):
 SIGNATURES: list[tuple[str, str, Callable[[Member], bytes | None]]] = [
     ("right", "OPENED", lambda m: m.file()),
     ("beside strangers", "OPENED", lambda m: m.file(*(m.stranger(n) for n in range(7)), m.one())),
-    ("none", "BUNDLE_UNTRUSTED", lambda m: None),
+    ("none", "BUNDLE_UNTRUSTED", lambda _: None),
     ("strangers", "BUNDLE_UNTRUSTED", lambda m: m.file(m.stranger(1), m.stranger(2))),
     ("first digit", "BUNDLE_UNTRUSTED", lambda m: m.flipped(0)),
     ("last digit", "BUNDLE_UNTRUSTED", lambda m: m.flipped(127)),
@@ -261,13 +261,13 @@ SIGNATURES: list[tuple[str, str, Callable[[Member], bytes | None]]] = [
     ("zeros", "BUNDLE_UNTRUSTED", lambda m: m.file(m.one(signature="0" * 128))),
     ("ones", "BUNDLE_UNTRUSTED", lambda m: m.file(m.one(signature="f" * 128))),
     ("of the bare manifest", "BUNDLE_UNTRUSTED", lambda m: m.file(m.one(signature=m.signer.sign(m.manifest)))),
-    ("empty", "BUNDLE_SIGNED", lambda m: b""),
-    ("64 bytes", "BUNDLE_SIGNED", lambda m: bytes(64)),
-    ("no UTF-8", "BUNDLE_SIGNED", lambda m: b"\xff"),
+    ("empty", "BUNDLE_SIGNED", lambda _: b""),
+    ("64 bytes", "BUNDLE_SIGNED", lambda _: bytes(64)),
+    ("no UTF-8", "BUNDLE_SIGNED", lambda _: b"\xff"),
     ("UTF-16", "BUNDLE_SIGNED", lambda m: m.file().decode().encode("utf-16")),
     ("a byte-order mark", "BUNDLE_SIGNED", lambda m: codecs.BOM_UTF8 + m.file()),
-    ("a list", "BUNDLE_SIGNED", lambda m: b"[1]"),
-    ("deep", "BUNDLE_SIGNED", lambda m: b"[" * 10000),
+    ("a list", "BUNDLE_SIGNED", lambda _: b"[1]"),
+    ("deep", "BUNDLE_SIGNED", lambda _: b"[" * 10000),
     ("another format", "BUNDLE_SIGNED", lambda m: m.file(format="edgead.signature/2")),
     ("one more field", "BUNDLE_SIGNED", lambda m: m.file(comment="x")),
     ("one more field within", "BUNDLE_SIGNED", lambda m: m.file(m.one(comment="x"))),
@@ -382,13 +382,13 @@ def test_a_line_goes_on_after_its_key_ended_and_takes_no_other_bundle(
         add_key(keys.trust, ended)
         inspector.check()
         assert "was valid until 2020-01-01" in c_says(capi, bundle, keys.trust).line
-        os.replace(make_bundle("other.edgead", detector={"name": "padim", "settings": {}}), bundle)
-        with pytest.raises(CError, match="BUNDLE_ALTERED.*not the bundle that was opened"):
+        make_bundle("other.edgead", detector={"name": "padim", "settings": {}}).replace(bundle)
+        with pytest.raises(CError, match=r"BUNDLE_ALTERED.*not the bundle that was opened"):
             inspector.check()
 
 
 def test_what_the_commands_make_and_sign_is_opened_and_judges(
-    capi: Library, keys: Keys, make_bundle: MakeBundle, tmp_path: Path
+    capi: Library, keys: Keys, make_bundle: MakeBundle
 ) -> None:
     bundle, key = make_bundle(), keys.folder / "release.key"
     assert edgead("keygen", key, "--name", "plant 1", "--until", "2090-01-01", "--add-to", keys.trust).returncode == 0
