@@ -8,7 +8,7 @@ static class Camera {
     [StructLayout(LayoutKind.Sequential)]
     struct Options {
         public uint StructSize; public int Threads, NoNativeCode, Reserved;
-        public IntPtr Precision, Backend, LibraryPath;
+        public IntPtr Precision, Backend, LibraryPath, Trust;
     }
 
     [StructLayout(LayoutKind.Sequential)]

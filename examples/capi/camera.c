@@ -14,7 +14,7 @@ static void require(edgead_status status) {
 
 int main(int count, char **arguments) {
     static const char *const names[] = {"OK", "ANOMALY", "NOT_INSPECTED"};
-    edgead_options options = {sizeof(options), 0, 0, 0, NULL, NULL, NULL};
+    edgead_options options = {sizeof(options), 0, 0, 0, NULL, NULL, NULL, NULL};
     edgead_frame frame = {sizeof(frame), EDGEAD_RGB, NULL, NULL, 0, 0, 0, 0, EDGEAD_BT601, 0};
     edgead_inspector inspector;
     uint8_t *pixels = NULL;

@@ -28,7 +28,7 @@ int main(int count, char **arguments) try {
     static const char *const names[] = {"OK", "ANOMALY", "NOT_INSPECTED"};
     if (count < 2) throw std::runtime_error("usage: camera BUNDLE [ONNXRUNTIME] < frames");
     edgead_options options = {sizeof(options), 0, 0, 0, count > 3 ? arguments[3] : nullptr, nullptr,
-                              count > 2 ? arguments[2] : nullptr};
+                              count > 2 ? arguments[2] : nullptr, nullptr};
     const Inspector inspector(arguments[1], options);
     int width, height;
     while (std::scanf("%d %d", &width, &height) == 2 && std::getchar() == '\n') {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -40,6 +40,14 @@ def _printable(text: str) -> str:
 def as_tuple(value: object) -> object:
     # Strict validation takes no list for a tuple, and pydantic 2.5 cannot switch that off for one field.
     return tuple(value) if isinstance(value, list) else value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object's content; raises `ValueError` where a key is there twice, of which readers take either."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key appears twice")
+    return content
 
 
 def _finite(value: JsonValue) -> JsonValue:

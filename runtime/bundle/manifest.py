@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Final, Literal, NoReturn
 
 from pydantic import Field, ValidationError, model_validator
 
-from edgead.runtime.bundle.field_types import ComponentName, GraphFile, Json, ListedMember, Section, Text
+from edgead.runtime.bundle.field_types import ComponentName, GraphFile, Json, ListedMember, Section, Text, unique_keys
 from edgead.runtime.bundle.manifest_schema import (
     CategorySection,
     DetectorSection,
@@ -149,7 +149,7 @@ def parse_manifest(data: bytes, label: str) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{label}: the manifest has {len(data)} bytes, allowed are 1 MiB; {_EXPORT_AGAIN}")
     try:
-        content = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        content = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{label}: the manifest is not valid JSON ({_line(error)}); {_EXPORT_AGAIN}") from error
     if not isinstance(content, dict):
@@ -205,13 +205,6 @@ def explain(error: ValidationError) -> str:
 
 def _line(text: object) -> str:
     return " ".join(str(text).split())[:300]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a key appears twice")
-    return content
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from edgead.runtime.bundle.field_types import Section, as_tuple
+from edgead.runtime.bundle.field_types import Section, as_tuple, unique_keys
 from edgead.runtime.errors import BundleError
 from edgead.runtime.signing import Signer
 
@@ -68,7 +68,7 @@ def parse_signature(data: bytes, label: str) -> SignatureFile:
         BundleError: it is none, or of a version that this one does not know.
     """
     try:
-        return SignatureFile.model_validate(json.loads(data))
+        return SignatureFile.model_validate(json.loads(data.decode(), object_pairs_hook=unique_keys))
     except (ValidationError, ValueError, RecursionError) as error:
         raise BundleError(
             f"the signature of {label} is damaged or of a newer edgead; sign it again: edgead sign {label} --key FILE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from edgead.runtime.bundle.field_types import Section, Text, as_tuple
+from edgead.runtime.bundle.field_types import Section, Text, as_tuple, unique_keys
 from edgead.runtime.bundle.signature import Hex32, SignatureFile, key_id, signed_message
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.files import atomic_write, reason
@@ -22,6 +23,7 @@ TRUST_VARIABLE: Final = "EDGEAD_TRUST"
 _FORMAT: Final = "edgead.trust/1"
 _MAX_BYTES: Final = 1 << 20
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+_FORM = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}Z)?", re.ASCII)
 
 
 def _time(text: str) -> str:
@@ -31,12 +33,13 @@ def _time(text: str) -> str:
 
 def parse_time(text: str) -> datetime:
     """Return the instant of ``2026-01-31`` (its start) or ``2026-01-31T12:00:00Z``, both UTC; else `ValueError`."""
-    for form in (_TIME, "%Y-%m-%d"):
+    # strptime alone takes digits of any script, and days without their 0: what another reader may refuse.
+    for form in (_TIME, "%Y-%m-%d") if _FORM.fullmatch(text) else ():
         try:
             return datetime.strptime(text, form).replace(tzinfo=timezone.utc)
         except ValueError:
             continue
-    raise ValueError(f"'{text[:40]}' is no time; write 2026-01-31 or 2026-01-31T12:00:00Z (UTC)")
+    raise ValueError(f"{text[:40]!r} is no time; write 2026-01-31 or 2026-01-31T12:00:00Z (UTC)")
 
 
 _Time = Annotated[str, AfterValidator(_time)]
@@ -130,7 +133,7 @@ def read_trust(path: Path) -> TrustFile:
     try:
         if len(data) > _MAX_BYTES:
             raise ValueError("it is too large")
-        return TrustFile.model_validate(json.loads(data))
+        return TrustFile.model_validate(json.loads(data, object_pairs_hook=unique_keys))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -68,18 +68,21 @@ typedef enum edgead_status {
     EDGEAD_BUNDLE_NO_ARCHIVE = 22,  /* some other file */
     EDGEAD_BUNDLE_DAMAGED = 23,     /* truncated, or it breaks a rule of the archive */
     EDGEAD_BUNDLE_ALTERED = 24,     /* a member that its manifest does not list, or of another size or digest */
-    EDGEAD_BUNDLE_SIGNED = 25,      /* this version cannot verify signatures */
+    EDGEAD_BUNDLE_SIGNED = 25,      /* signed in a way that this version cannot read: damaged, or by a newer edgead */
     EDGEAD_BUNDLE_MANIFEST = 26,    /* the manifest is no JSON, or a field is missing or out of range */
     EDGEAD_BUNDLE_NEWER = 27,       /* made by a newer edgead */
     EDGEAD_BUNDLE_CONTENT = 28,     /* members that do not belong together: region, mask, template, references */
     EDGEAD_BUNDLE_UNSUPPORTED = 29, /* right, but it needs something that only the Python runtime has; it is named */
+    EDGEAD_BUNDLE_UNTRUSTED = 30,   /* a trust file holds, and no key of it that holds now signed this content */
     /* What was asked for. */
     EDGEAD_UNKNOWN_PRECISION = 40,
     EDGEAD_UNKNOWN_BACKEND = 41,
     EDGEAD_WRONG_OPTION = 42,
+    EDGEAD_TRUST_FILE = 43, /* the trust file cannot be read or is none; nobody is trusted then */
     /* The library that computes. */
     EDGEAD_BACKEND_UNAVAILABLE = 60, /* it is missing or too old, or the graph would compute something else here */
     EDGEAD_BACKEND_FAILED = 61,      /* it cannot load or run the graph */
+    EDGEAD_CRYPTO_UNAVAILABLE = 62,  /* OpenSSL's libcrypto, which verifies signatures, is missing or too old */
     /* Frames. */
     EDGEAD_FRAME_LAYOUT = 80, /* none of edgead_layout, or a colour standard that is none */
     EDGEAD_FRAME_STRIDE = 81, /* rows that overlap: a stride below the bytes of a row */
@@ -113,6 +116,9 @@ typedef struct edgead_options {
     const char *library;     /* path of libonnxruntime.so or libopenvino_c.so; NULL: the system finds
                                 libonnxruntime.so.1 or libopenvino_c.so. The first `edgead_open` of a process with this
                                 backend decides; another path later is EDGEAD_WRONG_OPTION */
+    const char *trust;       /* path of a trust file: only bundles that a key of it signed are opened, see docs/bundle.md;
+                                NULL: the file that $EDGEAD_TRUST names, where it does. Appended: a struct_size without
+                                it is taken, too */
 } edgead_options;
 
 /* One picture. It is only read, and only during the call. */
@@ -159,10 +165,15 @@ EDGEAD_API const char *edgead_last_error(void);
 
 /* Open a bundle: every byte of its archive, manifest and members is checked before anything of it is used.
  *
- * path: of a .edgead file, UTF-8. options: NULL for the defaults. inspector: where the handle is written.
- * Errors: EDGEAD_BUNDLE_*, EDGEAD_UNKNOWN_*, EDGEAD_WRONG_OPTION, EDGEAD_BACKEND_*.
+ * Where a trust file holds (edgead_options.trust, else $EDGEAD_TRUST), OpenSSL's libcrypto is loaded, and a bundle that is
+ * unsigned, altered, or signed by no key that holds now is refused before its manifest is parsed. Without one a signature
+ * is not looked at, except for its form.
  *
- *     edgead_options options = {sizeof(options), 4, 0, 0, "int8-cpu", NULL, NULL};
+ * path: of a .edgead file, UTF-8. options: NULL for the defaults. inspector: where the handle is written.
+ * Errors: EDGEAD_BUNDLE_*, EDGEAD_UNKNOWN_*, EDGEAD_WRONG_OPTION, EDGEAD_BACKEND_*, EDGEAD_TRUST_FILE,
+ * EDGEAD_CRYPTO_UNAVAILABLE.
+ *
+ *     edgead_options options = {sizeof(options), 4, 0, 0, "int8-cpu", NULL, NULL, NULL};
  *     edgead_status status = edgead_open("screw.edgead", &options, &inspector);
  */
 EDGEAD_API edgead_status edgead_open(const char *path, const edgead_options *options, edgead_inspector *inspector);
@@ -193,7 +204,8 @@ EDGEAD_API edgead_status edgead_inspect(edgead_inspector inspector, const edgead
 
 /* Replay the bundle's reference images, and compare with what the trained model gave on them, as `edgead check` does.
  *
- * report: NULL, or filled in, in failure too.
+ * The file must still be the bundle that was opened; no signature is asked for again, so a line that runs when its key ends
+ * goes on. report: NULL, or filled in, in failure too.
  * Errors: EDGEAD_CHECK_FAILED; EDGEAD_BUNDLE_* where the file is another one by now, or holds no references. */
 EDGEAD_API edgead_status edgead_check(edgead_inspector inspector, edgead_check_report *report);
 

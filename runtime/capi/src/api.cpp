@@ -1,4 +1,5 @@
 // The border: arguments are checked here, and whatever is thrown inside becomes a code and a line.
+#include <cstddef>
 #include <cstring>
 #include <new>
 
@@ -109,10 +110,15 @@ Frame frame_of(const edgead_frame *given) {
     return frame;
 }
 
-OpenOptions options_of(const edgead_options *given) {
-    OpenOptions options{"fp32", std::nullopt, true, "onnxruntime", ""};
-    if (!given) return options;
-    require_size(given->struct_size, sizeof(edgead_options), "edgead_options");
+OpenOptions options_of(const edgead_options *asked) {
+    OpenOptions options{"fp32", std::nullopt, true, "onnxruntime", "", ""};
+    if (!asked) return options;
+    // As the first version had it, or as it is now; nothing behind its end is read.
+    edgead_options own{};
+    if (asked->struct_size != offsetof(edgead_options, trust))
+        require_size(asked->struct_size, sizeof(edgead_options), "edgead_options");
+    std::memcpy(&own, asked, asked->struct_size);
+    const edgead_options *given = &own;
     if (given->threads < 0 || given->threads > 1024)
         fail(EDGEAD_WRONG_OPTION, "threads must be at least 1, got " + std::to_string(given->threads) +
                                       "; omit it for the library's own choice (0), the most are 1024");
@@ -125,6 +131,10 @@ OpenOptions options_of(const edgead_options *given) {
     options.native = !given->no_native_code;
     if (given->precision) options.precision = given->precision;
     if (given->library) options.library = given->library;
+    // Taken for no file at all, it would open what nobody signed.
+    if (given->trust && !*given->trust)
+        fail(EDGEAD_WRONG_OPTION, "edgead_options.trust is empty; give the path of a trust file, or NULL");
+    if (given->trust) options.trust = given->trust;
     return options;
 }
 
@@ -303,11 +313,14 @@ const char *edgead_status_name(int32_t status) {
         NAMED(EDGEAD_BUNDLE_NEWER)
         NAMED(EDGEAD_BUNDLE_CONTENT)
         NAMED(EDGEAD_BUNDLE_UNSUPPORTED)
+        NAMED(EDGEAD_BUNDLE_UNTRUSTED)
         NAMED(EDGEAD_UNKNOWN_PRECISION)
         NAMED(EDGEAD_UNKNOWN_BACKEND)
         NAMED(EDGEAD_WRONG_OPTION)
+        NAMED(EDGEAD_TRUST_FILE)
         NAMED(EDGEAD_BACKEND_UNAVAILABLE)
         NAMED(EDGEAD_BACKEND_FAILED)
+        NAMED(EDGEAD_CRYPTO_UNAVAILABLE)
         NAMED(EDGEAD_FRAME_LAYOUT)
         NAMED(EDGEAD_FRAME_STRIDE)
         NAMED(EDGEAD_FRAME_SIZE)

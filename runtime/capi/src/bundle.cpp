@@ -15,6 +15,7 @@
 #include "hash.hpp"
 #include "layout.hpp"
 #include "text.hpp"
+#include "trust.hpp"
 
 namespace edgead {
 
@@ -28,8 +29,13 @@ constexpr size_t CHUNK = 1 << 20;
 
 }  // namespace
 
-Bundle::Bundle(const std::string &path) : file_(path), entries_(read_entries(file_)) {
-    const std::string data = read_manifest();
+Bundle::Bundle(const std::string &path, const std::optional<std::string> &trust) : file_(path), entries_(read_entries(file_)) {
+    const std::string data = read_unlisted(MANIFEST_NAME, MAX_MANIFEST_BYTES);
+    std::optional<SignatureFile> signature;
+    if (entries_.count(SIGNATURE_NAME))
+        signature = parse_signature(read_unlisted(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), path);
+    // Before anything of the manifest is looked at: what nobody vouches for is not even parsed.
+    if (trust) read_trust(*trust).require(data, signature, {*trust, path});
     manifest_ = parse_manifest(data, path);
     Sha256 digest;
     digest.update(reinterpret_cast<const uint8_t *>(data.data()), data.size());
@@ -37,27 +43,23 @@ Bundle::Bundle(const std::string &path) : file_(path), entries_(read_entries(fil
     verify();
 }
 
-std::string Bundle::read_manifest() const {
-    const auto found = entries_.find(MANIFEST_NAME);
-    if (found == entries_.end()) damaged(path(), std::string("it holds no ") + MANIFEST_NAME);
+std::string Bundle::read_unlisted(const std::string &name, size_t limit) const {
+    const auto found = entries_.find(name);
+    if (found == entries_.end()) damaged(path(), "it holds no " + name);
     const Entry &entry = found->second;
-    if (entry.size > MAX_MANIFEST_BYTES)
-        damaged(path(), std::string(MANIFEST_NAME) + " has " + std::to_string(entry.size) + " bytes, allowed are " +
-                            std::to_string(MAX_MANIFEST_BYTES));
+    if (entry.size > limit)
+        damaged(path(), name + " has " + std::to_string(entry.size) + " bytes, allowed are " + std::to_string(limit));
     std::string data;
     raw(entry, [&](const uint8_t *at, size_t size) { data.append(reinterpret_cast<const char *>(at), size); });
     if (!agree(crc32(reinterpret_cast<const uint8_t *>(data.data()), data.size()), entry.crc))
-        altered(path(), std::string(MANIFEST_NAME) + " has another checksum than its header says");
+        altered(path(), name + " has another checksum than its header says");
     return data;
 }
 
 void Bundle::verify() const {
     const std::string &label = path();
-    if (entries_.count(SIGNATURE_NAME))
-        fail(EDGEAD_BUNDLE_SIGNED, label + " is signed, and this version cannot verify signatures; use a version that does, "
-                                           "or a bundle that is not signed");
     for (const auto &one : entries_)
-        if (one.first != MANIFEST_NAME && !holds(one.first))
+        if (one.first != MANIFEST_NAME && one.first != SIGNATURE_NAME && !holds(one.first))
             altered(label, "member " + repr(one.first) + " is not listed in its manifest");
     std::vector<std::string> listed;
     for (const auto &one : manifest_.members) listed.push_back(one.first);

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,9 @@ namespace edgead {
 // disk meanwhile is refused, not used.
 class Bundle {
   public:
-    // Open and verify: container, manifest, and size and SHA-256 of every member; raises a Failure.
-    explicit Bundle(const std::string &path);
+    // Open and verify: container, signature, manifest, and size and SHA-256 of every member; raises a Failure.
+    // trust: the trust file of which a key must have signed it; none: no signature is asked for, only its form is checked.
+    Bundle(const std::string &path, const std::optional<std::string> &trust);
 
     const std::string &path() const { return file_.path(); }
     const Manifest &manifest() const { return manifest_; }
@@ -35,7 +37,7 @@ class Bundle {
     using Taker = std::function<void(const uint8_t *, size_t)>;
     void verify() const;
     void chunks(const std::string &name, const Taker &take) const;
-    std::string read_manifest() const;
+    std::string read_unlisted(const std::string &name, size_t limit) const;
     void raw(const Entry &entry, const Taker &take) const;
 
     File file_;

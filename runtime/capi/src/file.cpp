@@ -12,9 +12,7 @@
 
 namespace edgead {
 
-namespace {
-
-std::string reason(int error) {
+std::string system_reason(int error) {
     char buffer[256] = "";
     // The GNU form returns the text, the other one fills the buffer.
     struct Shown {
@@ -24,9 +22,11 @@ std::string reason(int error) {
     return Shown::of(strerror_r(error, buffer, sizeof buffer), buffer);
 }
 
+namespace {
+
 [[noreturn]] void refused(const std::string &path, int error) {
     if (error == ENOENT) fail(EDGEAD_BUNDLE_MISSING, path + " does not exist; check the path");
-    fail(EDGEAD_BUNDLE_UNREADABLE, "cannot read " + path + ": " + reason(error));
+    fail(EDGEAD_BUNDLE_UNREADABLE, "cannot read " + path + ": " + system_reason(error));
 }
 
 }  // namespace

@@ -7,6 +7,9 @@
 
 namespace edgead {
 
+// What the system says of an errno.
+std::string system_reason(int error);
+
 class File {
   public:
     // Open a bundle's file; raises a Failure where it is missing, a folder, a pipe, or refused by the system.

@@ -32,6 +32,7 @@ struct OpenOptions {
     std::optional<int> threads;
     bool native;
     std::string backend, library;
+    std::string trust;  // "": the file that $EDGEAD_TRUST names, where it does
 };
 
 class Inspector {

@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "text.hpp"
+
 namespace edgead {
 
 namespace {
@@ -115,6 +117,9 @@ bool parse_json(const std::string &data, Value &value, std::string &problem) {
     Builder builder(value);
     if (Library::sax_parse(data, &builder)) return true;
     problem = builder.problem.empty() ? "it cannot be read" : builder.problem;
+    // The library shows the bytes at which it stopped, and a line for people is UTF-8.
+    std::vector<uint32_t> points;
+    if (!decode_utf8(problem, points)) problem = "it is no UTF-8";
     return false;
 }
 

@@ -9,6 +9,12 @@
 
 namespace edgead {
 
+std::string printable(const std::string &value) {
+    std::vector<uint32_t> points;
+    decode_utf8(value, points);
+    return std::all_of(points.begin(), points.end(), is_printable) ? "" : "it holds a control character";
+}
+
 namespace {
 
 const int64_t MOST_COUNT = int64_t{1} << 53;
@@ -34,12 +40,6 @@ std::string listed_member(const std::string &name) {
     const std::string folded = fold_name(name);
     if (folded == MANIFEST_NAME || folded == SIGNATURE_NAME) return repr(name) + " is never listed";
     return member_name_problem(name);
-}
-
-std::string printable(const std::string &value) {
-    std::vector<uint32_t> points;
-    decode_utf8(value, points);
-    return std::all_of(points.begin(), points.end(), is_printable) ? "" : "it holds a control character";
 }
 
 TextCheck exactly(const char *wanted) {

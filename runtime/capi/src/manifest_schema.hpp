@@ -7,6 +7,9 @@ namespace edgead {
 
 constexpr int MOST_TILES = 64;
 
+// What is wrong with a text that people read, "" where nothing is.
+std::string printable(const std::string &value);
+
 // The check of a whole manifest.
 const Check &manifest_check();
 

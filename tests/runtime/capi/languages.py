@@ -19,11 +19,11 @@ LANGUAGES = ("C", "C++", "C#")
 
 
 class Program:
-    """One example: `judge` runs it on frames and returns what it said of each."""
+    """One example: `judge` runs it on frames and returns what it said; `environment` is what it gets besides."""
 
     def __init__(self, language: str, command: list[str], libraries: Path) -> None:
         self.language, self._command = language, command
-        self._environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+        self.environment = {"LD_LIBRARY_PATH": str(libraries)}
 
     def run(
         self, arguments: Sequence[object], frames: Sequence[NDArray[np.uint8]]
@@ -31,9 +31,8 @@ class Program:
         """Run it with frames on its standard input."""
         given = b"".join(b"%d %d\n" % (one.shape[1], one.shape[0]) + one.tobytes() for one in frames)
         command = [*self._command, *map(str, arguments)]
-        return subprocess.run(
-            command, input=given, capture_output=True, env=self._environment, timeout=300, check=False
-        )
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, input=given, capture_output=True, env=environment, timeout=300, check=False)
 
     def judge(self, arguments: Sequence[object], frames: Sequence[NDArray[np.uint8]]) -> list[tuple[str, float]]:
         """Return decision and score of each frame."""

@@ -26,9 +26,9 @@ CODES = {
     **dict(enumerate(["NULL_POINTER", "WRONG_STRUCT_SIZE", "CLOSED", "BUSY", "BUFFER_TOO_SMALL"], 1)),
     **dict(enumerate(["OUT_OF_MEMORY", "INTERNAL", "NO_VALUE"], 6)),
     **dict(enumerate(["MISSING", "UNREADABLE", "NO_ARCHIVE", "DAMAGED", "ALTERED", "SIGNED", "MANIFEST"], 20)),
-    **dict(enumerate(["NEWER", "CONTENT", "UNSUPPORTED"], 27)),
-    **dict(enumerate(["UNKNOWN_PRECISION", "UNKNOWN_BACKEND", "WRONG_OPTION"], 40)),
-    **dict(enumerate(["BACKEND_UNAVAILABLE", "BACKEND_FAILED"], 60)),
+    **dict(enumerate(["NEWER", "CONTENT", "UNSUPPORTED", "UNTRUSTED"], 27)),
+    **dict(enumerate(["UNKNOWN_PRECISION", "UNKNOWN_BACKEND", "WRONG_OPTION", "TRUST_FILE"], 40)),
+    **dict(enumerate(["BACKEND_UNAVAILABLE", "BACKEND_FAILED", "CRYPTO_UNAVAILABLE"], 60)),
     **dict(enumerate(["FRAME_LAYOUT", "FRAME_STRIDE", "FRAME_SIZE"], 80)),
     100: "CHECK_FAILED",
 }

@@ -10,6 +10,10 @@ import pytest
 
 from edgead.runtime.bundle.bundle import Bundle
 from edgead.runtime.bundle.layout import MANIFEST_NAME
+from edgead.runtime.bundle.signature import add_signature
+from edgead.runtime.bundle.trust import TrustedKey, add_key
+from edgead.runtime.bundle.writing import sign_bundle
+from edgead.runtime.signing import Signer, make_key
 from tests.cache import kept
 from tests.runtime.capi.building import JSON, NATIVE, SOURCES, need, need_compilers, run, state
 from tests.runtime.capi.test_sanitizers import EARLIER
@@ -63,7 +67,24 @@ def seeds(tmp_path: Path) -> Path:
                 kind = {".png": b"\2", ".npz": b"\3"}.get(Path(name).suffix)
                 if kind:
                     (folder / f"{path.stem}-{Path(name).name}").write_bytes(kind + bundle.read(name))
+    _signed(folder)
     return folder
+
+
+def _signed(folder: Path) -> None:
+    """Add a signed bundle, its signature and a trust file that knows the key, apart and together."""
+    make_key(folder.parent / "release.key")
+    signer, trust = Signer(folder.parent / "release.key"), folder.parent / "trust.json"
+    add_key(
+        trust, TrustedKey(name="plant 1", public_key=signer.public, valid_from="2026-01-31", valid_until="2090-01-01")
+    )
+    path = folder.parent / "signed.edgead"
+    sign_bundle(EARLIER / "single.edgead", path, signer)
+    # The fuzzer's own manifest is {}: this signature gets as far as the key's validity.
+    signature, text = add_signature(signer, b"{}", None).to_json(), trust.read_bytes()
+    (folder / "0-signed").write_bytes(b"\0" + path.read_bytes())
+    for kind, data in ((b"\5", signature), (b"\6", text), (b"\7", text + b"\0" + signature)):
+        (folder / f"{kind[0]}-trust").write_bytes(kind + data)
 
 
 def fuzz(fuzzer: Path, seeds: Path, runs: int) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
+from edgead.runtime.bundle.trust import TrustedKey, add_key
+from edgead.runtime.bundle.writing import sign_bundle
+from edgead.runtime.signing import Signer, make_key
 from tests.runtime.capi.building import build, need, run
 from tests.runtime.capi.wrapper import wheel_library
 
@@ -30,8 +33,8 @@ class Sanitized(NamedTuple):
     program: Path
     libraries: Path
 
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **OPTIONS, "LD_LIBRARY_PATH": str(self.libraries)}
+    def run(self, *arguments: object, trust: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **OPTIONS, "LD_LIBRARY_PATH": str(self.libraries), "EDGEAD_TRUST": trust}
         command = [str(self.program), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
@@ -51,6 +54,21 @@ def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_threads_that_open_judge_check_and_close(sanitized: Sanitized, bundle: str) -> None:
     done = sanitized.run(EARLIER / f"{bundle}.edgead", wheel_library())
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["done"]), done.stderr[-6000:]
+
+
+def test_threads_that_open_a_signed_bundle_at_once(sanitized: Sanitized, tmp_path: Path) -> None:
+    """The first ones load libcrypto at the same time."""
+    pytest.importorskip("cryptography")
+    make_key(tmp_path / "release.key")
+    signer, trust = Signer(tmp_path / "release.key"), tmp_path / "trust.json"
+    add_key(trust, TrustedKey(name="plant 1", public_key=signer.public, valid_until="2090-01-01"))
+    bundle = tmp_path / "signed.edgead"
+    sign_bundle(EARLIER / "single.edgead", bundle, signer)
+    done = sanitized.run(bundle, wheel_library(), trust=str(trust))
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["done"]), done.stderr[-6000:]
+    refused = sanitized.run(EARLIER / "single.edgead", wheel_library(), trust=str(trust))
+    assert "EDGEAD_BUNDLE_UNTRUSTED" in refused.stderr
+    assert "Sanitizer" not in refused.stderr.replace("AddressSanitizer:DEADLYSIGNAL", "")
 
 
 def test_the_sanitizers_find_what_is_wrong(sanitized: Sanitized, tmp_path: Path) -> None:

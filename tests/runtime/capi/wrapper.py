@@ -27,6 +27,7 @@ class Options(ctypes.Structure):
         ("precision", c_char_p),
         ("backend", c_char_p),
         ("library", c_char_p),
+        ("trust", c_char_p),
     ]
 
 
@@ -124,10 +125,11 @@ class Library:
         native: bool = True,
         library: Path | None = None,
         backend: str | None = None,
+        trust: Path | str | None = None,
     ) -> CInspector:
         """Open a bundle; library: the backend's, None takes that of the installed wheel."""
         library = wheel_library(backend or "onnxruntime") if library is None else library
-        encoded = [None if one is None else str(one).encode() for one in (precision, backend, library)]
+        encoded = [None if one is None else str(one).encode() for one in (precision, backend, library, trust)]
         options = Options(ctypes.sizeof(Options), threads, not native, 0, *encoded)
         handle = c_uint64()
         self.require(self.raw.edgead_open(str(path).encode(), byref(options), byref(handle)))
