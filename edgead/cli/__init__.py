@@ -2,6 +2,7 @@
 
 from edgead.cli import training as training  # isort: skip - the order of import is the order in the help
 from edgead.cli import auditing as auditing  # isort: skip
+from edgead.cli import recommending as recommending  # isort: skip
 from edgead.cli import evaluating as evaluating  # isort: skip
 from edgead.cli import synthesis as synthesis  # isort: skip
 from edgead.cli import exporting as exporting  # isort: skip

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -122,10 +123,17 @@ class Output:
         """Say on one line of stderr what is wrong, though not wrong enough to stop."""
         self._notes.print(f"Warning: {redact(' '.join(text.split()))}", style="yellow", soft_wrap=True)
 
-    def finish(self, payload: Mapping[str, Any], *people: RenderableType, on_stderr: bool = False) -> None:
+    def finish(
+        self,
+        payload: Mapping[str, Any],
+        *people: RenderableType,
+        on_stderr: bool = False,
+        next_command: Sequence[str] = (),
+    ) -> None:
         """Print the outcome: the JSON object with `--json`, else what people read.
 
-        ``on_stderr`` is for people's part, where stdout carries something else.
+        ``on_stderr`` is for people's part, where stdout carries something else. ``next_command``: the words of what is
+        typed next; it is the last line, on one line however narrow the terminal is, so that it can be copied.
         Numbers that are not finite become null, for JSON has none.
         """
         if self.as_json:
@@ -136,6 +144,8 @@ class Output:
         console = self._notes if on_stderr else _console(self._stdout)
         for item in people:
             console.print(item)
+        if next_command:
+            console.print(f"Next: {redact(shlex.join(next_command))}", soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:

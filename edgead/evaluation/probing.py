@@ -162,11 +162,7 @@ def probe(
         DataError: an unreadable image, no good image with a score, or not one probe that could be planted and judged.
     """
     plan = plan or ProbePlan()
-    check_kinds(plan.kinds)
-    if plan.per_kind < 1:
-        raise ConfigError(f"there must be at least 1 probe of a kind, got {plan.per_kind}")
-    jobs = _deal(len(normals.samples), plan)
-    outcomes = list(_judge(inspector, normals, jobs, plan.strength, progress))
+    outcomes = judge_probes(inspector, normals, plan, progress)
     judged = [one for one in outcomes if math.isfinite(one.score)]
     own = [one.score for one in judged if one.kind is None]
     scores = own if normals.scores is None else list(normals.scores)
@@ -192,7 +188,17 @@ def probe(
     )
 
 
-class _Outcome(NamedTuple):
+def judge_probes(
+    inspector: Inspecting, normals: Normals, plan: ProbePlan, progress: Callable[[int, int], None] | None = None
+) -> list[ProbeOutcome]:
+    """Return what became of each image and of each probe on it, in order; arguments and errors as `probe`."""
+    check_kinds(plan.kinds)
+    if plan.per_kind < 1:
+        raise ConfigError(f"there must be at least 1 probe of a kind, got {plan.per_kind}")
+    return list(_judge(inspector, normals, _deal(len(normals.samples), plan), plan.strength, progress))
+
+
+class ProbeOutcome(NamedTuple):
     """What became of one image: ``kind`` None without a probe, ``score`` NaN where it got none or was skipped."""
 
     kind: str | None
@@ -204,6 +210,7 @@ class _Outcome(NamedTuple):
     mask: NDArray[np.bool_] | None = None
     skipped: bool = False
     reason: str | None = None
+    image: int = -1  # index in the normals
 
 
 def _judge(
@@ -212,7 +219,7 @@ def _judge(
     jobs: Mapping[int, Sequence[tuple[str, int]]],
     strength: float,
     progress: Callable[[int, int], None] | None,
-) -> Iterator[_Outcome]:
+) -> Iterator[ProbeOutcome]:
     indices = [index for index in range(len(normals.samples)) if normals.scores is None or index in jobs]
     total = len(indices) + sum(map(len, jobs.values()))
     done = 0
@@ -229,16 +236,16 @@ def _judge(
         kind: str | None = None,
         mask: NDArray[np.bool_] | None = None,
         before: float = math.nan,
-    ) -> _Outcome:
+    ) -> ProbeOutcome:
         result = inspector(Frame(np.ascontiguousarray(pixels), done, time.monotonic_ns(), name))
         step()
         if result.decision is Decision.NOT_INSPECTED:
-            return _Outcome(kind, reason=f"{name}: {result.reason or 'not inspected'}")
+            return ProbeOutcome(kind, reason=f"{name}: {result.reason or 'not inspected'}")
         caught = result.decision is Decision.ANOMALY
         kept = None
         if mask is not None and result.map is not None and np.isfinite(result.map).all():
             kept = map_on_frame(result, inspector.height, inspector.width)
-        return _Outcome(kind, result.score, before, result.threshold, caught, kept, mask)
+        return ProbeOutcome(kind, result.score, before, result.threshold, caught, kept, mask)
 
     # One thread decodes ahead of the network; more would hold more full-size images.
     files = [normals.samples[index].path for index in indices]
@@ -246,7 +253,7 @@ def _judge(
         for index, image in zip(indices, images, strict=True):
             name = normals.category.relative(normals.samples[index])
             own = ask(image, name)
-            yield own
+            yield own._replace(image=index)
             region = inspector.region
             judged = None if math.isnan(own.score) else inspector.view.judged(image)
             scene = read_scene(image if region is None else np.ascontiguousarray(region.cut(image)))
@@ -257,9 +264,10 @@ def _judge(
                         raise DataError(f"this '{kind}' lies wholly where nothing is judged; another seed may not")
                 except DataError as error:
                     step()
-                    yield _Outcome(kind, skipped=True, reason=f"{name}: {error}")
+                    yield ProbeOutcome(kind, skipped=True, reason=f"{name}: {error}", image=index)
                     continue
-                yield ask(painted, name, kind, _resized(mask, inspector.height, inspector.width), own.score)
+                resized = _resized(mask, inspector.height, inspector.width)
+                yield ask(painted, name, kind, resized, own.score)._replace(image=index)
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -287,7 +295,7 @@ def _deal(images: int, plan: ProbePlan) -> dict[int, list[tuple[str, int]]]:
     return dict(jobs)
 
 
-def _report(kind: str, outcomes: Sequence[_Outcome], normal: Sequence[float], plan: ProbePlan) -> KindReport:
+def _report(kind: str, outcomes: Sequence[ProbeOutcome], normal: Sequence[float], plan: ProbePlan) -> KindReport:
     judged = [one for one in outcomes if math.isfinite(one.score)]
     scores = [one.score for one in judged]
     found = [(one.map, one.mask) for one in judged if one.map is not None and one.mask is not None and one.mask.any()]

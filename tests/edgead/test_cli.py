@@ -16,7 +16,7 @@ from tests.waiting import wait_for
 
 HEAVY = ["torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"]
 VERBS = [
-    *("fit", "audit", "eval", "export", "import-anomalib", "compare", "report"),
+    *("fit", "audit", "recommend", "eval", "export", "import-anomalib", "compare", "report"),
     *("check", "bench", "doctor", "build", "build-plugin", "tune", "run", "capture", "calibrate"),
 ]
 
