@@ -12,7 +12,7 @@ from edgead.cli import building as building  # isort: skip
 from edgead.cli import device as device  # isort: skip
 from edgead.cli.line import signoff as signoff  # isort: skip
 from edgead.cli import tuning as tuning  # isort: skip
-from edgead.cli import camera as camera  # isort: skip
+from edgead.cli.line import camera as camera  # isort: skip
 from edgead.cli.line import serving as serving  # isort: skip
 from edgead.cli.line import recording as recording  # isort: skip
 from edgead.cli.line import replaying as replaying  # isort: skip

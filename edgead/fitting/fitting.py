@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgead.budget import Budget, BudgetLimits, Material, choose
@@ -40,6 +39,7 @@ from edgead.fitting.audit import (
 )
 from edgead.fitting.config import FitConfig, FitOptions
 from edgead.fitting.defect_images import usable_defects
+from edgead.fitting.identity import training_key
 from edgead.fitting.known_defects import DefectMaterial, HeldOutNormals, Taught, teach
 from edgead.fitting.outcome import Outcome, of_closed_form, of_ensemble, of_learned, of_pool
 from edgead.fitting.preparing import check_names
@@ -53,9 +53,7 @@ from edgead.runtime.imaging.decode import ALL_BITS
 from edgead.runtime.imaging.tiling import Tiles
 from edgead.runtime.imaging.view import View
 from edgead.runtime.progress import Progress, silent
-from edgead.runtime.version import __version__
 from edgead.training.checkpoints import Checkpoint
-from edgead.training.training import run_key
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -220,7 +218,7 @@ class _Work:
         if spec.strides:
             info = describe_backbone(spec, build_backbone(spec, self._size))
         used = self._fingerprint | {"images": self.names}
-        key = _run_key(self._method, info, self._size, self._config, used)
+        key = training_key(self._method, info, self._size, self._config, used)
         learned = fit_learned(
             self._method,
             images,
@@ -347,22 +345,3 @@ class _Fitted:
     tiles: Tiles | None = None
     budget: Budget | None = None
     watched: tuple[Fit, HeldOutNormals] | None = None
-
-
-def _run_key(
-    method: Any, info: BackboneInfo, size: tuple[int, int], config: FitConfig, train: Mapping[str, Any]
-) -> str:
-    """Return what a checkpoint must carry to be of this very training."""
-    return run_key(
-        {
-            "detector": method.name,
-            "settings": method.settings.model_dump(),
-            "backbone": asdict(info),
-            "size": size,
-            "seed": config.seed,
-            "bits": config.bits or ALL_BITS,
-            **({"align": True} if config.align else {}),
-            "train": dict(train),
-            "versions": [__version__, torch.__version__, np.__version__],
-        }
-    )

