@@ -1,1 +1,1 @@
-"""Commands about what a line did: recorded, judged again, taught and signed off; and what a run says at its end."""
+"""Commands of the line: the camera loop, what it recorded, judged again, taught, served and signed off."""
