@@ -54,7 +54,7 @@ def fit(
         typer.Option(
             metavar="NAME",
             help="patchcore, padim, npad, fre, protoad; slsg, sgsf, isstad, cutpaste, "
-            "efficientad train a network; dfc takes several categories.",
+            "efficientad train a network; dfc takes several categories; A+B adds up what two say.",
         ),
     ] = "patchcore",
     backbone: Annotated[
