@@ -136,8 +136,8 @@ def _tables(report: TeachReport) -> list[Any]:
         "threshold": report.after.explain(),
         "taught good parts": f"{report.still_rejected} of {report.scored} lie above the threshold when scored without "
         "their own image",
-        "decided otherwise": f"{len(report.gate.changed)} of {report.gate.sampled} unlabelled parts, drawn at random, and "
-        "the old bundle's references",
+        "decided otherwise": f"{len(report.gate.changed)} of {report.gate.sampled} unlabelled parts, drawn at random, "
+        "and the old bundle's references",
         "written": str(written),
         "seconds": f"{report.seconds:.1f}",
     }
