@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from edgead.runtime.frame import BadFrame
 from edgead.runtime.sources import Source
 from edgead.runtime.status.frame_ledger import Counts, Ledger
 from edgead.runtime.status.summary import SourceSummary
-from edgead.runtime.streaming.grabber import Grabber, Item, Survival, describe
+from edgead.runtime.streaming.grabber import SIGNAL_S, Grabber, Item, Survival, describe
 from edgead.runtime.uri import redact
 
 SUPERSEDED = "superseded"
@@ -136,10 +137,10 @@ class Intake:
                         return feed, item
                 if all(feed.ended or (self._stopping and not feed.holding) for feed in self.feeds):
                     return None
-                left = None if until is None else until - time.monotonic()
-                if left is not None and left <= 0:
+                left = math.inf if until is None else until - time.monotonic()
+                if left <= 0:
                     return None
-                self._ready.wait(left)
+                self._ready.wait(min(left, SIGNAL_S))
 
     @property
     def ended(self) -> bool:

@@ -25,6 +25,11 @@ _log = logging.getLogger("edgead.stream")
 
 Item = Frame | BadFrame
 
+# The longest single wait of the thread that iterates a stream, which is mostly the main thread. A signal handler runs
+# there between any two steps: one that comes after the last look at its flags and before the wait wakes nobody, and one
+# that comes just before the wait is only run when the wait is over.
+SIGNAL_S = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Survival:

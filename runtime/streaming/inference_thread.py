@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgead.runtime.frame import Decision, Frame, Result
-from edgead.runtime.streaming.grabber import Item, describe
+from edgead.runtime.streaming.grabber import SIGNAL_S, Item, describe
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ class Worker(Generic[T]):
                 left = deadline() - time.monotonic()
                 if left <= 0:
                     return False
-                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+                self._changed.wait(min(left, SIGNAL_S))
             return True
 
     def wake(self) -> None:

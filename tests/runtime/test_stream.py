@@ -8,6 +8,7 @@ import queue
 import signal
 import threading
 import time
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -440,6 +441,34 @@ def test_stop_is_safe_in_a_signal_handler():
         signal.signal(signal.SIGTERM, before)
     assert summary.frames.inspected > 5
     assert summary.frames.in_flight == 0
+
+
+@pytest.mark.parametrize("looks", ["_intake._ready", "_judge._worker._changed"])
+def test_a_signal_just_before_a_wait_is_not_lost(looks):
+    # Its handler runs in the thread that is about to wait, after the last look at what the handler changes.
+    camera, returns = Camera(), threading.Event()
+    if looks.startswith("_intake"):
+        returns.set()
+    stream = Stream(lambda _: returns.wait(LONG_S), camera, hang_s=2 * LONG_S, drain_s=0.0)
+    runner = Runner(stream)
+    wait_for(lambda: stream._judge._worker is not None)
+    holder = attrgetter(looks)(stream)
+    wait, came = holder.wait, threading.Event()
+
+    def wait_after_the_signal(left=None):
+        if threading.current_thread() is runner.thread and not came.is_set():
+            came.set()
+            stream.stop()
+        return wait(left)
+
+    holder.wait = wait_after_the_signal
+    try:
+        camera.push()
+        assert came.wait(LONG_S)
+        runner.join()
+    finally:
+        returns.set()
+        camera.push()
 
 
 def test_stop_wakes_a_stream_whose_camera_is_silent():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +9,7 @@ import typer
 from edgead.cli._app import command
 from edgead.cli._options import ServeTokenOption, page_token
 from edgead.cli.device import PANEL
+from edgead.cli.line._ending import until_asked
 from edgead.cli.line._selection import RecordArgument
 
 if TYPE_CHECKING:
@@ -35,16 +34,9 @@ def review(
 
     token = page_token(serve_token)
     JournalReader(folder).close()  # a folder that holds no record is not made one
-    ended = threading.Event()
-    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with Journal(folder) as journal, ReviewPage(journal, serve, token) as page:
-            out.note(f"review: {page.url}review")
-            while not ended.wait(0.2):  # in short waits, so that Windows sees Ctrl-C
-                pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with until_asked() as wait, Journal(folder) as journal, ReviewPage(journal, serve, token) as page:
+        out.note(f"review: {page.url}review")
+        wait()
     with JournalReader(folder) as reader:
         counts = reader.counts()
     from edgead.cli._output import listing

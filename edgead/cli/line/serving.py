@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +10,7 @@ import typer
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, require
 from edgead.cli.device import PANEL
+from edgead.cli.line._ending import until_asked
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -48,24 +47,18 @@ def serve(
     from edgead.runtime.serving.server import InferenceServer
 
     word = None if token is None else read_token(token)
-    ended = threading.Event()
-    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with (
-            Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector,
-            InferenceServer(inspector, rest, grpc, word) as server,
-        ):
-            out.note(f"backend: {inspector.why}")
-            problems = server.self_test()
-            if problems:
-                raise ParityError(f"the self-test of {bundle} failed, nothing is served: {problems[0]}")
-            out.note(f"ready: {server.url}v2/models/{server.model.name} and gRPC {server.target}")
-            while not ended.wait(0.2):  # in short waits, so that Windows sees Ctrl-C
-                pass
-            judged = server.model.judged
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with (
+        until_asked() as wait,
+        Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector,
+        InferenceServer(inspector, rest, grpc, word) as server,
+    ):
+        out.note(f"backend: {inspector.why}")
+        problems = server.self_test()
+        if problems:
+            raise ParityError(f"the self-test of {bundle} failed, nothing is served: {problems[0]}")
+        out.note(f"ready: {server.url}v2/models/{server.model.name} and gRPC {server.target}")
+        wait()
+        judged = server.model.judged
     from edgead.cli._output import listing
 
     rows = {name: str(count) for name, count in judged.items()}
