@@ -82,10 +82,12 @@ def test_a_part_too_few_or_too_many_is_found_though_every_patch_of_it_is_normal(
     with torch.inference_mode():
         detector.complete(network, scenes(60, 6, rng), scenes(20, 6, rng))
 
-        def judged(images: np.ndarray) -> np.ndarray:
-            return network(torch.from_numpy(images).float().permute(0, 3, 1, 2))[0].numpy()
+        def distances(images: np.ndarray) -> np.ndarray:
+            # Without the map, which nothing trained here.
+            features = network.parts(torch.from_numpy(images).float().permute(0, 3, 1, 2))[2]
+            return network.composition(features).numpy()
 
-        good = judged(scenes(30, 6, rng))
+        good = distances(scenes(30, 6, rng))
         for wrong in (3, 9):
-            scores = np.concatenate([good, judged(scenes(30, wrong, rng))])
+            scores = np.concatenate([good, distances(scenes(30, wrong, rng))])
             assert image_auroc(scores, np.arange(60) >= 30, bootstrap=0).value > 0.95
