@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgead.cli._options import parse_settings
 from edgead.data import Category, load_images, load_mask, open_category
 from edgead.detectors import REGISTRY, create_detector, default_size, learns
 from edgead.detectors.learned import LearnedModule, hold_out
@@ -144,6 +145,11 @@ def _line(row: dict[str, Any], seed: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _same(row: Mapping[str, Any], category: str, name: str, seed: int, settings: Mapping[str, Any]) -> bool:
+    stated = create_detector(name, settings).settings.stated().model_dump(mode="json")
+    return (row["category"], row["detector"], row["seed"], row["settings"]) == (category, name, seed, stated)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("categories", nargs="+", type=Path)
@@ -152,9 +158,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file that the rows are kept in")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", default="small", choices=("small", "medium"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, for an ablation")
     parser.add_argument("--models", type=Path, help="folder that the fitted models are kept in")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    settings = {"profile": arguments.profile, **parse_settings(arguments.set)}
     counts = [int(text) for text in arguments.seeds.split(",")]
     if len(counts) not in (1, len(arguments.categories)):
         raise SystemExit(
@@ -167,12 +175,12 @@ def main() -> None:
         category = open_category(path, need_test=True)
         for name in arguments.detectors.split(","):
             for seed in range(count):
-                if any((row["category"], row["detector"], row["seed"]) == (category.name, name, seed) for row in rows):
+                if any(_same(row, category.name, name, seed, settings) for row in rows):
                     continue
                 with TemporaryDirectory() as folder:
                     kept = Path(folder) if arguments.models is None else arguments.models
                     place = kept / f"{category.name}-{name}-{seed}.model"
-                    rows.append(measure_row(name, {"profile": arguments.profile}, category, seed, place))
+                    rows.append(measure_row(name, settings, category, seed, place))
                 print(_line(rows[-1], str(seed)), flush=True)
                 if arguments.json is not None:
                     with atomic_write(arguments.json, DataError) as file:
