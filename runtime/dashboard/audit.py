@@ -13,7 +13,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.files import reason
 from edgead.runtime.sinks.result_json import finite, utc_now
 
-SCHEMA = "edgead.audit/1"
+SCHEMA = "edgead.action/1"
 
 
 class AuditTrail(Protocol):

@@ -403,7 +403,7 @@ def test_a_change_is_written_down_before_it_is_made(serve, tmp_path):
     assert control.limits.value == 4.5
     (record,) = [json.loads(line) for line in (tmp_path / "log" / "audit.jsonl").read_text().splitlines()]
     assert {k: record[k] for k in ("schema", "event", "who", "from", "model", "category", "old", "new")} == {
-        "schema": "edgead.audit/1", "event": "threshold", "who": "Ada L.", "from": "127.0.0.1", "model": "plate",
+        "schema": "edgead.action/1", "event": "threshold", "who": "Ada L.", "from": "127.0.0.1", "model": "plate",
         "category": None, "old": 10.0, "new": 4.5,
     }  # fmt: skip
     assert (record["parts"], record["to_anomaly"], record["to_ok"]) == (20, 6, 0)

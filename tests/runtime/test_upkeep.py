@@ -180,7 +180,7 @@ def test_the_audit_log_holds_what_was_done_and_where_it_cannot_nothing_is_reload
         assert (inspect.network.describe(), inspect.threshold) == (opened, 33.0)
         runner.end()
     assert [record["event"] for record in records] == ["reload", "reloaded", "self-test passed"]
-    assert all(record["schema"] == "edgead.audit/1" and record["model"] == "tiny" for record in records)
+    assert all(record["schema"] == "edgead.action/1" and record["model"] == "tiny" for record in records)
     assert records[0]["bundle"] == str(bundle)
 
 
