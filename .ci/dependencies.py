@@ -20,7 +20,7 @@ from cyclonedx.factory.license import LicenseFactory
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.model.license import License
+from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
@@ -129,7 +129,8 @@ def _component(item: dict[str, Any]) -> Component:
     metadata, origin = item["metadata"], item["download_info"]
     name, version = str(metadata["name"]), str(metadata["version"])
     hashes = origin.get("archive_info", {}).get("hashes", {})
-    made = LicenseFactory().make_from_string(licence(item)) if licence(item) != "unknown" else License(name="unknown")
+    stated = licence(item)
+    made = DisjunctiveLicense(name=stated) if stated == "unknown" else LicenseFactory().make_from_string(stated)
     file = origin["url"].rpartition("/")[2]
     links = [ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(origin["url"]))]
     return Component(
