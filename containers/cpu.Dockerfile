@@ -2,18 +2,19 @@
 #
 #   make release
 #   docker build -t edgead:cpu -f containers/cpu.Dockerfile .
-#   docker run --rm --device /dev/video0 -v /opt/edgead:/models:ro -v edgead-state:/var/lib/edgead edgead:cpu \
-#       run /models/plate.edgead --source 0 --wait --serve 127.0.0.1:8080 --sink /var/lib/edgead/results.jsonl
+#   docker run --rm -v /opt/edgead:/models:ro -v /srv/in:/in -v edgead-state:/var/lib/edgead edgead:cpu \
+#       run /models/plate.edgead --source watch:///in --wait --serve 127.0.0.1:8080 --sink /var/lib/edgead/results.jsonl
 #
-# Built and run as docs/releasing.md says, with buildah on a Debian of debootstrap.
+# OpenCV is half as large as all of this; cameras and videos need it: --build-arg EXTRAS=cpu,camera,mqtt,prometheus
+# What was built and run of it: docs/containers.md.
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS install
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3-venv \
-    && rm -rf /var/lib/apt/lists/*
-ARG EXTRAS=cpu,camera,mqtt,prometheus
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+ARG EXTRAS=cpu,mqtt,prometheus
 COPY constraints.txt dist/release/edgead-*-manylinux*.whl /wheels/
 # The file itself, never a name that an index could answer with another package; no pip in what is kept.
 RUN python3 -m venv /venv \
@@ -26,7 +27,7 @@ FROM ${BASE}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3 \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --system --uid 10001 --groups video --home-dir /var/lib/edgead --create-home edgead
 COPY --from=install /venv /venv
 COPY containers/healthcheck.py /usr/local/lib/edgead/healthcheck.py

@@ -1,5 +1,5 @@
 # edgead's light runtime on an NVIDIA GPU of a PC or server: ONNX Runtime with CUDA, and TensorRT. x86-64.
-# **Never built or run**: no registry and no GPU were at hand; its steps other than the base are those of cpu.Dockerfile.
+# **Never built or run**: no registry and no GPU were at hand. Its steps are those of cpu.Dockerfile but for the base.
 #
 #   make release
 #   docker build -t edgead:cuda -f containers/cuda.Dockerfile .
@@ -11,7 +11,7 @@ FROM ${BASE}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 ARG EXTRAS=gpu,cuda13,camera,mqtt,prometheus
 COPY constraints.txt dist/release/edgead-*-manylinux*.whl /wheels/
 # TensorRT's Python bindings are those of the base image.

@@ -1,10 +1,10 @@
 # edgead's light runtime on a Jetson with JetPack 6 (Orin); JetPack 7: its base, and EXTRAS with cuda13.
-# **Never built or run**: no registry and no Jetson were at hand; its steps other than the base are those of cpu.Dockerfile.
+# **Never built or run**: no registry and no Jetson were at hand. Its steps are those of cpu.Dockerfile but for the base.
 #
 #   make release
 #   docker build -t edgead:jetson -f containers/jetson.Dockerfile .
-#   docker run --rm --runtime nvidia --device /dev/video0 -v /opt/edgead:/models -v edgead-state:/var/lib/edgead edgead:jetson \
-#       run /models/plate.edgead --source 0 --backend tensorrt --precision fp16 --wait --serve 127.0.0.1:8080
+#   docker run --rm --runtime nvidia --device /dev/video0 -v /opt/edgead:/models -v edgead-state:/var/lib/edgead \
+#       edgead:jetson run /models/plate.edgead --source 0 --backend tensorrt --precision fp16 --wait --serve 127.0.0.1:8080
 ARG BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
 FROM ${BASE}
 
@@ -12,7 +12,7 @@ FROM ${BASE}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv python3-libnvinfer python3-opencv \
         gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 ARG EXTRAS=cpu,cuda12,mqtt,prometheus
 COPY dist/release/edgead-*-manylinux*.whl /wheels/
 # TensorRT's Python bindings and an OpenCV that knows GStreamer are the system's; PyPI has neither for a Jetson.
