@@ -1,7 +1,7 @@
 """What the base install and each extra of a wheel bring with them: CycloneDX 1.6 by cyclonedx-python-lib, and licences.
 
-pip resolves them, without installing: versions are those of constraints.txt and otherwise the newest of the day, for the
-interpreter and the system that it runs on. Licences are what each package's own metadata say.
+pip resolves them, without installing: versions are those of constraints.txt and otherwise the newest of the day, for
+the interpreter and the system that it runs on. Licences are what each package's own metadata say.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ NO_USERS = ("demo", "dev", "docs", "release")
 ASKS_MORE = re.compile(r"GPL|MPL|EPL|EUPL|CDDL|proprietary|NVIDIA|EULA|other/|unknown", re.IGNORECASE)
 
 
-class Unresolved(Exception):
-    """pip finds no set of packages; its last line says why."""
+class UnresolvedError(Exception):
+    """pip finds no set of packages; the message is what it says."""
 
 
 def resolve(wheel: Path, extra: str, constraints: Path = ROOT / "constraints.txt") -> list[dict[str, Any]]:
-    """Return what pip would install for the wheel and one extra (empty: none), as its report has it; edgead is the first.
+    """Return what pip would install for the wheel and one extra (empty: none), as its report has it; edgead first.
 
     Raises:
-        Unresolved: there is no such set, or no index to ask.
+        UnresolvedError: there is no such set, or no index to ask.
     """
     name = f"edgead[{extra}]" if extra else "edgead"
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def resolve(wheel: Path, extra: str, constraints: Path = ROOT / "constraints.txt
         done = subprocess.run([*pip, *asked], capture_output=True, text=True, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.lower().startswith(("error", "╰─>"))]
-            raise Unresolved((errors or done.stderr.splitlines() or ["pip failed"])[-1].strip())
+            raise UnresolvedError(" ".join(line.strip(" ╰─>") for line in errors)[:200] or "pip failed")
         items: list[dict[str, Any]] = json.loads(report.read_text())["install"]
     return sorted(items, key=lambda item: (_name(item) != "edgead", _name(item)))
 
@@ -69,7 +69,7 @@ def licence(item: dict[str, Any]) -> str:
     named = [one for one in classes if one != "OSI Approved"]
     text = str(metadata.get("license") or "").strip()
     # Some put the whole text there.
-    short = text.splitlines()[0] if text and len(text.splitlines()[0]) <= 80 else ""
+    short = text.splitlines()[0] if text and len(text.splitlines()[0]) <= 80 and text != "UNKNOWN" else ""
     return "; ".join(named) or short or "unknown"
 
 
@@ -103,8 +103,11 @@ def licence_list(resolved: dict[str, list[dict[str, Any]]], failed: dict[str, st
     rows.pop("edgead")
     more = [name for name, (_, text) in rows.items() if ASKS_MORE.search(text)]
     lines = ["# Licences of what an install of edgead brings", ""]
-    lines += ["None of these packages is in edgead's own files: pip fetches them. As their metadata state it; read first", ""]
-    lines += ["those that ask for more than a notice, or do not say:", ""]
+    lines += [
+        "None of these packages is in edgead's own files: pip fetches them. Licences are as their metadata state them.",
+        "",
+    ]
+    lines += ["These ask for more than a notice, or do not say what they ask for:", ""]
     lines += [f"- {name}: {rows[name][1]} ({_extras(brought[name])})" for name in sorted(more)]
     lines += [f"- extra {extra}: not resolved here, so not listed: {why}" for extra, why in failed.items()]
     lines += ["", "| package | version | licence | extras |", "|---|---|---|---|"]

@@ -1,7 +1,7 @@
-"""Asks a running edgead whether parts are judged, for a container's HEALTHCHECK: exit code 0, or 1 and one line why not.
+"""Asks a running edgead whether parts are judged, for a container's HEALTHCHECK: exit code 0, or 1 and a line why not.
 
-`$EDGEAD_HEALTH` is what is asked: by default the live page of ``edgead run --serve 127.0.0.1:8080``; for ``edgead serve``
-its ``/v2/health/ready``. `$EDGEAD_SERVE_TOKEN` is the token, where one is needed. It needs Python alone.
+`$EDGEAD_HEALTH` is what is asked: by default the live page of ``edgead run --serve 127.0.0.1:8080``; for ``edgead
+serve`` its ``/v2/health/ready``. `$EDGEAD_SERVE_TOKEN` is the token, where one is needed. It needs Python alone.
 """
 
 import json

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "containers"
 DOCKERFILES = sorted(FOLDER.glob("*.Dockerfile"))
 BUNDLE = ROOT / "tests" / "runtime" / "earlier" / "single.edgead"
-TOKEN = "0123456789abcdef"  # noqa: S105 - of this test alone
+TOKEN = "0123456789abcdef"
 
 
 def free_port() -> int:
@@ -57,7 +57,10 @@ def running(*arguments: str | Path, **more: str) -> Iterator[subprocess.Popen[by
 def test_a_run_is_healthy_until_it_ends() -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}/api/state"
-    assert health(address) == (1, f"unhealthy: no answer from {address}: <urlopen error [Errno 111] Connection refused>\n")
+    assert health(address) == (
+        1,
+        f"unhealthy: no answer from {address}: <urlopen error [Errno 111] Connection refused>\n",
+    )
     with running("run", BUNDLE, "--source", "synthetic://", "--serve", f"127.0.0.1:{port}") as run:
         wait_for(lambda: health(address)[0] == 0)
         # A proxy of the environment is not asked for what is on loopback.
@@ -128,7 +131,12 @@ def test_what_is_unhealthy(change: dict[str, object], said: str | None) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    well = {"schema": "edgead.page/1", "state": "running", "error": None, "cameras": [{"name": "0", "state": "running"}]}
+    well = {
+        "schema": "edgead.page/1",
+        "state": "running",
+        "error": None,
+        "cameras": [{"name": "0", "state": "running"}],
+    }
     found = module.problems(well | change)
     assert found == [] if said is None else said in found[0]
 

@@ -1,4 +1,4 @@
-"""A release: the same bytes in another folder at another time, and nothing uploaded that is not what tag and digests say."""
+"""A release: the same bytes in another folder at another time; uploaded is only what tag and digests name."""
 
 from __future__ import annotations
 
@@ -165,11 +165,12 @@ def test_a_tree_with_changes_is_not_released(released: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def tagged(released: Path, tmp_path: Path) -> Path:
-    """A checkout that may be published: changelog dated, tag set, all packages there (the native ones are the first's bytes)."""
+    """A checkout that may be published: changelog dated, tag set, all packages there, though nothing is compiled."""
     tree = tmp_path / "tagged"
     git(tmp_path, "clone", "-q", str(released), str(tree))
     log = tree / "CHANGELOG.md"
-    log.write_text(SECTION.format(version=version(tree)) + re.sub(r"^## \[.*$", "## [0.0.0]", log.read_text(), flags=re.M))
+    others = re.sub(r"^## \[.*$", "## [0.0.0]", log.read_text(), flags=re.MULTILINE)
+    log.write_text(SECTION.format(version=version(tree)) + others)
     git(tree, "commit", "-q", "-a", "-m", "Release")
     git(tree, "tag", f"v{version(tree)}")
     shutil.copytree(released / "dist", tree / "dist")
