@@ -20,7 +20,7 @@ help: ## Show this list
 setup: $(STAMP) ## Make .venv with everything that the other targets need
 
 # A set-up that was killed may have left half a package, which pip would take for a whole one: start anew then.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt runtime/version.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 		{ echo "edgead needs Python 3.10 or newer, '$(PYTHON)' is not: make setup PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
