@@ -13,11 +13,14 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.test_light_install import UNREACHABLE
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,6 +153,34 @@ def test_the_wheel_lists_what_it_holds(released: Path) -> None:
     # No native code in this one; the tables of the sources are Unicode's.
     assert [one["name"] for one in bill["components"]] == ["unicode-character-database"]
     assert "UNICODE LICENSE V3" in notice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "mqtt"])
+def test_what_an_extra_brings_is_a_valid_bill(extra: str, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if int(version_of("pip").partition(".")[0]) < 25:
+        pytest.skip("pip is too old: pip install -e '.[release]'")
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    import dependencies
+
+    (wheel,) = (released / "dist" / "release").glob("*.whl")
+    try:
+        items = dependencies.resolve(wheel, extra)
+    except dependencies.UnresolvedError as error:
+        if any(text in str(error) for text in (*UNREACHABLE, "No matching distribution")):
+            pytest.skip("no package index can be reached")
+        raise
+    # It validates what it writes.
+    bill = json.loads(dependencies.bill(items, extra, datetime.fromtimestamp(0, timezone.utc)))
+    names = {one["name"] for one in bill["components"]}
+    assert {"numpy", "pillow", "pydantic", "typer", "rich"} <= names
+    assert ("paho-mqtt" in names) == (extra == "mqtt")
+    assert all(one["hashes"] and one["licenses"] for one in bill["components"])
+    (own,) = (one for one in bill["dependencies"] if one["ref"].startswith("edgead@"))
+    assert any(ref.startswith("numpy@") for ref in own["dependsOn"])
+    listed = dependencies.licence_list({extra: items}, {"other": "why not"})
+    assert "| numpy |" in listed
+    assert "- extra other: not resolved here, so not listed: why not" in listed
 
 
 def test_a_tree_with_changes_is_not_released(released: Path, tmp_path: Path) -> None:
