@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 PIP_ARGS ?=
+PUBLISH_ARGS ?=
 
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.edgead-installed
 UNFINISHED := $(VENV)/.edgead-unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels capi demo test test-slow lint docs format bench gpu-report gpu-day clean
+.PHONY: help setup wheels release publish capi demo test test-slow lint docs format bench gpu-report gpu-day clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,7 +20,7 @@ help: ## Show this list
 setup: $(STAMP) ## Make .venv with everything that the other targets need
 
 # A set-up that was killed may have left half a package, which pip would take for a whole one: start anew then.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt runtime/version.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 		{ echo "edgead needs Python 3.10 or newer, '$(PYTHON)' is not: make setup PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -57,6 +58,14 @@ format: setup ## Put the code into its form
 
 wheels: setup ## Wheels with the native code compiled, for devices without a compiler; in dist/
 	$(RUN) .ci/wheels
+
+release: setup ## All packages of the last commit, checked, with bills of materials and digests; in dist/release
+	@[ -e /usr/include/nlohmann/json.hpp ] || { echo "on Debian or Ubuntu: apt-get install nlohmann-json3-dev" >&2; exit 2; }
+	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[release]'
+	$(RUN) .ci/release
+
+publish: setup ## Upload dist/release, if it is what tag and CHANGELOG say; PUBLISH_ARGS=--dry-run sends nothing
+	$(RUN) .ci/publish $(PUBLISH_ARGS)
 
 capi: ## libedgead, its header and CMake files, in dist/capi; needs g++, cmake and nlohmann-json3-dev
 	@command -v cmake >/dev/null && command -v c++ >/dev/null && [ -e /usr/include/nlohmann/json.hpp ] || \

@@ -1,3 +1,6 @@
-"""The version, on the lowest floor, so that every floor can name it; pyproject.toml carries the same."""
+"""The version, on the lowest floor, so that every floor can name it; packages take it from here.
 
-__version__ = "0.1.0"
+libedgead states it in ``capi/src/version.hpp``, which a test compares with this file.
+"""
+
+__version__ = "0.2.0"

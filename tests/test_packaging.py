@@ -36,7 +36,7 @@ LIGHT = {"numpy", "pillow", "pydantic", "typer", "rich"}
 EXTRAS = {
     *("train", "export", "cpu", "openvino", "gpu", "tensorrt", "rtx", "cuda12", "cuda13", "pycuda"),
     *("camera", "genicam", "mqtt", "modbus", "opcua", "gpio", "prometheus", "ray", "serve", "sign", "updates", "demo"),
-    *("docs", "dev"),
+    *("docs", "dev", "release"),
 }
 
 

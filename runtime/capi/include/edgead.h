@@ -153,7 +153,7 @@ typedef struct edgead_check_report {
 /* Return the ABI that this library has, to be compared with EDGEAD_ABI_VERSION. */
 EDGEAD_API uint32_t edgead_abi_version(void);
 
-/* Return the version of edgead, such as "0.1.0". */
+/* Return the version of edgead, such as "0.2.0". */
 EDGEAD_API const char *edgead_version(void);
 
 /* Return the name of a status, such as "EDGEAD_BUNDLE_DAMAGED"; "unknown status" for any other number. */

@@ -3,6 +3,6 @@
 
 namespace edgead {
 
-inline const char *const VERSION = "0.1.0";
+inline const char *const VERSION = "0.2.0";
 
 }  // namespace edgead
