@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt runtime/version.py
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $(UNFINISHED)
 	@trap 'exit 130' INT TERM; \
-	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]' || \
+	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,release]' || \
 		{ rm -f $(UNFINISHED); echo "Set-up failed: see pip's message above, then run make again." >&2; exit 2; }
 	@mv $(UNFINISHED) $@
 
