@@ -42,7 +42,7 @@ def _tools() -> None:
 
 def call(*command: str | Path, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"} | more
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=3600)
 
 
 def git(tree: Path, *arguments: str) -> str:
