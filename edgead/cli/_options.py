@@ -12,20 +12,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgead.cli._completion import complete_backend, complete_precision
+
 if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.dispatch.workers import Workers
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="NAME.edgead", help="The bundle.", show_default=False)]
 BackendOption = Annotated[
-    str, typer.Option("--backend", metavar="NAME", help="What runs the network; a named one never falls back.")
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What runs the network; a named one never falls back.",
+        autocompletion=complete_backend,
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.", show_default="the backend's choice")
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", metavar="NAME", help="Graph of the bundle: fp32, int8-cpu, …", show_default="fp32"),
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="Graph of the bundle: fp32, int8-cpu, …",
+        show_default="fp32",
+        autocompletion=complete_precision,
+    ),
 ]
 SizeOption = Annotated[
     str | None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
+from edgead.cli._completion import complete_detector
 from edgead.cli._options import (
     BackendOption,
     RayOption,
@@ -56,7 +57,10 @@ def compare(
     detectors: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,LABEL=NAME...", help="What to compare; the first is the reference.", show_default=_DEFAULT
+            metavar="NAME,LABEL=NAME...",
+            help="What to compare; the first is the reference.",
+            show_default=_DEFAULT,
+            autocompletion=complete_detector,
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Fits of each, with seeds 0 to N-1.")] = 3,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
+from edgead.cli._completion import complete_backend, complete_precision
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, parse_frame_size
 from edgead.cli._profiles import ProfileOption, default_place, profile_place
 
@@ -95,11 +96,21 @@ def bench(
     bundle: BundleArgument,
     backend: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What to measure; repeat it.", show_default="all installed ones"),
+        typer.Option(
+            metavar="NAME",
+            help="What to measure; repeat it.",
+            show_default="all installed ones",
+            autocompletion=complete_backend,
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Graphs to measure; repeat it.", show_default="those made for each backend"),
+        typer.Option(
+            metavar="NAME",
+            help="Graphs to measure; repeat it.",
+            show_default="those made for each backend",
+            autocompletion=complete_precision,
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Counted frames for each.")] = 200,
     rate: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
+from edgead.cli._completion import complete_detector
 from edgead.cli._each import fit_each_category
 from edgead.cli._options import (
     BitsOption,
@@ -55,6 +56,7 @@ def fit(
             metavar="NAME",
             help="patchcore, padim, npad, fre, protoad; slsg, sgsf, isstad, cutpaste, "
             "efficientad train a network; dfc takes several categories; A+B adds up what two say.",
+            autocompletion=complete_detector,
         ),
     ] = "patchcore",
     backbone: Annotated[

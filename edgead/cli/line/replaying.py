@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
+from edgead.cli._completion import complete_backend
 from edgead.cli._options import PrecisionOption, ThreadsOption
 from edgead.cli.device import PANEL
 from edgead.cli.line._selection import PartOption, RecordArgument, Selection, SinceOption, UntilOption, shown_time
@@ -44,7 +45,10 @@ def replay(
     backend: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What runs the network.", show_default="what ran it then; of a new bundle: auto"
+            metavar="NAME",
+            help="What runs the network.",
+            show_default="what ran it then; of a new bundle: auto",
+            autocompletion=complete_backend,
         ),
     ] = None,
     precision: PrecisionOption = None,
