@@ -235,5 +235,6 @@ def doctor(out: Output) -> None:
             ["component", "status", "found", "command that helps"],
             [[row.name, Text(row.status, styles[row.status]), row.detail, row.fix or ""] for row in rows],
             text_columns=4,
+            unbroken=["command that helps"],
         ),
     )

@@ -299,7 +299,7 @@ def calibrate(
             min_interval_s=interval,
             backend=backend,
             threads=threads,
-            progress=lambda done, total: step("good parts", done, max(done, total)),
+            progress=lambda done, total: step("good parts", done, total),
         )
     for warning in report.warnings:
         out.warn(warning)
