@@ -141,6 +141,18 @@ def calibration_cache() -> Path | None:
     return None if caches is None else caches / "edgead" / "calibration"
 
 
+def word(path: str | Path) -> str:
+    """Return a path as it is typed in a command, where a name that begins with a dash would be an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def run_command(bundle: Path, source: str = "0") -> tuple[str, ...]:
+    """Return the command that runs a bundle, by default with the first camera; none where it would show a secret."""
+    from edgead.runtime.uri import redact
+
+    return ("edgead", "run", word(bundle), "--source", source) if redact(source) == source else ()
+
+
 def page_token(file: Path | None) -> str | None:
     """Return the token that a page asks for: of ``--serve-token``, else of ``$EDGEAD_SERVE_TOKEN``, else None."""
     from edgead.runtime.dashboard.access import read_token

@@ -20,6 +20,7 @@ from edgead.cli._options import (
     ThreadsOption,
     UpdatesOption,
     page_token,
+    run_command,
 )
 from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
@@ -303,7 +304,9 @@ def calibrate(
         )
     for warning in report.warnings:
         out.warn(warning)
-    out.finish(report.to_dict(), _calibration_table(report))
+    # Images of a folder have been judged; a camera goes on.
+    following = () if Path(source).exists() else run_command(output, source)
+    out.finish(report.to_dict(), _calibration_table(report), next_command=following)
 
 
 def _calibration_table(report: CalibrationReport) -> Any:
