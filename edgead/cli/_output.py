@@ -21,6 +21,7 @@ from edgead.runtime.progress import silent
 from edgead.runtime.sinks.result_json import finite
 from edgead.runtime.uri import redact
 
+MOST_ALIKE = 5  # of things that are alike, those which are said
 _WIDTH = 120  # where nobody says how wide the paper is: a file, a pipe
 
 
@@ -116,6 +117,13 @@ class Output:
         """Say on one line of stderr what is wrong, though not wrong enough to stop."""
         self._notes.print(f"Warning: {redact(' '.join(text.split()))}", style="yellow", soft_wrap=True)
 
+    def warn_all(self, texts: Sequence[str]) -> None:
+        """Warn of things that are alike: of the first few, and of how many more there are, so that results are seen."""
+        for text in texts[:MOST_ALIKE]:
+            self.warn(text)
+        if len(texts) > MOST_ALIKE:
+            self.warn(f"and {len(texts) - MOST_ALIKE:,} more of this kind")
+
     def finish(
         self,
         payload: Mapping[str, Any],
@@ -169,6 +177,12 @@ def table(
 def listing(title: str, rows: Mapping[str, str]) -> Sheet:
     """Return a table of two columns without headings: what, and its value."""
     return Sheet(redact(title), None, [(name, redact(value)) for name, value in rows.items()])
+
+
+def some(texts: Sequence[str]) -> str:
+    """Return the first of many reasons, and how many more there are, for one line."""
+    more = len(texts) - MOST_ALIKE
+    return "; ".join(texts[:MOST_ALIKE]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def number(value: float | None, digits: int = 4) -> str:

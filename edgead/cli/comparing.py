@@ -206,7 +206,7 @@ def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str
 
 
 def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
-    from edgead.cli._output import table
+    from edgead.cli._output import some, table
     from edgead.comparing.tables import cells
     from edgead.metrics.shares import RATES
     from edgead.runtime.errors import DataError, ParityError
@@ -245,7 +245,7 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
         ),
     ]
     out.finish(payload, *(tables if rows else ()))
-    reasons = "; ".join(f"{one['category']} {one['label']} seed {one['seed']}: {one['error']}" for one in failed)
+    reasons = some([f"{one['category']} {one['label']} seed {one['seed']}: {one['error']}" for one in failed])
     if failed and not payload["summary"]:
         raise DataError(f"nothing could be measured: {reasons}")
     if failed:

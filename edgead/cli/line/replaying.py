@@ -85,8 +85,7 @@ def replay(
             report = again.report
     if output is not None:
         _write_page(output, report, pictures)
-    for problem in report.problems:
-        out.warn(problem)
+    out.warn_all(report.problems)
     out.finish(report.to_dict(), *_tables(report))
     if not report.judged:
         raise ConfigError(
