@@ -13,8 +13,8 @@ from rich.text import Text
 
 Step = Callable[[str, int, int], None]
 
-_ROOMY = 60  # columns from which on there is room for a bar
-_BESIDE = 52  # columns that bar, counts and times take beside the name of a stage
+_ROOMY = 76  # columns from which on there is room for a bar
+_BESIDE = 54  # columns that bar, counts and times take beside the name of a stage
 _BESIDE_NARROW = 24  # counts and time left
 _MOST_BARS = 8
 
