@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSp
 
 import typer
 
-from edgead.cli._completion import Root, Shell, completion_script
+from edgead.cli.terminal.completion import Root, Shell, completion_script
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -137,9 +137,9 @@ def _open_closed_streams() -> None:
 
 
 def _forget_impossible_width() -> None:
-    """Drop a ``COLUMNS`` in which nothing can be read: some terminals and containers say 0."""
-    width = os.environ.get("COLUMNS", "")
-    if width.isdecimal() and int(width) < _NARROWEST:
+    """Drop a ``COLUMNS`` that is no width, or one in which nothing can be read: some terminals and containers say 0."""
+    width = os.environ.get("COLUMNS")
+    if width is not None and not (width.isdecimal() and int(width) >= _NARROWEST):
         del os.environ["COLUMNS"]
 
 

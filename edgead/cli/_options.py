@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgead.cli._completion import complete_backend, complete_precision
+from edgead.cli.terminal.completion import complete_backend, complete_precision
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output

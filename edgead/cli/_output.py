@@ -15,8 +15,8 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 
-from edgead.cli._progress import bars, lines
-from edgead.cli._sheet import Sheet, flowing
+from edgead.cli.terminal.progress import bars, lines
+from edgead.cli.terminal.sheet import Sheet, flowing
 from edgead.runtime.progress import silent
 from edgead.runtime.sinks.result_json import finite
 from edgead.runtime.uri import redact

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._completion import complete_precision, complete_target
 from edgead.cli._options import BundleArgument
 from edgead.cli.device import PANEL
+from edgead.cli.terminal.completion import complete_precision, complete_target
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output

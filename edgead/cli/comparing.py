@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._completion import complete_detector
 from edgead.cli._options import (
     BackendOption,
     RayOption,
@@ -24,6 +23,7 @@ from edgead.cli._options import (
     refuse_task_alone,
     require,
 )
+from edgead.cli.terminal.completion import complete_detector
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:

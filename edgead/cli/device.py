@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._completion import complete_backend, complete_precision
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, parse_frame_size
 from edgead.cli._profiles import ProfileOption, default_place, profile_place
+from edgead.cli.terminal.completion import complete_backend, complete_precision
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output

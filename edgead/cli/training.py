@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._completion import complete_detector
 from edgead.cli._each import fit_each_category
 from edgead.cli._options import (
     BitsOption,
@@ -26,6 +25,7 @@ from edgead.cli._options import (
     require,
     word,
 )
+from edgead.cli.terminal.completion import complete_detector
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._completion import complete_backend, complete_precision
 from edgead.cli._options import calibration_cache, parse_frame_size, require
 from edgead.cli._profiles import place_to_write
 from edgead.cli.device import PANEL
+from edgead.cli.terminal.completion import complete_backend, complete_precision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

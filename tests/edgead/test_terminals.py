@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from edgead.cli import app, run
-from edgead.cli._completion import PRECISIONS, Shell, registered
-from edgead.cli._progress import Pace, clock_text, lines
+from edgead.cli.terminal.completion import PRECISIONS, Shell, registered
+from edgead.cli.terminal.progress import Pace, clock_text, lines
 from tests.terminal import edgead_on_terminal
 
 VERBS = sorted(typer.main.get_command(app).commands)

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from edgead.cli._output import Output, handled_by
-from edgead.cli._progress import clock_text
+from edgead.cli.terminal.progress import clock_text
 from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.dashboard.sink import LivePage
 from edgead.runtime.errors import EdgeadError, SourceError, StreamFailed

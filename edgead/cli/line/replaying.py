@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._completion import complete_backend
 from edgead.cli._options import PrecisionOption, ThreadsOption
 from edgead.cli.device import PANEL
 from edgead.cli.line._selection import PartOption, RecordArgument, Selection, SinceOption, UntilOption, shown_time
+from edgead.cli.terminal.completion import complete_backend
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
