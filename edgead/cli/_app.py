@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import sys
 import traceback
 import warnings
@@ -14,12 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSp
 
 import typer
 
+from edgead.cli.terminal.completion import Root, Shell, completion_script
+
 if TYPE_CHECKING:
     from edgead.cli._output import Output
 
 DONE, INTERNAL, WRONG_INPUT, CHECK_FAILED, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _NARROWEST = 20  # columns of a terminal
+# Columns from which on help stands in frames, which cut the names of options in fewer; of a long option: more.
+_FRAMED, _FRAMED_OF = 80, {"fit": 104}
 
 _Arguments = ParamSpec("_Arguments")
 _JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
@@ -36,14 +41,23 @@ _TrustOption = Annotated[
 # typer makes no public name of it, and takes it from another package in each of its versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="edgead",
-    add_completion=False,
+    cls=Root,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Anomaly detection from normal images to decisions on the line.",
-    epilog="Example: edgead fit parts/plate -o plate.model && edgead export plate.model -o plate.edgead "
-    "&& edgead run plate.edgead --source 0",
+    context_settings=_CONTEXT,
+    # Short names, so that each command stands on one line of 40 columns.
+    help="""Anomaly detection from normal images to decisions on the line.
+
+First, with images of good parts in parts/cap/train/good and a camera:
+
+\b
+edgead fit parts/cap -o cap.model
+edgead export cap.model -o cap.edgead
+edgead run cap.edgead --source 0
+""",
 )
 
 
@@ -123,9 +137,9 @@ def _open_closed_streams() -> None:
 
 
 def _forget_impossible_width() -> None:
-    """Drop a ``COLUMNS`` in which nothing can be read: some terminals and containers say 0."""
-    width = os.environ.get("COLUMNS", "")
-    if width.isdecimal() and int(width) < _NARROWEST:
+    """Drop a ``COLUMNS`` that is no width, or one in which nothing can be read: some terminals and containers say 0."""
+    width = os.environ.get("COLUMNS")
+    if width is not None and not (width.isdecimal() and int(width) >= _NARROWEST):
         del os.environ["COLUMNS"]
 
 
@@ -136,6 +150,7 @@ def run(arguments: Sequence[str]) -> int:
     later, as a camera that is lost, and may be tried again; 1: a defect of edgead; 130: Ctrl-C.
     """
     verbose = "--verbose" in arguments
+    _fit_help(next(iter(arguments), ""))
     if not verbose and not sys.warnoptions:
         # Remarks of libraries to their callers, which would stand between people and the one line that matters.
         warnings.simplefilter("ignore")
@@ -151,11 +166,17 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else DONE
 
 
+def _fit_help(verb: str) -> None:
+    columns = max(shutil.get_terminal_size().columns, _NARROWEST)  # 80 where nobody says
+    app.rich_markup_mode = "rich" if columns >= _FRAMED_OF.get(verb, _FRAMED) else None
+    app.info.context_settings = {**_CONTEXT, "terminal_width": columns}
+
+
 def _explain(error: BaseException, verbose: bool) -> int:
+    if isinstance(error, SystemExit):  # a shell that completes a word is among those, and waits
+        return error.code if isinstance(error.code, int) else INTERNAL
     from edgead.runtime.errors import BudgetError, EdgeadError, ParityError, SourceLost, StreamFailed
 
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else INTERNAL
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
@@ -203,12 +224,29 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_completion(shell: Shell | None) -> None:
+    if shell is not None:
+        typer.echo(completion_script(shell))
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - done by its callback
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    completion_for: Annotated[  # noqa: ARG001 - done by its callback
+        Shell | None,
+        typer.Option(
+            "--show-completion",
+            metavar="SHELL",
+            callback=_show_completion,
+            is_eager=True,
+            help="Print what bash, zsh, fish or powershell loads to complete commands and options.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -30,8 +30,7 @@ def fit_each_category(
         raise ConfigError("--budget-ms measures this machine, where --ray lets fits run at once; omit one of them")
     paths = [path.expanduser() if ray is None else path.expanduser().absolute() for path in categories]
     jobs, failed = plan_each(paths, config, folder if ray is None else folder.absolute())
-    for row in failed:
-        out.warn(f"{row.category} failed: {row.error}")
+    out.warn_all([f"{row.category} failed: {row.error}" for row in failed])
     _make_folder(folder)
     with ExitStack() as stack:
         on_nodes = ray is not None and jobs
@@ -69,7 +68,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _finish(out: Output, folder: Path, rows: Sequence[FitRow]) -> None:
-    from edgead.cli._output import table
+    from edgead.cli._output import some, table
     from edgead.fitting.each import SCHEMA
     from edgead.runtime.errors import DataError, ParityError
     from edgead.runtime.files import atomic_write
@@ -89,7 +88,7 @@ def _finish(out: Output, folder: Path, rows: Sequence[FitRow]) -> None:
     heads = ["category", "detector", "images", "threshold", "planted defects passed", "warnings", "seconds"]
     shown = [_cells(row, row.fit) for row in rows if row.fit is not None]
     out.finish(payload, *([table(f"{folder}: one model a category", heads, shown, text_columns=2)] if shown else ()))
-    reasons = "; ".join(f"{row.category}: {row.error}" for row in failed)
+    reasons = some([f"{row.category}: {row.error}" for row in failed])
     if failed and not shown:
         raise DataError(f"no category could be fitted: {reasons}")
     if failed:

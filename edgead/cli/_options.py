@@ -12,20 +12,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgead.cli.terminal.completion import complete_backend, complete_precision
+
 if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.dispatch.workers import Workers
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="NAME.edgead", help="The bundle.", show_default=False)]
 BackendOption = Annotated[
-    str, typer.Option("--backend", metavar="NAME", help="What runs the network; a named one never falls back.")
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What runs the network; a named one never falls back.",
+        autocompletion=complete_backend,
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.", show_default="the backend's choice")
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", metavar="NAME", help="Graph of the bundle: fp32, int8-cpu, …", show_default="fp32"),
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="Graph of the bundle: fp32, int8-cpu, …",
+        show_default="fp32",
+        autocompletion=complete_precision,
+    ),
 ]
 SizeOption = Annotated[
     str | None,
@@ -125,6 +139,18 @@ def calibration_cache() -> Path | None:
 
     caches = user_folder("cache")
     return None if caches is None else caches / "edgead" / "calibration"
+
+
+def word(path: str | Path) -> str:
+    """Return a path as it is typed in a command, where a name that begins with a dash would be an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def run_command(bundle: Path, source: str = "0") -> tuple[str, ...]:
+    """Return the command that runs a bundle, by default with the first camera; none where it would show a secret."""
+    from edgead.runtime.uri import redact
+
+    return ("edgead", "run", word(bundle), "--source", source) if redact(source) == source else ()
 
 
 def page_token(file: Path | None) -> str | None:

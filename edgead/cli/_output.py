@@ -14,20 +14,14 @@ from types import TracebackType
 from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
+from edgead.cli.terminal.progress import bars, lines
+from edgead.cli.terminal.sheet import Sheet, flowing
+from edgead.runtime.progress import silent
 from edgead.runtime.sinks.result_json import finite
 from edgead.runtime.uri import redact
 
+MOST_ALIKE = 5  # of things that are alike, those which are said
 _WIDTH = 120  # where nobody says how wide the paper is: a file, a pipe
 
 
@@ -106,8 +100,8 @@ class Output:
 
     @property
     def watched(self) -> bool:
-        """Whether a person looks at stderr, so that progress is worth showing."""
-        return self._notes.is_terminal
+        """Whether stderr is a terminal that can draw over what it shows; FORCE_COLOR makes none of a log."""
+        return self._notes.is_interactive and self._notes.file.isatty()
 
     @property
     def notes(self) -> Console:
@@ -122,6 +116,13 @@ class Output:
     def warn(self, text: str) -> None:
         """Say on one line of stderr what is wrong, though not wrong enough to stop."""
         self._notes.print(f"Warning: {redact(' '.join(text.split()))}", style="yellow", soft_wrap=True)
+
+    def warn_all(self, texts: Sequence[str]) -> None:
+        """Warn of things that are alike: of the first few, and of how many more there are, so that results are seen."""
+        for text in texts[:MOST_ALIKE]:
+            self.warn(text)
+        if len(texts) > MOST_ALIKE:
+            self.warn(f"and {len(texts) - MOST_ALIKE:,} more of this kind")
 
     def finish(
         self,
@@ -143,56 +144,45 @@ class Output:
             return
         console = self._notes if on_stderr else _console(self._stdout)
         for item in people:
-            console.print(item)
+            # Not cropped: what is wider than the console may be broken by the terminal, but must be there.
+            console.print(flowing(item, console) if isinstance(item, str) else item, crop=False)
         if next_command:
             console.print(f"Next: {redact(shlex.join(next_command))}", soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield ``step(stage, done, total)``, which draws a bar a stage where a person watches."""
-        if not self.watched:
-            yield lambda _stage, _done, _total: None
-            return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._notes, transient=True, redirect_stdout=False) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def step(stage: str, done: int, total: int) -> None:
-                name = stage.partition(" | ")[0]  # what follows, such as a loss, changes from step to step
-                if name not in tasks:
-                    tasks[name] = bars.add_task(stage, total=total)
-                bars.update(tasks[name], description=stage, completed=done, total=total)
-
-            yield step
+        """Yield ``step(stage, done, total)``, which shows how far a stage is; a total of 0 is one that nobody knows."""
+        if self.watched:
+            with bars(self._notes) as step:
+                yield step
+        elif self.as_json:
+            yield silent
+        else:
+            with lines(self.note, dumb=self._notes.file.isatty()) as step:
+                yield step
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], *, text_columns: int = 1
-) -> Table:
-    """Return a table whose first columns are text and whose others are figures."""
-    result = Table(title=redact(title), title_justify="left", title_style="bold")
-    for number, heading in enumerate(columns):
-        result.add_column(heading, justify="left" if number < text_columns else "right", overflow="fold")
-    for row in rows:
-        result.add_row(*row)
-    return result
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[RenderableType]],
+    *,
+    text_columns: int = 1,
+    unbroken: Sequence[str] = (),
+) -> Sheet:
+    """Return a table whose first columns are text and whose others are figures; see `Sheet`."""
+    return Sheet(redact(title), columns, rows, text_columns=text_columns, unbroken=unbroken)
 
 
-def listing(title: str, rows: Mapping[str, str]) -> Table:
+def listing(title: str, rows: Mapping[str, str]) -> Sheet:
     """Return a table of two columns without headings: what, and its value."""
-    result = Table(title=redact(title), title_justify="left", title_style="bold", show_header=False)
-    result.add_column(style="bold", no_wrap=True)
-    result.add_column(overflow="fold")
-    for name, value in rows.items():
-        result.add_row(name, redact(value))
-    return result
+    return Sheet(redact(title), None, [(name, redact(value)) for name, value in rows.items()])
+
+
+def some(texts: Sequence[str]) -> str:
+    """Return the first of many reasons, and how many more there are, for one line."""
+    more = len(texts) - MOST_ALIKE
+    return "; ".join(texts[:MOST_ALIKE]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -10,6 +10,7 @@ import typer
 from edgead.cli._app import command
 from edgead.cli._options import BundleArgument
 from edgead.cli.device import PANEL
+from edgead.cli.terminal.completion import complete_precision, complete_target
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -27,12 +28,19 @@ def build(
     bundle: BundleArgument,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="P", help="Of the bundle; repeat it.", show_default="all that are meant for the target"),
+        typer.Option(
+            metavar="P",
+            help="Of the bundle; repeat it.",
+            show_default="all that are meant for the target",
+            autocompletion=complete_precision,
+        ),
     ] = None,
     target: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="tensorrt, on and for this GPU; tensorrt-rtx, also for others and without; cpu."
+            metavar="NAME",
+            help="tensorrt, on and for this GPU; tensorrt-rtx, also for others and without; cpu.",
+            autocompletion=complete_target,
         ),
     ] = "tensorrt",
     compute_capability: Annotated[

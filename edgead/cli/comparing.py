@@ -23,6 +23,7 @@ from edgead.cli._options import (
     refuse_task_alone,
     require,
 )
+from edgead.cli.terminal.completion import complete_detector
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def compare(
     detectors: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,LABEL=NAME...", help="What to compare; the first is the reference.", show_default=_DEFAULT
+            metavar="NAME,LABEL=NAME...",
+            help="What to compare; the first is the reference.",
+            show_default=_DEFAULT,
+            autocompletion=complete_detector,
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Fits of each, with seeds 0 to N-1.")] = 3,
@@ -202,7 +206,7 @@ def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str
 
 
 def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
-    from edgead.cli._output import table
+    from edgead.cli._output import some, table
     from edgead.comparing.tables import cells
     from edgead.metrics.shares import RATES
     from edgead.runtime.errors import DataError, ParityError
@@ -241,7 +245,7 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
         ),
     ]
     out.finish(payload, *(tables if rows else ()))
-    reasons = "; ".join(f"{one['category']} {one['label']} seed {one['seed']}: {one['error']}" for one in failed)
+    reasons = some([f"{one['category']} {one['label']} seed {one['seed']}: {one['error']}" for one in failed])
     if failed and not payload["summary"]:
         raise DataError(f"nothing could be measured: {reasons}")
     if failed:

@@ -10,6 +10,7 @@ import typer
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, parse_frame_size
 from edgead.cli._profiles import ProfileOption, default_place, profile_place
+from edgead.cli.terminal.completion import complete_backend, complete_precision
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -54,8 +55,7 @@ def check(
         )
     if report.left_out is not None:
         out.warn(report.left_out)
-    for problem in report.images.unreadable.values() if report.images else ():
-        out.warn(problem)
+    out.warn_all(list(report.images.unreadable.values()) if report.images else [])
     out.finish(report.to_dict(), _check_table(report))
     if not report.passed:
         more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
@@ -63,7 +63,7 @@ def check(
 
 
 def _check_table(report: CheckReport) -> Any:
-    from edgead.cli._output import backend_text, listing, number
+    from edgead.cli._output import MOST_ALIKE, backend_text, listing, number
 
     changed = sum(r.decision is not r.expected_decision for r in report.references)
     rows = {
@@ -79,8 +79,12 @@ def _check_table(report: CheckReport) -> Any:
     if report.images is not None:
         counts = ", ".join(f"{count} {name}" for name, count in report.images.decisions.items())
         rows["images"] = f"{counts}; {len(report.images.not_finite)} without a finite score"
-    for number_, problem in enumerate(report.problems, 1):
+        if report.images.unreadable:
+            rows["images"] += f"; {len(report.images.unreadable):,} unreadable"
+    for number_, problem in enumerate(report.problems[:MOST_ALIKE], 1):
         rows[f"problem {number_}"] = problem
+    if len(report.problems) > MOST_ALIKE:
+        rows["more problems"] = f"{len(report.problems) - MOST_ALIKE:,}"
     return listing(f"{'PASS' if report.passed else 'FAIL'}: {report.bundle}", rows)
 
 
@@ -95,11 +99,21 @@ def bench(
     bundle: BundleArgument,
     backend: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What to measure; repeat it.", show_default="all installed ones"),
+        typer.Option(
+            metavar="NAME",
+            help="What to measure; repeat it.",
+            show_default="all installed ones",
+            autocompletion=complete_backend,
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Graphs to measure; repeat it.", show_default="those made for each backend"),
+        typer.Option(
+            metavar="NAME",
+            help="Graphs to measure; repeat it.",
+            show_default="those made for each backend",
+            autocompletion=complete_precision,
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Counted frames for each.")] = 200,
     rate: Annotated[
@@ -224,5 +238,6 @@ def doctor(out: Output) -> None:
             ["component", "status", "found", "command that helps"],
             [[row.name, Text(row.status, styles[row.status]), row.detail, row.fix or ""] for row in rows],
             text_columns=4,
+            unbroken=["command that helps"],
         ),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import calibration_cache, require
+from edgead.cli._options import calibration_cache, require, run_command
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def export(
         payload["trtexec"] = _trtexec(report, size)
         for line in payload["trtexec"]:
             out.note(line)
-    out.finish(payload, parity_table(report), *layer_tables(payload["precisions"]))
+    following = () if folder else run_command(output)
+    out.finish(payload, parity_table(report), *layer_tables(payload["precisions"]), next_command=following)
 
 
 def precisions_of(fp16: bool, int8: bool) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import RateOption, require
+from edgead.cli._options import RateOption, require, run_command
 from edgead.cli.exporting import export_proved, layer_tables, parity_table, precisions_of, warn_about_export
 from edgead.cli.training import PANEL
 
@@ -108,4 +108,5 @@ def import_anomalib(
         "anomalib": dict(imported.decision),
         "threshold": {**threshold.to_dict(), "meaning": threshold.explain()},
     }
-    out.finish(payload, parity_table(report), *layer_tables(payload["precisions"]))
+    tables = (parity_table(report), *layer_tables(payload["precisions"]))
+    out.finish(payload, *tables, next_command=run_command(output))

@@ -23,7 +23,9 @@ from edgead.cli._options import (
     parse_taps,
     refuse_task_alone,
     require,
+    word,
 )
+from edgead.cli.terminal.completion import complete_detector
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -55,6 +57,7 @@ def fit(
             metavar="NAME",
             help="patchcore, padim, npad, fre, protoad; slsg, sgsf, isstad, cutpaste, "
             "efficientad train a network; dfc takes several categories; A+B adds up what two say.",
+            autocompletion=complete_detector,
         ),
     ] = "patchcore",
     backbone: Annotated[
@@ -154,6 +157,7 @@ def fit(
     from edgead.fitting import fit as fit_model
     from edgead.fitting.fit_report import fit_payload, model_warnings
     from edgead.model.model import check_model_path
+    from edgead.runtime.bundle.layout import SUFFIX
     from edgead.runtime.errors import ConfigError
     from edgead.runtime.imaging.roi import parse_box
     from edgead.runtime.imaging.tiling import parse_tiles
@@ -199,7 +203,9 @@ def fit(
         out.warn(text)
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
     points = () if model.card.defects is None else (_defects_table(model.card.defects),)
-    out.finish(payload, *curve, *points, _fit_table(payload, model.threshold))
+    bundle = output.parent / (output.name.removesuffix(".model") + SUFFIX)
+    following = ("edgead", "export", word(output), "-o", word(bundle))
+    out.finish(payload, *curve, *points, _fit_table(payload, model.threshold), next_command=following)
 
 
 def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:

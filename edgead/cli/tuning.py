@@ -13,6 +13,7 @@ from edgead.cli._app import command
 from edgead.cli._options import calibration_cache, parse_frame_size, require
 from edgead.cli._profiles import place_to_write
 from edgead.cli.device import PANEL
+from edgead.cli.terminal.completion import complete_backend, complete_precision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,11 +64,21 @@ def tune(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What to try; repeat it.", show_default="all installed ones"),
+        typer.Option(
+            metavar="NAME",
+            help="What to try; repeat it.",
+            show_default="all installed ones",
+            autocompletion=complete_backend,
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Graphs to try; repeat it.", show_default="those made for each backend"),
+        typer.Option(
+            metavar="NAME",
+            help="Graphs to try; repeat it.",
+            show_default="those made for each backend",
+            autocompletion=complete_precision,
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,

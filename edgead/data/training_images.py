@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.alignment import PartNotFound
 from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.view import View
+from edgead.runtime.progress import Progress, StepProgress, silent
 
 REFERENCE_IMAGES = 4
 CALIBRATION_IMAGES = 16
@@ -66,11 +68,14 @@ class TrainingImages:
         chosen = [self._samples[picture] for picture in pictures]
         return TrainingImages(chosen, self._view, self._signals)
 
-    def survey(self, counts: Sequence[int]) -> list[Survey]:
+    def survey(
+        self, counts: Sequence[int], progress: Progress = silent, stage: str = "looking at the images"
+    ) -> list[Survey]:
         """Look at all images once for copies and odd ones, at each category's ``counts`` images by themselves."""
         sizes = [_size(sample.path) for sample in self._samples]
         found, first = [], 0
-        with closing(self._pictures()) as pictures:
+        with closing(self._pictures()) as decoded:
+            pictures = _counted(decoded, len(sizes), partial(progress, stage))
             for count in counts:
                 found.append(survey(islice(pictures, count), sizes[first : first + count]))
                 first += count
@@ -113,6 +118,15 @@ class TrainingImages:
         pictures = [self._signals[self._samples[index].path] for index in indices]
         values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
         return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
+
+
+def _counted(
+    images: Iterable[NDArray[np.uint8]], total: int, step: StepProgress
+) -> Generator[NDArray[np.uint8], None, None]:
+    step(0, total)
+    for done, image in enumerate(images, 1):
+        yield image
+        step(done, total)
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -185,7 +185,7 @@ class _Work:
 
         Where the closed-form detectors hold copies out together, the others would train on one and judge another.
         """
-        self._surveys = self._images.survey([len(category.train) for category in self._opened])
+        self._surveys = self._images.survey([len(category.train) for category in self._opened], self._progress)
         return images_to_omit(
             self.names,
             self._surveys,

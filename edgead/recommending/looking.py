@@ -20,6 +20,7 @@ from edgead.runtime.imaging.decode import read_image
 from edgead.runtime.imaging.pose import TURN, UNIT
 from edgead.runtime.imaging.preprocess import resize
 from edgead.runtime.imaging.view import View
+from edgead.runtime.progress import Progress, silent
 
 # Images that are read at their own size: parts of one kind are alike, so that a few say what they look like.
 _LOOKED_AT = 32
@@ -64,7 +65,7 @@ class Look:
         return {**asdict(self), "lies_anyhow": self.lies_anyhow}
 
 
-def look_at(category: Category, size: tuple[int, int]) -> tuple[Look, Survey]:
+def look_at(category: Category, size: tuple[int, int], progress: Progress = silent) -> tuple[Look, Survey]:
     """Look at the training images of a category, at all of them at network size and at some at their own.
 
     Args:
@@ -73,7 +74,7 @@ def look_at(category: Category, size: tuple[int, int]) -> tuple[Look, Survey]:
     Raises:
         DataError: an unreadable image.
     """
-    found = TrainingImages(category.train, View(*size)).survey([len(category.train)])[0]
+    found = TrainingImages(category.train, View(*size)).survey([len(category.train)], progress)[0]
     stray = {one.index for one in found.odd if one.stray}
     usual = [sample for index, sample in enumerate(category.train) if index not in stray] or list(category.train)
     samples = [usual[index] for index in spread(len(usual), _LOOKED_AT)]

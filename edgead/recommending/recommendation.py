@@ -104,9 +104,7 @@ def recommend(
     category = open_category(path, train_only=True)
     category = category.with_bits(ALL_BITS if config.bits is None else config.bits)
     defects_at_hand(category, config.defects)  # refuses a folder without any, before the work
-    progress("looking at the images", 0, 1)
-    look, survey = look_at(category, size)
-    progress("looking at the images", 1, 1)
+    look, survey = look_at(category, size, progress)
     candidates = short_list(look, None if config.size is None else size)
     if announce is not None:
         announce(candidates, look)

@@ -25,6 +25,7 @@ from edgead.runtime.imaging.listing import require_normals
 from edgead.runtime.inspection.inspector import Inspector
 from edgead.runtime.progress import StepProgress
 from edgead.runtime.sources import Source, open_source, parse_address
+from edgead.runtime.sources.folder import FolderSource
 
 _NAMED = 3  # stray images in one line
 
@@ -83,7 +84,9 @@ def calibrate_bundle(
         if n is None and opened.live:
             wanted = max(100, *(normals_needed(target) for target in targets.values()))
         info = next(iter(inspectors.values())).describe().to_dict()
-        taken = collect(opened, inspectors, wanted, min_interval_s, progress)
+        expected = _expected(wanted, opened)
+        step = None if progress is None else lambda done, _wanted: progress(done, expected)
+        taken = collect(opened, inspectors, wanted, min_interval_s, step)
     scores = {key: values for key, values in taken.scores().items() if len(values) > 1}
     _require_scores(scores, taken, opened.source_id, routed=manifest.graph == "routed")
     new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
@@ -129,6 +132,12 @@ def _targets(old: Mapping[str, Threshold], asked: float | None) -> dict[str, flo
         if not 0.0 < target < 1.0:
             raise ConfigError(f"the target false-alarm rate must lie between 0 and 1, got {target}")
     return targets
+
+
+def _expected(wanted: int | None, source: Source) -> int:
+    """Return how many images will be judged; 0 where nobody knows, as with a video."""
+    found = len(source.paths) if isinstance(source, FolderSource) else wanted or 0
+    return found if wanted is None else min(wanted, found)
 
 
 def _require_scores(scores: Mapping[str, Sequence[float]], taken: Taken, source: str, *, routed: bool) -> None:

@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     @property
     def error(self) -> str:
         """The one line of an error; fails where there is more, such as a traceback."""
-        lines = [line for line in self.err.splitlines() if not line.startswith(("Warning: ", "backend: "))]
+        lines = [line for line in self.err.splitlines() if not line.startswith(("Warning: ", "backend: ", "Still at "))]
         assert len(lines) == 1, self.err
         assert lines[0].startswith("Error: "), self.err
         return lines[0]

@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from edgead.cli._output import Output, handled_by
+from edgead.cli.terminal.progress import clock_text
 from edgead.runtime.backends import batch_size, choose
 from edgead.runtime.dashboard.sink import LivePage
 from edgead.runtime.errors import EdgeadError, SourceError, StreamFailed
@@ -106,7 +107,7 @@ def run_stream(
                 switch.stream = opened
                 if ends.watch and out.watched:
                     # stdout is left alone: what is printed there is for programs, or comes after the end.
-                    line = _Status(opened)
+                    line = _Status(opened, stream)
                     stack.enter_context(
                         Live(line, console=out.notes, refresh_per_second=4, transient=True, redirect_stdout=False)
                     )
@@ -212,8 +213,8 @@ def _lacks_package(sources: Sequence[str]) -> bool:
 class _Status:
     """The line on which a person watches the stream."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, config: StreamConfig) -> None:
+        self._stream, self._config = stream, config
 
     def __rich__(self) -> RenderableType:
         summary = self._stream.summary
@@ -224,8 +225,20 @@ class _Status:
         troubles = [f"{away} of {len(summary.sources)} sources away"] if away else []
         troubles += [f"state: {summary.state}"] if summary.state in ("hung", "paused") else []
         latency = f"{summary.latency.p50:.1f} ms (p99 {summary.latency.p99:.1f})" if summary.latency else "-"
-        text = " | ".join([*troubles, f"{summary.seconds:.0f} s", counts, decisions or "-", latency])
+        left = self._left_s(summary)
+        took = f"{summary.seconds:.0f} s" + ("" if left is None else f", {clock_text(left)} left")
+        text = " | ".join([*troubles, took, counts, decisions or "-", latency])
         return Text(text, no_wrap=True, overflow="ellipsis")
+
+    def _left_s(self, summary: StreamSummary) -> float | None:
+        """Return the seconds left to what ``--duration`` and ``--max-frames`` say, None where there is no end."""
+        ends = []
+        if self._config.duration_s is not None:
+            ends.append(self._config.duration_s - summary.seconds)
+        given = sum(summary.decisions.values())
+        if self._config.max_frames is not None and given:
+            ends.append(summary.seconds / given * (self._config.max_frames - given))
+        return max(0.0, min(ends)) if ends else None
 
 
 @contextmanager

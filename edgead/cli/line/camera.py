@@ -20,6 +20,7 @@ from edgead.cli._options import (
     ThreadsOption,
     UpdatesOption,
     page_token,
+    run_command,
 )
 from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
@@ -170,6 +171,7 @@ def _report(out: Output, summary: StreamSummary, shadow: ShadowReport | None, *,
     Raises:
         StreamFailed: it ended before it should.
     """
+    from edgead.cli._output import some
     from edgead.cli.line.run_tables import run_tables
     from edgead.runtime.errors import StreamFailed
 
@@ -189,7 +191,7 @@ def _report(out: Output, summary: StreamSummary, shadow: ShadowReport | None, *,
     if summary.error is not None:
         raise StreamFailed(summary.error)
     if summary.errors:
-        raise StreamFailed("; ".join(summary.errors))
+        raise StreamFailed(some(summary.errors))
 
 
 def _show_pipelines(out: Output, sources: list[str]) -> None:
@@ -231,22 +233,26 @@ def capture(
     interval: _IntervalOption = 0.0,
 ) -> None:
     """Take images of normal parts with the camera that will inspect; no image is ever replaced."""
-    from edgead.cli._output import listing
+    from edgead.cli._output import MOST_ALIKE, listing
     from edgead.runtime.device.capture import Photo
     from edgead.runtime.device.capture import capture as take
     from edgead.runtime.errors import SourceError
 
-    saved = 0
+    saved = doubtful = 0
     with out.progress() as step:
 
         def on_photo(photo: Photo) -> None:
-            nonlocal saved
+            nonlocal saved, doubtful
             saved += 1
             step("photos", saved, count)
             if photo.warning:
-                out.warn(f"{photo.name}: {photo.warning}")
+                doubtful += 1
+                if doubtful <= MOST_ALIKE:
+                    out.warn(f"{photo.name}: {photo.warning}")
 
         summary = take(source, count, output, min_interval_s=interval, on_photo=on_photo)
+    if doubtful > MOST_ALIKE:
+        out.warn(f"and {doubtful - MOST_ALIKE:,} more images with a warning; --json has them all")
     if not summary.saved:
         raise SourceError(f"{summary.source_id} gave no image ({summary.unreadable} frames could not be read)")
     if summary.saved < summary.wanted:
@@ -299,11 +305,13 @@ def calibrate(
             min_interval_s=interval,
             backend=backend,
             threads=threads,
-            progress=lambda done, total: step("good parts", done, max(done, total)),
+            progress=lambda done, total: step("good parts", done, total),
         )
     for warning in report.warnings:
         out.warn(warning)
-    out.finish(report.to_dict(), _calibration_table(report))
+    # Images of a folder have been judged; a camera goes on.
+    following = () if Path(source).exists() else run_command(output, source)
+    out.finish(report.to_dict(), _calibration_table(report), next_command=following)
 
 
 def _calibration_table(report: CalibrationReport) -> Any:

@@ -11,6 +11,7 @@ from edgead.cli._app import command
 from edgead.cli._options import PrecisionOption, ThreadsOption
 from edgead.cli.device import PANEL
 from edgead.cli.line._selection import PartOption, RecordArgument, Selection, SinceOption, UntilOption, shown_time
+from edgead.cli.terminal.completion import complete_backend
 
 if TYPE_CHECKING:
     from edgead.cli._output import Output
@@ -44,7 +45,10 @@ def replay(
     backend: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What runs the network.", show_default="what ran it then; of a new bundle: auto"
+            metavar="NAME",
+            help="What runs the network.",
+            show_default="what ran it then; of a new bundle: auto",
+            autocompletion=complete_backend,
         ),
     ] = None,
     precision: PrecisionOption = None,
@@ -81,8 +85,7 @@ def replay(
             report = again.report
     if output is not None:
         _write_page(output, report, pictures)
-    for problem in report.problems:
-        out.warn(problem)
+    out.warn_all(report.problems)
     out.finish(report.to_dict(), *_tables(report))
     if not report.judged:
         raise ConfigError(
