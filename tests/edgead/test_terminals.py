@@ -77,7 +77,7 @@ def _bash(tmp_path: Path, words: list[str]) -> list[str]:
     ("words", "expected"),
     [
         ("edgead expo", ["export"]),
-        ("edgead bui", ["build", "build-plugin"]),
+        ("edgead build", ["build", "build-plugin"]),
         ("edgead fit --false", ["--false-alarm-rate"]),
         ("edgead fit parts --detector pa", ["patchcore", "padim"]),
         ("edgead fit parts --detector patchcore+fr", ["patchcore+fre"]),
