@@ -25,8 +25,8 @@ from edgead.runtime.imaging.decode import find_images
 from edgead.runtime.imaging.preprocess import resize
 
 NAME = "resnet10t"  # of timm
-SIDE = 96  # pixels, of the images that it is trained on
-EPOCHS = 6
+SIDE = 64  # pixels, of the images that it is trained on
+EPOCHS = 5
 
 
 def train(products: list[Path], file: Path) -> None:
