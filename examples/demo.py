@@ -76,8 +76,8 @@ def main(arguments: list[str]) -> None:
 
 def prepare(category: Path) -> dict[str, int]:
     """Copy the images of the package into the folders of a category, and return how many each of them holds."""
-    normal, defective = _cells("mono")
-    return _copy(
+    normal, defective = solar_cells("mono")
+    return copy_images(
         category,
         {
             "train/good": normal[:N_TRAIN],
@@ -94,14 +94,14 @@ def only_images(folder: Path) -> None:
         if (folder / name).exists():
             sys.exit(f"{folder / name} is there already; remove it, or name another folder")
     made = {"solar_cell": prepare(folder / "solar_cell")}
-    new, worn = _cells("poly")[0], _cells("mono")[1][N_TEST + N_DEFECTS :]
-    made["new_batch"] = _copy(folder / "new_batch", {"good": new[:N_BATCH], "defective": worn[:N_BATCH]})
+    new, worn = solar_cells("poly")[0], solar_cells("mono")[1][N_TEST + N_DEFECTS :]
+    made["new_batch"] = copy_images(folder / "new_batch", {"good": new[:N_BATCH], "defective": worn[:N_BATCH]})
     for name, counts in made.items():
         for part, count in counts.items():
             console.print(f"{folder / name / part}: {count} images")
 
 
-def _cells(kind: str) -> tuple[list[Path], list[Path]]:
+def solar_cells(kind: str) -> tuple[list[Path], list[Path]]:
     """Return the package's normal and defective cells of a kind, ``mono`` or ``poly``, in a fixed order."""
     try:
         import elpv_dataset
@@ -115,7 +115,7 @@ def _cells(kind: str) -> tuple[list[Path], list[Path]]:
     return normal, _shuffled([path for path, probability in cells if probability == 1.0])
 
 
-def _copy(target: Path, parts: dict[str, list[Path]]) -> dict[str, int]:
+def copy_images(target: Path, parts: dict[str, list[Path]]) -> dict[str, int]:
     for folder, paths in parts.items():
         (target / folder).mkdir(parents=True)
         for path in paths:

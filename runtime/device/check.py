@@ -129,7 +129,7 @@ def check_bundle(
         BundleError: damaged, unsafe, or without references, so that nothing can be proved.
         BackendUnavailable, BackendError: the backend is missing or cannot run the graph.
         ConfigError: unknown backend or precision.
-        DataError: ``images`` names something that is not there, or holds no image.
+        DataError: ``images`` names something that is not there, holds no image, or none that can be judged.
     """
     config = replace(config or RunConfig(), **options)
     chosen = choose(config.backend)
@@ -194,6 +194,8 @@ def _judge(
             if not (math.isfinite(verdict.score) and np.isfinite(found.map).all()):
                 not_finite.append(str(file))
         done()
+    if len(unreadable) == len(files):
+        raise DataError(f"none of the {len(files)} images could be judged: {next(iter(unreadable.values()))}")
     return ImagesCheck(decisions, tuple(not_finite), unreadable)
 
 

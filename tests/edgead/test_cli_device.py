@@ -62,8 +62,12 @@ def test_check_says_fail_and_3_where_this_device_decides_otherwise(edgead, plate
     assert outcome.json["references"]["decision_changes"] == [name]
 
 
-def test_check_tells_of_unreadable_images_and_goes_on(edgead, plate_bundle, tmp_path):
+def test_check_tells_of_unreadable_images_and_goes_on(edgead, plate, plate_bundle, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
+    outcome = edgead("check", plate_bundle, "--images", tmp_path)
+    assert outcome.code == 2
+    assert "none of the 1 images could be judged" in outcome.error
+    shutil.copy(next((plate / "test" / "good").iterdir()), tmp_path / "good.png")
     outcome = edgead("check", plate_bundle, "--images", tmp_path, "--json")
     assert outcome.code == 0
     assert "Warning: " in outcome.err

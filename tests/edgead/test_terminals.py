@@ -148,6 +148,7 @@ def test_each_step_ends_with_a_command_that_works_as_it_is_typed(edgead, plate, 
     assert ran.code == 0
 
 
+@pytest.mark.slow
 def test_the_next_command_is_not_in_json_and_no_name_becomes_an_option(edgead, plate_model, tmp_path, monkeypatch):
     assert "Next" not in "".join(edgead("export", plate_model, "-o", tmp_path / "a.edgead", "--json")[1:])
     monkeypatch.chdir(tmp_path)
@@ -275,9 +276,10 @@ def test_a_log_hears_nothing_of_a_short_job_and_no_total_that_nobody_knows():
 # Warnings
 
 
-def test_a_thousand_unreadable_images_leave_the_result_in_sight(edgead, plate_bundle, tmp_path):
+def test_a_thousand_unreadable_images_leave_the_result_in_sight(edgead, plate, plate_bundle, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
+    shutil.copy(next((plate / "test" / "good").iterdir()), folder / "good.png")
     for number in range(1000):
         (folder / f"{number:04d}.png").write_bytes(b"no image")
     outcome = edgead("check", plate_bundle, "--images", folder)

@@ -1,0 +1,84 @@
+"""The network of a bundle as a model of Triton, for plants that have Triton: files, configuration, and a check.
+
+    python examples/triton_repository.py mono.edgead models      # then: tritonserver --model-repository models
+
+Needs ``pip install 'edgead[cpu,serve]'``. TIME
+
+Triton serves the network alone: images at network size in, score and map out. What makes a decision of that stays with
+you: resize as ``edgead.runtime`` does, and compare with the threshold, which stands in the configuration. Look at the
+two columns of scores: the copied files, run by ONNX Runtime as Triton's backend does, and the bundle.
+
+**Triton's own server was not run**; it is no Python package. Its configuration was parsed by tritonclient's classes.
+Where there is no Triton yet, ``edgead serve`` speaks its protocol, and decides, too: ask_server.py, docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from edgead.runtime import Bundle, EdgeadError, Inspector
+from edgead.runtime.bundle.layout import WEIGHTS
+
+GRAPH = "model.fp32.onnx"
+TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+
+
+def configuration(bundle: Bundle, session: onnxruntime.InferenceSession) -> ModelConfig:
+    """Return what Triton must know of the graph."""
+    manifest = bundle.manifest
+    config = ModelConfig(name=manifest.name, backend="onnxruntime", default_model_filename=GRAPH)
+    config.max_batch_size = 8  # Triton adds the first axis itself
+    for tensors, described in ((session.get_inputs(), config.input), (session.get_outputs(), config.output)):
+        for tensor in tensors:
+            entry = described.add(name=tensor.name, data_type=TYPES[tensor.type], dims=tensor.shape[1:] or [1])
+            if not tensor.shape[1:]:
+                entry.reshape.SetInParent()  # one number an image
+    for key, value in {"threshold": manifest.threshold.value, "bundle_sha256": bundle.sha256}.items():
+        config.parameters[key].string_value = str(value)
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("repository", type=Path, help="Triton's folder of models")
+    asked = parser.parse_args()
+    with Bundle.open(asked.bundle) as bundle:
+        manifest = bundle.manifest
+        if manifest.graph != "single" or manifest.threshold is None or manifest.input.tiles is not None:
+            sys.exit("only a bundle of one product, without tiles, is one network; serve others by edgead serve")
+        folder = asked.repository / manifest.name
+        if folder.exists():
+            sys.exit(f"{folder} is there already; remove it, or name another folder")
+        version = folder / "1"
+        bundle.extract(version, [GRAPH, *(name for name in manifest.members if name.startswith(WEIGHTS))])
+        session = onnxruntime.InferenceSession(version / GRAPH, providers=["CPUExecutionProvider"])
+        config = configuration(bundle, session)
+        (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+        threshold, references = manifest.threshold.value, bundle.references()
+
+    # The images that the bundle carries, through the copied graph and through the bundle.
+    with Inspector.open(asked.bundle, backend="onnxruntime") as inspect:
+        for name, content in references:
+            frame = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+            image = inspect.view.prepare(frame)  # to network size, to the bit as the camera loop does
+            score = session.run(["score"], {session.get_inputs()[0].name: image[None]})[0][0]
+            print(f"{name}: score {score:.4f} by the copied graph, {inspect(frame).score:.4f} by the bundle")
+    print(f"wrote {folder}; an image with a score above {threshold:.4f} is an anomaly")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
