@@ -57,3 +57,5 @@ if __name__ == "__main__":
         main()
     except InferenceServerException as error:
         sys.exit(f"the server says: {error.message()}")
+    except OSError as error:  # an image or the token cannot be read
+        sys.exit(f"error: {error}")

@@ -2,8 +2,10 @@
 
     python examples/import_anomalib.py model.ckpt parts/plate
 
-Takes 18 s of one core's time with 40 test images. ``model.ckpt`` is what anomalib leaves in ``results/.../weights/lightning``; anomalib itself is not needed, and
-nothing of the file is run. ``parts/plate`` is the category, with ``test/good`` and ``test/DEFECT``.
+Takes 18 s of one core's time with 40 test images.
+
+``model.ckpt`` is what anomalib leaves in ``results/.../weights/lightning``; anomalib itself is not needed, and nothing
+of the file is run. ``parts/plate`` is the category, with ``test/good`` and ``test/DEFECT``.
 
 Look at the two thresholds and what they let pass: anomalib's is the one of the best F1 on its own validation images.
 The other is made from half of the good test parts, which the model has not seen; the other half measures both.

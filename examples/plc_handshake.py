@@ -139,28 +139,35 @@ def start(station: subprocess.Popen[bytes], url: str) -> Plc | None:
 
 
 def work(plc: Plc, camera: str, parts: list[Path]) -> None:
-    """Let the parts come by, one after the other."""
+    """Let the parts come by, one after the other; where the station is lost, no gate opens any more."""
     opened = 0
     beat = plc.heartbeat()
     print(f"{'part':>8}  {'decision':14} {'score':>8}  gate")
     for number, image in enumerate(parts):
         part_id = f"P{number:05d}"
+        result = None
         try:
             plc.announce(part_id)
             trigger(camera, image)
             result = plc.wait_for(part_id)
-        except (OSError, ua.UaError) as error:
-            print(f"{part_id:>8}  {type(error).__name__}: {error}", file=sys.stderr)
-            result = None
+            if result is None:
+                plc.resynchronise()
+        except (OSError, TimeoutError, ua.UaError) as error:
+            print(f"{part_id}: the station is lost, {type(error).__name__}: {error}", file=sys.stderr)
+            break
         lets_pass = result is not None and result.PartIsOk is True
         opened += lets_pass
-        decision, score = ("no result", float("nan")) if result is None else (result.Decision, result.Score)
-        print(f"{part_id:>8}  {decision:14} {score:8.2f}  {'opens' if lets_pass else 'closed'}  {image.name}")
-        if result is None:
-            plc.resynchronise()
+        # A part that was not inspected has no score.
+        decision, score = ("no result", None) if result is None else (result.Decision, result.Score)
+        shown = "-" if score is None else f"{score:.2f}"
+        print(f"{part_id:>8}  {decision:14} {shown:>8}  {'opens' if lets_pass else 'closed'}  {image.name}")
+    else:
+        # A PLC watches this all the time: a heartbeat that stands still takes every signal for off.
+        deadline = time.monotonic() + DECISION_S
+        while (now := plc.heartbeat()) == beat and time.monotonic() < deadline:
+            time.sleep(0.1)
+        print("the heartbeat moves" if now != beat else "the heartbeat stands still: no part may pass")
     print(f"the gate opened for {opened} of {len(parts)} parts")
-    if plc.heartbeat() == beat:
-        print("the heartbeat stood still: a PLC must take every signal for off then")
 
 
 def free_port() -> int:

@@ -141,6 +141,7 @@ def test_a_plc_names_the_part_triggers_and_decides(example: Example, parts: Path
             assert (decision, gate == "opens") == (expected.decision.value, expected.decision == "OK")
             assert float(score) == pytest.approx(expected.score, abs=0.01)
     assert {gate for *_, gate, _ in rows} == {"opens", "closed"}
+    assert "the heartbeat moves" in said
 
 
 def test_a_plc_whose_station_does_not_start(example: Example, parts: Path, tmp_path: Path) -> None:
@@ -223,6 +224,8 @@ def test_triton_repository(example: Example, mono: Path, tmp_path: Path) -> None
         assert bundle.manifest.threshold is not None
         assert float(config.parameters["threshold"].string_value) == bundle.manifest.threshold.value
     assert (tmp_path / "models" / "mono" / "1" / "model.fp32.onnx").is_file()
+    with pytest.raises(AssertionError, match="is there already"):
+        example("triton_repository.py", mono, "models")
 
 
 def test_images_go_to_the_camera_loop_in_cpp(parts: Path, mono: Path, tmp_path: Path) -> None:
