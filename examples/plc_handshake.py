@@ -16,6 +16,7 @@ one signal is enough: docs/tutorials/camera-to-plc.md. No PLC of any make was tr
 from __future__ import annotations
 
 import argparse
+import logging
 import queue
 import socket
 import subprocess
@@ -100,6 +101,7 @@ def main() -> int:
     if not parts:
         print(f"error: {asked.images} holds no .png or .jpg", file=sys.stderr)
         return 2
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # this program says itself what is lost
     camera_port, station_port = free_port(), free_port()
     command = [sys.executable, "-m", "edgead", "run", str(asked.bundle)]
     command += ["--source", f"receive://127.0.0.1:{camera_port}?policy=every"]
@@ -111,13 +113,12 @@ def main() -> int:
             print("error: the station did not start", file=sys.stderr)
             return 2
         try:
-            work(plc, f"http://127.0.0.1:{camera_port}/frame", parts)
+            return work(plc, f"http://127.0.0.1:{camera_port}/frame", parts)
         finally:
             plc.close()
     finally:
         station.terminate()  # it finishes the part that it has
         station.wait()
-    return 0
 
 
 def start(station: subprocess.Popen[bytes], url: str) -> Plc | None:
@@ -138,9 +139,9 @@ def start(station: subprocess.Popen[bytes], url: str) -> Plc | None:
     return None
 
 
-def work(plc: Plc, camera: str, parts: list[Path]) -> None:
-    """Let the parts come by, one after the other; where the station is lost, no gate opens any more."""
-    opened = 0
+def work(plc: Plc, camera: str, parts: list[Path]) -> int:
+    """Let the parts come by; where the station is lost no gate opens any more. Returns the exit code."""
+    opened, code = 0, 0
     beat = plc.heartbeat()
     print(f"{'part':>8}  {'decision':14} {'score':>8}  gate")
     for number, image in enumerate(parts):
@@ -154,6 +155,7 @@ def work(plc: Plc, camera: str, parts: list[Path]) -> None:
                 plc.resynchronise()
         except (OSError, TimeoutError, ua.UaError) as error:
             print(f"{part_id}: the station is lost, {type(error).__name__}: {error}", file=sys.stderr)
+            code = 3
             break
         lets_pass = result is not None and result.PartIsOk is True
         opened += lets_pass
@@ -168,6 +170,7 @@ def work(plc: Plc, camera: str, parts: list[Path]) -> None:
             time.sleep(0.1)
         print("the heartbeat moves" if now != beat else "the heartbeat stands still: no part may pass")
     print(f"the gate opened for {opened} of {len(parts)} parts")
+    return code
 
 
 def free_port() -> int:

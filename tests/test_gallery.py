@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -148,6 +149,32 @@ def test_a_plc_whose_station_does_not_start(example: Example, parts: Path, tmp_p
     pytest.importorskip("asyncua", reason="needs asyncua: pip install 'edgead[opcua]'")
     (tmp_path / "broken.edgead").write_bytes(b"nothing")
     assert "did not start" in example("plc_handshake.py", tmp_path / "broken.edgead", parts / "mono" / "test", code=2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the station's process in /proc")
+def test_a_plc_whose_station_is_killed_opens_no_gate(parts: Path, mono: Path, tmp_path: Path) -> None:
+    pytest.importorskip("asyncua", reason="needs asyncua: pip install 'edgead[opcua]'")
+    (tmp_path / "many").mkdir()
+    good = min((parts / "mono" / "test" / "good").iterdir())
+    for number in range(400):  # so that it is killed before the last of them
+        (tmp_path / "many" / f"{number:03d}.png").symlink_to(good)
+    command = [sys.executable, "-u", str(EXAMPLES / "plc_handshake.py"), str(mono), str(tmp_path / "many")]
+    said = tmp_path / "said.txt"
+    with said.open("wb") as stream:
+        child = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path
+        )
+    try:
+        wait_for(lambda: "P00002" in said.read_text() or child.poll() is not None)
+        tasks = Path(f"/proc/{child.pid}/task").glob("*/children")
+        (station,) = {int(pid) for task in tasks for pid in task.read_text().split()}
+        os.kill(station, signal.SIGKILL)
+        assert child.wait(LONG_S) == 3, said.read_text()
+    finally:
+        child.kill()
+        child.wait()
+    assert "the station is lost" in said.read_text()
+    assert "P00399" not in said.read_text()
 
 
 def test_import_anomalib(example: Example, parts: Path, tmp_path: Path) -> None:
