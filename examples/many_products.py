@@ -8,7 +8,7 @@ Takes 31 s of one core's time.
 Look at the table: each product has escapes and false alarms of its own, and its images went to the right product.
 What is none of the products should be NOT_INSPECTED, and never passes: the line of unknown parts counts it.
 ``many_products.png`` shows the part of each product with the highest score. By commands:
-``edgead fit parts/mono parts/poly --detector dfc``.
+``edgead fit parts/mono parts/poly --detector dfc --size 128 -o cells.model``.
 """
 
 from __future__ import annotations
