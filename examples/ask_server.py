@@ -3,7 +3,7 @@
     edgead serve mono.edgead                                     # in another terminal
     python examples/ask_server.py 127.0.0.1:8001 mono parts/mono/test
 
-Needs ``pip install 'edgead[cpu,serve]'``. TIME
+Needs ``pip install 'edgead[cpu,serve]'``. Takes 0.4 s of one core's time for 40 images, without the server's.
 
 Look at the decision, and at the milliseconds from request to answer, with the picture's way over gRPC. What ran:
 ``edgead serve`` and tritonclient 2.69, on one machine. For Triton's own server see triton_repository.py.
@@ -57,3 +57,5 @@ if __name__ == "__main__":
         main()
     except InferenceServerException as error:
         sys.exit(f"the server says: {error.message()}")
+    except OSError as error:  # an image or the token cannot be read
+        sys.exit(f"error: {error}")

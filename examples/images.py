@@ -2,7 +2,7 @@
 
     python examples/images.py parts
 
-Needs ``pip install 'edgead[demo]'``. TIME
+Needs ``pip install 'edgead[demo]'``. Takes a few seconds.
 
 | folder | what is in it |
 |---|---|
@@ -36,13 +36,13 @@ def make(folder: Path, train: int = 40, test: int = 20) -> None:
         parts = {"train/good": normal[:train], "test/good": normal[train : train + test]}
         copy_images(folder / name, {**parts, "test/defective": faulty[:test]})
     unused = iter(good)  # no cell is in two modules
-    for part, count in {"train/good": train // 2, "test/good": test // 4, "test/defective": test // 4}.items():
+    for part, count in {"train/good": train // 2, "test/good": test // 2, "test/defective": test // 2}.items():
         (folder / "modules" / part).mkdir(parents=True)
         for number in range(count):
             cells = [next(unused) for _ in range(ROWS * COLUMNS)]
             if part == "test/defective":
                 cells[(5 * number) % len(cells)] = defective[number]
-            module(cells).save(folder / "modules" / part / f"{number:03d}.png")
+            module(cells).save(folder / "modules" / part / f"{number:03d}.png", compress_level=1)
 
 
 def module(cells: list[Path]) -> Image.Image:

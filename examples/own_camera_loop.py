@@ -2,7 +2,7 @@
 
     python examples/own_camera_loop.py screw.edgead 0             # or a video file, or rtsp://…
 
-Needs ``pip install 'edgead[cpu,camera]'``. It starts in TIME, then runs as fast as frames come.
+Needs ``pip install 'edgead[cpu,camera]'``. Takes 2 s of one core's time for 40 frames of a file.
 
 Only `OK` may pass the part. `NOT_INSPECTED` comes with a reason, and the line must treat it like a reject. Look at the
 frames that are printed: they are those that must not pass. Reconnecting, part ids, counters and sinks are what

@@ -3,12 +3,14 @@
     python examples/images.py parts
     python examples/tiles.py parts/modules --tiles 3x4
 
-TIME
+Takes 45 s of one core's time.
 
 Look at the two lines: how well the scores separate defective from good pictures (image AUROC: 1 is perfect, 0.5 is
 chance), and what that costs, since each tile is one run of the network. ``tiles.png`` is the picture with the highest
 score. Tiles need not meet the borders of anything in the picture: they overlap, so that no seam hides a defect.
-By commands: ``edgead fit parts/modules --tiles 3x4 --size 128 -o m.model``.
+On these 20 pictures both separate about alike (0.81 and 0.83), for a broken cell is a twelfth of the picture; tiles
+are for defects of which too few pixels are left. By commands:
+``edgead fit parts/modules --tiles 3x4 --size 192 -o m.model``.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("category", type=Path, help="a folder of large pictures, with train/good and test")
     parser.add_argument("--tiles", default="3x4", metavar="RxC", help="rows and columns (%(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of a tile for the network (%(default)s)")
+    parser.add_argument("--size", type=int, default=192, help="side of a tile for the network (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("tiles.edgead"), help="the bundle")
     asked = parser.parse_args()
     tiles = parse_tiles(asked.tiles)

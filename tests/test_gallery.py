@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def picture(path: Path) -> None:
 def test_images_lie_as_a_users_own(example: Example, tmp_path: Path) -> None:
     said = example("images.py", tmp_path / "parts")
     assert re.search(r"mono/train/good: 40 images", said)
-    assert len(list((tmp_path / "parts").glob("modules/test/defective/*.png"))) == 5
+    assert len(list((tmp_path / "parts").glob("modules/test/defective/*.png"))) == 10
     with Image.open(tmp_path / "parts" / "modules" / "train" / "good" / "000.png") as module:
         assert module.size == (1200, 900)
     assert "is there already" in str(example_failure(example, tmp_path))
@@ -94,18 +95,18 @@ def example_failure(example: Example, tmp_path: Path) -> str:
 def test_many_products(example: Example, parts: Path, tmp_path: Path) -> None:
     said = example("many_products.py", parts / "mono", parts / "poly", "--unknown", parts / "modules" / "test" / "good")
     for product in ("mono", "poly"):
-        row = re.search(rf"^{product} +(\d) of 4 +(\d) of 4 +(.*)$", said, re.MULTILINE)
+        row = re.search(rf"^{product} +(\d) of (\d) +(\d) of 4 +(.*)$", said, re.MULTILINE)
         assert row is not None, said
-        counts = dict(re.findall(r"(\w+) (\d)", row[3]))
+        counts = dict(re.findall(r"(\w+) (\d)", row[4]))
         assert int(counts[product]) >= 6, said  # of eight
-    assert "1 of 1 not inspected" in said
+    assert "2 of 2 not inspected" in said
     picture(tmp_path / "many_products.png")
 
 
 def test_tiles(example: Example, parts: Path, tmp_path: Path) -> None:
-    said = example("tiles.py", parts / "modules", "--tiles", "3x4", "--size", "64")
+    said = example("tiles.py", parts / "modules", "--tiles", "3x4", "--size", "96")
     assert said.count("image AUROC") == 2
-    assert "3x4 tiles, each made 64 x 64" in said
+    assert "3x4 tiles, each made 96 x 96" in said
     picture(tmp_path / "tiles.png")
     assert "error: " in example("tiles.py", parts / "modules", "--tiles", "three", code=2)
 
@@ -119,6 +120,7 @@ def test_own_backbone(example: Example, parts: Path, tmp_path: Path) -> None:
         assert bundle.manifest.provenance["backbone"]["name"] == "resnet10t"
 
 
+@pytest.mark.slow
 def test_compare_detectors(example: Example, parts: Path, tmp_path: Path) -> None:
     said = example("compare_detectors.py", parts / "mono", "--detectors", "patchcore,fre", "-o", "compared")
     assert re.search(r"^patchcore +\d\.\d{3}", said, re.MULTILINE)
@@ -140,12 +142,39 @@ def test_a_plc_names_the_part_triggers_and_decides(example: Example, parts: Path
             assert (decision, gate == "opens") == (expected.decision.value, expected.decision == "OK")
             assert float(score) == pytest.approx(expected.score, abs=0.01)
     assert {gate for *_, gate, _ in rows} == {"opens", "closed"}
+    assert "the heartbeat moves" in said
 
 
 def test_a_plc_whose_station_does_not_start(example: Example, parts: Path, tmp_path: Path) -> None:
     pytest.importorskip("asyncua", reason="needs asyncua: pip install 'edgead[opcua]'")
     (tmp_path / "broken.edgead").write_bytes(b"nothing")
     assert "did not start" in example("plc_handshake.py", tmp_path / "broken.edgead", parts / "mono" / "test", code=2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the station's process in /proc")
+def test_a_plc_whose_station_is_killed_opens_no_gate(parts: Path, mono: Path, tmp_path: Path) -> None:
+    pytest.importorskip("asyncua", reason="needs asyncua: pip install 'edgead[opcua]'")
+    (tmp_path / "many").mkdir()
+    good = min((parts / "mono" / "test" / "good").iterdir())
+    for number in range(400):  # so that it is killed before the last of them
+        (tmp_path / "many" / f"{number:03d}.png").symlink_to(good)
+    command = [sys.executable, "-u", str(EXAMPLES / "plc_handshake.py"), str(mono), str(tmp_path / "many")]
+    said = tmp_path / "said.txt"
+    with said.open("wb") as stream:
+        child = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path
+        )
+    try:
+        wait_for(lambda: "P00002" in said.read_text() or child.poll() is not None)
+        tasks = Path(f"/proc/{child.pid}/task").glob("*/children")
+        (station,) = {int(pid) for task in tasks for pid in task.read_text().split()}
+        os.kill(station, signal.SIGKILL)
+        assert child.wait(LONG_S) == 3, said.read_text()
+    finally:
+        child.kill()
+        child.wait()
+    assert "the station is lost" in said.read_text()
+    assert "P00399" not in said.read_text()
 
 
 def test_import_anomalib(example: Example, parts: Path, tmp_path: Path) -> None:
@@ -222,6 +251,8 @@ def test_triton_repository(example: Example, mono: Path, tmp_path: Path) -> None
         assert bundle.manifest.threshold is not None
         assert float(config.parameters["threshold"].string_value) == bundle.manifest.threshold.value
     assert (tmp_path / "models" / "mono" / "1" / "model.fp32.onnx").is_file()
+    with pytest.raises(AssertionError, match="is there already"):
+        example("triton_repository.py", mono, "models")
 
 
 def test_images_go_to_the_camera_loop_in_cpp(parts: Path, mono: Path, tmp_path: Path) -> None:

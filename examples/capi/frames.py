@@ -5,7 +5,8 @@
     python examples/capi/frames.py parts/mono/test | build/camera_cpp mono.edgead ONNXRUNTIME
 
 ONNXRUNTIME is the library, such as ``onnxruntime/capi/libonnxruntime.so.*`` of the wheel. Each frame gives one line:
-decision, and score in hexadecimal, so that it can be compared to the bit with Python's ``float.hex()``. TIME
+decision, and score in hexadecimal, so that it can be compared to the bit with Python's ``float.hex()``.
+Building the loops and 40 frames took a second.
 """
 
 from __future__ import annotations
