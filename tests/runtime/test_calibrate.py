@@ -93,7 +93,7 @@ def test_the_threshold_is_that_of_the_raw_scores_of_these_parts(make_bundle, tin
     assert (found.n_normals, found.low, found.high) == (20, expected.low, expected.high)
     assert found.supported
     assert (report.images, report.unreadable, report.old["fp32"].value) == (20, 0, 20.0)
-    assert steps == [(number, 0) for number in range(1, 21)]
+    assert steps == [(number, 20) for number in range(1, 21)]
     assert path.read_bytes() == before
     with Bundle.open(out) as bundle:
         assert bundle.manifest.threshold.to_threshold() == found
