@@ -233,26 +233,26 @@ def test_ask_server(example: Example, parts: Path, server: str) -> None:
         example("ask_server.py", server, "another", parts / "mono" / "test")
 
 
-def test_triton_repository(example: Example, mono: Path, tmp_path: Path) -> None:
+def test_triton_repository(example: Example, parts: Path, tmp_path: Path) -> None:
     pytest.importorskip("tritonclient.grpc", reason="needs pip install 'edgead[serve]'")
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-    from edgead.runtime import Bundle
+    import edgead
 
-    said = example("triton_repository.py", mono, "models")
-    pairs = re.findall(r"score ([\d.]+) by the copied graph, ([\d.]+) by the bundle", said)
+    model = edgead.fit(parts / "mono", size=64, settings={"bank_size": 256})
+    model.save(tmp_path / "mono.model")
+    arguments = ("triton_repository.py", tmp_path / "mono.model", "models", parts / "mono" / "test")
+    said = example(*arguments)
+    pairs = re.findall(r"score ([\d.]+) by the exported graph, ([\d.]+) by the model", said)
     assert len(pairs) >= 4
-    assert all(float(copied) == pytest.approx(float(own), rel=1e-3) for copied, own in pairs)
+    assert all(float(exported) == pytest.approx(float(own), rel=1e-3) for exported, own in pairs)
     config = text_format.Parse((tmp_path / "models" / "mono" / "config.pbtxt").read_text(), ModelConfig())
     assert [list(one.dims) for one in config.input] == [[64, 64, 3]]
     assert [one.name for one in config.output] == ["score", "map"]
-    with Bundle.open(mono) as bundle:
-        assert bundle.manifest.threshold is not None
-        assert float(config.parameters["threshold"].string_value) == bundle.manifest.threshold.value
-    assert (tmp_path / "models" / "mono" / "1" / "model.fp32.onnx").is_file()
-    with pytest.raises(AssertionError, match="is there already"):
-        example("triton_repository.py", mono, "models")
+    assert float(config.parameters["threshold"].string_value) == model.threshold.value
+    assert (tmp_path / "models" / "mono" / "1" / "model.onnx").is_file()
+    assert "exists and is not empty" in example(*arguments, code=2)
 
 
 def test_images_go_to_the_camera_loop_in_cpp(parts: Path, mono: Path, tmp_path: Path) -> None:
