@@ -147,6 +147,7 @@ def test_the_version_is_stated_once_and_the_same() -> None:
     from edgead import __version__
 
     assert version("edgead") == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_no_file_is_named_after_a_library_or_the_standard_library() -> None:
