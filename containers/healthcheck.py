@@ -46,7 +46,9 @@ def problems(state: dict[str, Any]) -> list[str]:
     if state.get("error"):
         found.append(str(state["error"]))
     for camera in state.get("cameras", []):
-        if camera.get("error") or camera.get("state") != "running":
+        # Before the first part of the day a source waits, and nothing is wrong with it.
+        well = camera.get("state") == "running" or (camera.get("state") == "waiting" and not camera.get("last_loss"))
+        if camera.get("error") or not well:
             found.append(f"camera {camera.get('name')} is {camera.get('error') or camera.get('state')}")
         elif "self-test" in str(camera.get("reason")):
             found.append(f"nothing is inspected: {camera['reason']}")

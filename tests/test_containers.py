@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runtime.sink_services import free_port
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,18 +29,17 @@ BUNDLE = ROOT / "tests" / "runtime" / "earlier" / "single.edgead"
 TOKEN = "0123456789abcdef"
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 def health(address: str, **more: str) -> tuple[int, str]:
     environment = os.environ | {"EDGEAD_HEALTH": address} | more
     command = [sys.executable, "-I", FOLDER / "healthcheck.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert not done.stderr
     return done.returncode, done.stdout
+
+
+def captured(address: str) -> int:
+    with urlopen(address, timeout=60) as answer:
+        return int(json.load(answer)["cameras"][0]["captured"])
 
 
 @contextmanager
@@ -78,10 +79,13 @@ def test_a_lost_camera_is_unhealthy_and_healthy_when_it_is_back(tmp_path: Path) 
         folder.mkdir(exist_ok=True)
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name)
 
-    part("1.png")
+    folder.mkdir()
     source = f"watch://{folder}?existing=yes&poll=0.05&settle=0.05"
     with running("run", BUNDLE, "--source", source, "--serve", f"127.0.0.1:{port}"):
-        wait_for(lambda: health(address)[0] == 0)
+        wait_for(lambda: health(address)[0] == 0)  # no part has come yet
+        part("1.png")
+        wait_for(lambda: captured(address) == 1)
+        assert health(address)[0] == 0
         shutil.rmtree(folder)
         wait_for(lambda: health(address)[0] == 1)
         assert "is reconnecting" in health(address)[1]
@@ -121,6 +125,8 @@ def test_another_server_at_the_address_is_not_healthy() -> None:
         ({"state": "hung"}, "the run is hung"),
         ({"error": "the backend gave up"}, "the backend gave up"),
         ({"cameras": [{"name": "0", "state": "running", "reason": "self-test failed: 1.png"}]}, "nothing is inspected"),
+        ({"cameras": [{"name": "0", "state": "waiting", "last_loss": None}]}, None),
+        ({"cameras": [{"name": "0", "state": "waiting", "last_loss": "0 is away"}]}, "camera 0 is waiting"),
         ({"cameras": [{"name": "0", "state": "running", "error": "no such device"}]}, "camera 0 is no such device"),
         ({"schema": "edgead.page/2"}, "is no state of edgead"),
     ],
