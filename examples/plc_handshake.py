@@ -3,7 +3,7 @@
     edgead fit parts/mono --size 128 -o mono.model && edgead export mono.model -o mono.edgead
     python examples/plc_handshake.py mono.edgead parts/mono/test
 
-Needs ``pip install 'edgead[cpu,opcua]'``. Takes 4 s of one core's time, station included, for 40 parts.
+Needs ``pip install 'edgead[cpu,opcua]'``. Takes 5 s on two cores, station included, for 40 parts.
 
 Three sides work together, each as on a line. The station is ``edgead run``, a process of its own. The PLC is this
 program, by OPC UA: a client, as a real one is, with nothing of edgead in it. The camera is this program, too, which

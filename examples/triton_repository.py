@@ -4,7 +4,7 @@
     python examples/triton_repository.py mono.model models parts/mono/test
     tritonserver --model-repository models
 
-Needs ``pip install 'edgead[train,export,cpu,serve]'``. Takes 9 s of one core's time with 40 images.
+Needs ``pip install 'edgead[train,export,cpu,serve]'``. Takes 10 s on two cores with 40 images.
 
 Triton serves the network alone: images at network size in, score and map out. Resize, threshold and decision stay with
 the client, and this is one, without a server. Look at the two columns of scores: the file that Triton loads, run by
