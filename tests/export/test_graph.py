@@ -56,6 +56,33 @@ def test_same_module_gives_the_same_bytes(exportable):
     assert first == second
 
 
+class Overwriting(nn.Module):
+    """Scores what an activation that writes over its input leaves there."""
+
+    def __init__(self, reads_again: bool) -> None:
+        super().__init__()
+        self.activation = nn.ReLU6(inplace=True)
+        self.reads_again = reads_again
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        grid = images.float().mean(3) - 128
+        clipped = self.activation(grid)
+        grid = grid + clipped if self.reads_again else clipped
+        return grid.amax(dim=(1, 2)), grid
+
+
+@pytest.mark.parametrize("reads_again", [False, True])
+def test_an_activation_in_place_keeps_its_meaning_and_its_setting(reads_again):
+    module = Overwriting(reads_again).eval()
+    model = export_onnx(module, 64, 64)
+    assert module.activation.inplace
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    score, grid = session.run(["score", "map"], {"images": IMAGES})
+    expected_score, expected_grid = (tensor.numpy() for tensor in module(torch.from_numpy(IMAGES)))
+    np.testing.assert_allclose(score, expected_score, atol=1e-4)
+    np.testing.assert_allclose(grid, expected_grid, atol=1e-4)
+
+
 def test_large_weights_move_out_and_back(exportable, tmp_path):
     model = export_onnx(exportable.module, 64, 64)
     data, files = split_weights(model)
