@@ -71,7 +71,13 @@ def _tables(report: AuditReport) -> list[Any]:
         if found:
             shown.append(listing(title, found))
     scores = [[name, f"{score:.4g}"] for name, score in card.unusual.items()]
-    shown.append(table(f"Highest scores (a threshold would be {report.threshold:.4g})", ["image", "score"], scores))
+    shown.append(
+        table(
+            f"Highest scores (a threshold for 1 % false alarms would be about {report.threshold:.4g})",
+            ["image", "score"],
+            scores,
+        )
+    )
     if card.copies:
         groups = [[", ".join(group[:_NAMED]) + (" …" if len(group) > _NAMED else "")] for group in card.copies]
         shown.append(table("Copies of each other, which count once", ["images"], groups))

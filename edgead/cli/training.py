@@ -27,6 +27,8 @@ from edgead.cli._options import (
 )
 from edgead.cli.terminal.completion import complete_detector
 
+_SHOWN = 3  # of the highest scores
+
 if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.model.card_sections import BudgetCard, DefectsCard, LearnedDefectsCard
@@ -212,6 +214,7 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
     from edgead.cli._output import listing
 
     thresholds = {"threshold": threshold.explain()}
+    one_scale = "audit" in payload and "routing" not in payload
     if "routing" in payload:
         thresholds = {f"threshold of {name}": one["meaning"] for name, one in payload["thresholds"].items()}
     return listing(
@@ -225,12 +228,21 @@ def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
             **({"aligned": _alignment(payload["align"])} if "align" in payload else {}),
             **({"bits of 16-bit files": str(payload["bits"])} if "bits" in payload else {}),
             **thresholds,
+            **({"highest scores": _highest(payload["audit"], threshold)} if one_scale else {}),
             "planted defects": "{passed} of {images}, painted on images it was fitted on, would pass as OK".format(
                 **payload["planted_defects"]
             ),
             "seconds": f"{payload['seconds']:.1f}",
         },
     )
+
+
+def _highest(audit: dict[str, Any], threshold: Threshold) -> str:
+    shown = [
+        f"{name} {score:.5g}" + (" (above the threshold)" if score > threshold.value else "")
+        for name, score in [*audit["unusual"].items()][:_SHOWN]
+    ]
+    return f"{', '.join(shown)}; look whether these are normal parts, and --exclude NAME what is none"
 
 
 def _alignment(align: dict[str, Any]) -> str:

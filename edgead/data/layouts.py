@@ -144,7 +144,10 @@ def _check(category: Category, given: Path, train_only: bool, need_test: bool) -
     if need_test:
         place = given / "test" if category.layout == "mvtec" else given
         if not defects:
-            raise DataError(f"{place} has no defective test images; metrics need good and defective ones")
+            raise DataError(
+                f"{place} has no defective test images; metrics need good and defective ones "
+                "(decisions alone: edgead run NAME.edgead --source FOLDER)"
+            )
         if len(defects) == len(category.test):
             hint = "" if category.layout == "csv" else f"; put some that were not trained on into {given / 'test/good'}"
             raise DataError(f"{place} has no good test images; metrics need good and defective ones{hint}")

@@ -93,6 +93,7 @@ def _of_planted(model: TrainedModel, images: int, passed: int) -> list[str]:
         return []
     return [
         f"most planted defects, {passed} of {images}, would pass as OK at a target of "
-        f"{model.threshold.target_false_alarm_rate:.1%} false alarms; a higher --false-alarm-rate lets fewer pass, "
-        "and 'edgead eval --probe' measures it"
+        f"{model.threshold.target_false_alarm_rate:.1%} false alarms. What helps: more normal images, another detector "
+        "('edgead recommend' tries some), a higher --false-alarm-rate. Planted defects are no real ones: five of those "
+        "(--defects DIR) say more, and 'edgead eval --probe' shows whether the model sees such flaws at all"
     ]

@@ -89,6 +89,7 @@ def calibrate_bundle(
         taken = collect(opened, inspectors, wanted, min_interval_s, step)
     scores = {key: values for key, values in taken.scores().items() if len(values) > 1}
     _require_scores(scores, taken, opened.source_id, routed=manifest.graph == "routed")
+    _require_unseen(taken, manifest, opened.source_id)
     new = {key: calibrate(values, targets[key]) for key, values in scores.items()}
     with Bundle.open(path) as bundle:
         if bundle.sha256 != sha256:
@@ -180,19 +181,27 @@ def _about_source(taken: Taken, source: str, wanted: int | None, *, routed: bool
         yield f"{taken.unreadable} frames of {source} could not be read and were omitted"
 
 
+def _require_unseen(taken: Taken, manifest: Manifest, source: str) -> None:
+    if PROVENANCE_KEY in manifest.provenance:
+        return  # the bundle then describes another camera's images
+    if any(taken.repeats(normals) for normals in manifest.normals().values()):
+        raise DataError(
+            f"images that the model was fitted on are among those of {source}; their scores are lower than those of "
+            "new parts, and the threshold would be too low; show parts that the model has not seen (for another "
+            "threshold from the same images: edgead fit --false-alarm-rate)"
+        )
+
+
 def _about_images(taken: Taken, manifest: Manifest) -> Iterator[str]:
     if taken.stray:
         shown = "; ".join(f"{name} ({why})" for name, why in [*taken.stray.items()][:_NAMED])
         more = f"; and {len(taken.stray) - _NAMED} more" if len(taken.stray) > _NAMED else ""
         yield f"stray images are left out of the threshold: {shown}{more}; look at them, and take away what is no part"
-    calibrated = PROVENANCE_KEY in manifest.provenance  # the bundle then describes another camera's images
-    learned = manifest.normals()
     # Scores of one category alone: those of several are deviations around zero.
-    known = manifest.graph == "single" and any(taken.scores_like_known(normals) for normals in learned.values())
-    if known or (not calibrated and any(taken.repeats(normals) for normals in learned.values())):
+    if manifest.graph == "single" and any(map(taken.scores_like_known, manifest.normals().values())):
         yield (
-            "the images that the model was fitted on are among these; their scores are lower than those of new parts, "
-            "and the threshold would be too low; show parts that the model has not seen"
+            "most scores are far below those of unseen parts, as if the model had been fitted on these images; the "
+            "threshold would then be too low; show parts that the model has not seen"
         )
 
 

@@ -26,6 +26,8 @@ _OWN = re.compile(r".+-\d{6,}-(?:OK|ANOMALY|NOT_INSPECTED)(?:-\d+)?\.(?:jpg|png)
 class ImagesSink(Sink):
     """Writes `annotate`'s picture of each wanted frame as ``<source>-<index>-<decision>.jpg``.
 
+    A part that has an id has it in the name: ``<source>-<part>-<index>-<decision>.jpg``.
+
     Parameters: ``only=anomaly`` (default), ``rejected`` (also `NOT_INSPECTED`) or ``all``; ``format=jpg`` (default) or
     ``png``; ``limit=N``, the number of pictures after which no more are written. Retention, each without a limit unless
     given: ``keep=N`` pictures, ``max_size=2GB`` in all, ``max_age=30d``; the oldest go first, those of earlier runs in
@@ -69,7 +71,8 @@ class ImagesSink(Sink):
         from PIL import Image
 
         picture = Image.fromarray(annotate(frame.to_rgb(), result))
-        stem = f"{self._names.of(result.source_id)}-{result.frame_index:06d}-{result.decision}"
+        part = "" if result.part_id is None else f"-{plain_name(result.part_id)[:80] or 'part'}"
+        stem = f"{self._names.of(result.source_id)}{part}-{result.frame_index:06d}-{result.decision}"
         path = free_path(self._folder, stem, self._suffix)
         with atomic_write(path, DataError, durable=False) as stream:
             if self._suffix == "png":
@@ -77,6 +80,11 @@ class ImagesSink(Sink):
             else:
                 picture.save(stream, "JPEG", quality=90)
         self._store.add(path)
+
+
+def plain_name(text: str) -> str:
+    """Return what is left of a name when only letters, digits and ``._-`` may stand in it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
 
 
 class SourceNames:
@@ -87,7 +95,7 @@ class SourceNames:
 
     def of(self, source_id: str) -> str:
         if source_id not in self._names:
-            name = re.sub(r"[^A-Za-z0-9._-]+", "_", source_id).strip("._-") or "source"
+            name = plain_name(source_id) or "source"
             # Different ids can look alike once they are cut to file names.
             if len(name) > 80 or name in self._names.values():
                 name = f"{name[-80:]}~{zlib.crc32(source_id.encode('utf-8', 'surrogateescape')):08x}"

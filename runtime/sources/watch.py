@@ -81,6 +81,12 @@ class WatchSource(Source):
             self._folder = self._identity()
             self._done: dict[Path, _Seen] = {} if existing else self._look()
             self._gone: dict[Path, _Seen] = {}
+            if self._done:
+                _log.warning(
+                    "%d images that were in %s before are not judged; ?existing=yes judges them",
+                    len(self._done),
+                    self._root,
+                )
         else:
             self._folder, self._done, self._gone = self._identity(), _before._done, _before._gone
             if self._folder != _before._folder:

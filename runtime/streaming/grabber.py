@@ -93,6 +93,7 @@ class Grabber:
         survival: Survival,
     ) -> None:
         self.name = source.source_id
+        self._live = source.live
         self._silence = source.delivery.silence_s
         self._changed = threading.Condition(lock)
         self._enter = enter
@@ -277,7 +278,8 @@ class Grabber:
                 if self._size is not None and size != self._size:
                     self._resized += 1
                     old = f"{self._size[1]}x{self._size[0]}"
-                    _log.warning("%s now gives %dx%d pixels, before %s", self.name, size[1], size[0], old)
+                    if self._live or self._resized == 1:  # files differ as they like
+                        _log.warning("%s now gives %dx%d pixels, before %s", self.name, size[1], size[0], old)
                 self._size = size
             return self._enter(item)
 

@@ -135,6 +135,17 @@ def plate(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unseen(made_images: Path, plate: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 normal images as those of `plate`, which no model of it has seen."""
+    target = tmp_path_factory.mktemp("unseen")
+    known = {path.name for path in (plate / "train" / "good").iterdir()}
+    for path in (made_images / "plate" / "train" / "good").iterdir():
+        if path.name not in known:
+            shutil.copy(path, target)
+    return target
+
+
+@pytest.fixture(scope="session")
 def plate_model(plate: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PaDiM model of `plate`; do not change it, copy it."""
     path = tmp_path_factory.mktemp("model") / "plate.model"

@@ -139,9 +139,9 @@ def test_commands_work_on_aligned_bundles(edgead, fitted, bolts, tmp_path):
     assert other["decisions"] == {"OK": 0, "ANOMALY": 0, "NOT_INSPECTED": 3}
     (reason,) = other["frames"]["failed_reasons"]
     assert "the frame is 96x96, but the model was aligned on frames of 160x144" in reason
-    shutil.copytree(bolts / "train", tmp_path / "more" / "train")
-    Image.fromarray(draw_part(SIZE, (999, 999))).save(tmp_path / "more" / "train" / "good" / "empty.png")
-    done = edgead("calibrate", bundle, "--source", tmp_path / "more" / "train" / "good", "-o", tmp_path / "n.edgead")
+    shutil.copytree(bolts / "test" / "good", tmp_path / "more")
+    Image.fromarray(draw_part(SIZE, (999, 999))).save(tmp_path / "more" / "empty.png")
+    done = edgead("calibrate", bundle, "--source", tmp_path / "more", "-o", tmp_path / "n.edgead")
     assert done.code == 0, done.err
     with Bundle.open(tmp_path / "n.edgead") as calibrated, Bundle.open(bundle) as old:
         assert calibrated.align().same(old.align())

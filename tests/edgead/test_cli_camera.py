@@ -201,22 +201,28 @@ def test_capture_of_nothing_is_2(edgead, tmp_path):
     assert "gave no image (1 frames could not be read)" in outcome.error
 
 
-def test_calibrate_writes_a_bundle_that_passes_the_check(edgead, plate, plate_bundle, tmp_path):
+def test_calibrate_writes_a_bundle_that_passes_the_check(edgead, unseen, plate_bundle, tmp_path):
     out = tmp_path / "line3.edgead"
-    good = plate / "train" / "good"
-    outcome = edgead("calibrate", plate_bundle, "--source", good, "--false-alarm-rate", "0.2", "-o", out, "--json")
+    outcome = edgead("calibrate", plate_bundle, "--source", unseen, "--false-alarm-rate", "0.2", "-o", out, "--json")
     assert outcome.code == 0
     report = outcome.json
-    assert (report["schema"], report["images"]) == ("edgead.calibrate/1", 16)
+    assert (report["schema"], report["images"]) == ("edgead.calibrate/1", 24)
     with Bundle.open(plate_bundle) as old, Bundle.open(out) as new:
         threshold = report["thresholds"]["fp32"]
         assert threshold["value"] == new.manifest.threshold.value != old.manifest.threshold.value
         assert threshold["old"]["value"] == old.manifest.threshold.value
-        assert "16 held-out good parts, aiming at 20.00%" in threshold["meaning"]
+        assert "24 held-out good parts, aiming at 20.00%" in threshold["meaning"]
     assert edgead("check", out).code == 0
-    # It decides with the new threshold, which lies above the score of rank ceil(17 * 0.8) = 14.
-    run = edgead("run", out, "--source", good, "--json").json
-    assert run["decisions"]["ANOMALY"] == 2
+    # It decides with the new threshold, which lies above the score of rank ceil(25 * 0.8) = 20.
+    run = edgead("run", out, "--source", unseen, "--json").json
+    assert run["decisions"]["ANOMALY"] == 4
+
+
+def test_calibrate_refuses_what_the_model_was_fitted_on(edgead, plate, plate_bundle, tmp_path):
+    outcome = edgead("calibrate", plate_bundle, "--source", plate / "train" / "good", "-o", tmp_path / "a.edgead")
+    assert outcome.code == 2
+    assert "images that the model was fitted on are among those" in outcome.error
+    assert not (tmp_path / "a.edgead").exists()
 
 
 def test_calibrate_says_what_the_numbers_cannot_bear(edgead, plate, plate_bundle, tmp_path):
@@ -253,8 +259,8 @@ def test_a_full_disk_leaves_the_bundle_that_is_calibrated_in_place(edgead, plate
     assert list(tmp_path.iterdir()) == [bundle]
 
 
-def test_run_warns_of_a_lamp_that_has_aged_and_changes_no_decision(process, plate, plate_bundle, made_images, tmp_path):
-    good, bundle, dim = sorted((made_images / "plate/train/good").iterdir()), tmp_path / "c.edgead", tmp_path / "dim"
+def test_run_warns_of_a_lamp_that_has_aged_and_changes_no_decision(process, plate, plate_bundle, unseen, tmp_path):
+    good, bundle, dim = sorted(unseen.iterdir()), tmp_path / "c.edgead", tmp_path / "dim"
     with Bundle.open(plate_bundle) as opened:
         assert opened.manifest.normals()[None].images == len(list((plate / "train/good").iterdir()))
     assert process("calibrate", plate_bundle, "--source", good[0].parent, "-o", bundle).code == 0

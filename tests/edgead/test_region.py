@@ -195,7 +195,7 @@ def test_commands_work_on_a_region_and_refuse_frames_of_another_size(edgead, fit
     assert other["decisions"] == {"OK": 0, "ANOMALY": 0, "NOT_INSPECTED": 3}
     (reason,) = other["frames"]["failed_reasons"]
     assert "the frame is 96x96, but the model's region was drawn on frames of" in reason
-    assert edgead("calibrate", bundle, "--source", plate / "train" / "good", "-o", tmp_path / "n.edgead").code == 0
+    assert edgead("calibrate", bundle, "--source", plate / "test" / "good", "-o", tmp_path / "n.edgead").code == 0
     with Bundle.open(tmp_path / "n.edgead") as calibrated, Bundle.open(bundle) as old:
         assert calibrated.region().same(old.region())
 

@@ -43,13 +43,33 @@ def test_above_its_score_also_as_float32_and_the_rate_holds_on_the_calibration_s
         # Too few to say: it may lie below an odd one, never below the bulk.
         assert above.mean() <= 0.5
         return
-    anchor = sorted(scores)[math.ceil((len(scores) + 1) * (1 - target) - 1e-9) - 1]
+    rank = math.ceil((len(scores) + 1) * (1 - target) - 1e-9)
+    anchor = sorted(scores)[min(rank, len(scores) - 1) - 1]  # one image alone decides nothing
+    if rank == len(scores):
+        assert threshold.value > anchor
+        return
     larger = [score for score in scores if score > anchor]
     following = np.nextafter(np.float32(anchor), np.float32(np.inf))
     assert threshold.value > anchor
     assert np.float32(threshold.value) > np.float32(anchor)
     assert not larger or threshold.value < min(larger) or min(larger) == following
     assert above.mean() <= target
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=120))
+def test_a_higher_target_never_gives_a_higher_threshold(scores):
+    targets = [0.001, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5]
+    values = [calibrate(scores, target).value for target in targets]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("target", [0.001, 0.01, 0.02])
+def test_at_most_one_of_few_normals_lies_above(target):
+    usual = norm.ppf((np.arange(59) + 0.5) / 59, 28, 3.5)
+    threshold = calibrate([*usual, 70.0], target)  # as of a real image that was overexposed
+    assert usual.max() < threshold.value < 70.0
+    assert threshold.supported == (target == 0.02)
+    assert (threshold.low, threshold.high) == pytest.approx(beta.ppf([0.025, 0.975], 2, 59), abs=1e-9)
 
 
 @pytest.mark.parametrize("largest", [199.0, 1000.0, 1e6])

@@ -105,6 +105,7 @@ def run_stream(
                     out.note(f"live page: {live.url}")
                 opened = stack.enter_context(_open(out, inspector, ends.sources, sinks, stream))
                 switch.stream = opened
+                out.note(_started(ends))
                 if ends.watch and out.watched:
                     # stdout is left alone: what is printed there is for programs, or comes after the end.
                     line = _Status(opened, stream)
@@ -116,6 +117,11 @@ def run_stream(
             out.note("stopped before the first frame")
             decisions = dict.fromkeys((decision.value for decision in Decision), 0)
             return StreamSummary(0.0, Counts(0, 0, 0, {}, {}), {}, decisions, None, {}, (), None), None
+
+
+def _started(ends: Ends) -> str:
+    shown = "" if ends.sinks or not ends.watch else "; --sink jsonl:- prints each decision"
+    return f"running: {', '.join(ends.sources)}; Ctrl-C ends it{shown}"
 
 
 def _updates(text: str, inspector: Inspector, run: RunConfig, record: RecordSink | None, stack: ExitStack) -> Sink:

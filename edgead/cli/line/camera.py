@@ -58,15 +58,13 @@ def run(
     bundle: BundleArgument,
     source: Annotated[
         list[str],
-        typer.Option(
-            metavar="URI", help="0, rtsp://…, synthetic://, a folder, a video; repeat it.", show_default=False
-        ),
+        typer.Option(metavar="URI", help="0, rtsp://…, watch://DIR, a folder, a video; repeat it.", show_default=False),
     ],
     sink: Annotated[
         list[str] | None,
         typer.Option(
             metavar="URI",
-            help="results.jsonl, images:DIR, video:DIR, mqtt://…, webhook+https://…, prometheus://…, …; repeat it.",
+            help="results.jsonl, jsonl:- (the terminal), images:DIR, video:DIR, mqtt://…, webhook+https://…",
             show_default=False,
         ),
     ] = None,
