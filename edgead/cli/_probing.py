@@ -112,16 +112,22 @@ def _tables(report: ProbeReport, model: Path) -> list[Any]:
         table(
             "Good images they are compared with", ["category", "source", "images", "false alarms"], good, text_columns=2
         ),
-        *(f"{one.name}: {_verdict(one.overall)}" for one in report.categories if one.overall.n),
+        *(f"{one.name}: {verdict(one.overall)}" for one in report.categories if one.overall.n),
         "A sanity probe, not a substitute for real defects: see docs/probes.md.",
     ]
 
 
-def _verdict(report: KindReport) -> str:
+def verdict(report: KindReport) -> str:
     """Say in words what the figures mean; the limits only choose the words."""
     raised, caught = report.raised / report.n, report.caught / report.n
     if raised < 0.75:
         return f"raised {raised:.0%}: the model hardly sees these flaws (one that is blind raises half)."
+    auroc = report.image_auroc
+    if caught < 0.5 and auroc is not None and auroc.value < 0.7:
+        return (
+            f"raised {raised:.0%}, image AUROC {auroc.value:.2f}: the model sees these flaws, but normal images differ "
+            "from each other as much. 'edgead recommend' says whether --align or another detector helps."
+        )
     if caught < 0.5:
         return (
             f"raised {raised:.0%}, caught {caught:.0%}: the model sees these flaws, and its threshold lets most "

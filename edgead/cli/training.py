@@ -242,7 +242,9 @@ def _highest(audit: dict[str, Any], threshold: Threshold) -> str:
         f"{name} {score:.5g}" + (" (above the threshold)" if score > threshold.value else "")
         for name, score in [*audit["unusual"].items()][:_SHOWN]
     ]
-    return f"{', '.join(shown)}; look whether these are normal parts, and --exclude NAME what is none"
+    above = sum(score > threshold.value for score in [*audit["unusual"].values()][_SHOWN:])
+    more = f", and {above} more above the threshold" if above else ""
+    return f"{', '.join(shown)}{more}; look whether these are normal parts, and --exclude NAME what is none"
 
 
 def _alignment(align: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgead.cli._probing import verdict
 from edgead.data import open_category
-from edgead.evaluation.probing import ProbePlan, ProbeReport, probe
+from edgead.evaluation.probing import KindReport, ProbePlan, ProbeReport, probe
 from edgead.evaluation.validation_normals import (
     PHOTOS,
     UNSEEN,
@@ -22,6 +23,7 @@ from edgead.evaluation.validation_normals import (
     find_normals,
     read_training_record,
 )
+from edgead.metrics.metrics import Metric
 from edgead.opening import open_inspector
 from edgead.probes import KINDS, STRUCTURAL
 from edgead.runtime.backends import BackendInfo
@@ -278,3 +280,17 @@ def test_no_test_image_is_looked_at(edgead, plate, plate_model, tmp_path):
         path.write_bytes(b"no image")
     outcome = edgead("eval", plate_model, copied, "--probe", "--kinds", "stain", "--per-kind", "1", "--json")
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "auroc", "caught", "said"),
+    [
+        (55, 0.5, 1, "raised 55%: the model hardly sees these flaws"),
+        (100, 0.46, 26, "raised 100%, image AUROC 0.46: the model sees these flaws, but normal images differ"),
+        (98, 0.9, 12, "raised 98%, caught 12%: the model sees these flaws, and its threshold lets most pass"),
+        (98, 0.99, 90, "raised 98%, caught 90%: the model sees these flaws and rejects them."),
+    ],
+)
+def test_the_figures_are_said_in_words(raised, auroc, caught, said):
+    report = KindReport("all", 100, caught, raised, 0, 0, Metric(auroc, 0.0, 1.0), None)
+    assert verdict(report).startswith(said)

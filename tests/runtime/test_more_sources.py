@@ -85,6 +85,15 @@ def test_new_images_are_read_once_each_and_what_was_there_is_not(tmp_path):
     assert all(isinstance(frame, Frame) for frame in watching.got)
 
 
+@pytest.mark.parametrize("query", ["", "?existing=yes"])
+def test_images_that_are_left_alone_are_not_left_in_silence(tmp_path, caplog, query):
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    open_source(f"watch://{tmp_path}{query}").close()
+    said = f"2 images that were in {tmp_path} before are not judged; ?existing=yes judges them"
+    assert caplog.messages == ([] if query else [said])
+
+
 def test_a_file_that_is_being_written_is_not_read_before_it_is_whole(tmp_path):
     data = picture(kind="BMP")
     with Watching(tmp_path) as watching, (tmp_path / "slow.bmp").open("wb") as file:

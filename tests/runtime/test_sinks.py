@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -286,6 +287,15 @@ def test_pictures_of_anomalies_only(folder, tmp_path):
 def test_pictures_of_all_frames_up_to_a_limit(folder, tmp_path):
     (report,) = Stream(judge, folder, sinks=[f"images:{tmp_path}/out?only=all&limit=7&format=png"]).run().sinks
     assert len(list((tmp_path / "out").glob("*.png"))) == report.written == 7
+
+
+def test_a_picture_carries_the_id_of_its_part(tmp_path):
+    with open_sink(f"images:{tmp_path}?keep=3") as sink:
+        for number, part in enumerate(("4711", "../../4712", "…", "x" * 128)):
+            sink.write(replace(result(number, Decision.ANOMALY, 11.0, "line"), part_id=part), frame(number))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    kept = ["line-4712-000001-ANOMALY.jpg", "line-part-000002-ANOMALY.jpg", f"line-{'x' * 80}-000003-ANOMALY.jpg"]
+    assert names == kept
 
 
 def test_picture_names_keep_sources_and_runs_apart(tmp_path):
