@@ -14,6 +14,7 @@ from PIL import Image
 from edgead.data import open_category
 from edgead.fitting import FitConfig
 from edgead.metrics.shares import Share
+from edgead.recommending import trying
 from edgead.recommending.looking import look_at
 from edgead.recommending.recommendation import choose, recommend
 from edgead.recommending.trying import Candidate, Trial, short_list
@@ -42,6 +43,12 @@ def few(plate: Path, tmp_path: Path) -> Path:
     for path in sorted((copy / "train" / "good").iterdir())[FEW:]:
         path.unlink()
     return copy
+
+
+@pytest.fixture
+def _two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the fits, for what depends on no figure."""
+    monkeypatch.setattr(trying, "ROUNDS", 2)
 
 
 def test_turned_plates_are_a_part_that_lies_anyhow(made_images):
@@ -116,6 +123,7 @@ def test_three_sentences_carry_figures_and_their_doubt(recommended):
     assert "planted defects are no real ones" in found.why[2]
 
 
+@pytest.mark.usefixtures("_two_rounds")
 def test_no_test_image_is_opened(few):
     for path in (few / "test").rglob("*.png"):
         path.write_bytes(b"no image")
@@ -207,6 +215,7 @@ def test_too_few_images_are_refused_before_any_fit(plate, tmp_path):
         recommend(tmp_path / "few", minutes=LONG)
 
 
+@pytest.mark.usefixtures("_two_rounds")
 def test_json_is_one_object_and_people_get_the_command_last(few, edgead):
     arguments = ("recommend", few, "--size", "96", "--minutes", str(LONG))
     found = edgead(*arguments, "--json")
