@@ -110,7 +110,8 @@ class AuditCard(CardSection):
         copies: groups of images that are copies of each other.
         stray: image that should not be learned from -> why: it shows nothing, or its score is far beyond the others'.
         odd: image that looks unlike the others -> why.
-        unusual: the images with the highest scores, from the highest down, by models that did not see them.
+        unusual: the images with the highest scores, by models that did not see them; from the highest down in a fit, by
+            name in a loaded model.
         excluded: image that was left out of the fit -> why.
     """
 

@@ -16,6 +16,7 @@ import typer
 from edgead.cli import app, run
 from edgead.cli.terminal.completion import PRECISIONS, Shell, registered
 from edgead.cli.terminal.progress import Pace, clock_text, lines
+from edgead.model.model import load_model
 from tests.terminal import edgead_on_terminal
 
 VERBS = sorted(typer.main.get_command(app).commands)
@@ -140,6 +141,10 @@ def _next(outcome) -> list[str]:
 def test_each_step_ends_with_a_command_that_works_as_it_is_typed(edgead, plate, fit_arguments, tmp_path):
     model = tmp_path / "a folder's plate.model"
     fitted = edgead("fit", plate, *fit_arguments, "-o", model)
+    # The images that a threshold from few of them depends on are named.
+    unusual = load_model(model).card.audit.unusual
+    highest = max(unusual, key=unusual.get)
+    assert re.search(rf"highest scores\W+{re.escape(highest)}\W+\d", fitted.out)
     assert _next(fitted) == ["export", str(model), "-o", str(model.with_suffix(".edgead"))]
     exported = edgead(*_next(fitted))
     assert exported.code == 0
