@@ -27,12 +27,12 @@ from edgead.cli._options import (
 )
 from edgead.cli.terminal.completion import complete_detector
 
-_SHOWN = 3  # of the highest scores
-
 if TYPE_CHECKING:
     from edgead.cli._output import Output
     from edgead.model.card_sections import BudgetCard, DefectsCard, LearnedDefectsCard
     from edgead.runtime.decision.threshold import Threshold
+
+_SHOWN = 3  # of the highest scores
 
 PANEL = "Train, measure, export"
 

@@ -94,6 +94,6 @@ def _of_planted(model: TrainedModel, images: int, passed: int) -> list[str]:
     return [
         f"most planted defects, {passed} of {images}, would pass as OK at a target of "
         f"{model.threshold.target_false_alarm_rate:.1%} false alarms. What helps: more normal images, another detector "
-        "('edgead recommend' tries some), a higher --false-alarm-rate. Planted defects are no real ones: five of those "
+        "('edgead recommend' tries some), a higher --false-alarm-rate. Planted defects are not real: five real ones "
         "(--defects DIR) say more, and 'edgead eval --probe' shows whether the model sees such flaws at all"
     ]

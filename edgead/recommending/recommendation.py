@@ -194,8 +194,8 @@ def _explain(tried: Tried, chosen: int, equal: Sequence[str]) -> tuple[str, str,
         "defects are no real ones: "
     )
     if 2 * taken.escapes.count > taken.escapes.n:
-        sure += "most of those pass, so that no detector here is proven fit for the line; show more normal images and "
-        sure += "real defects (--defects DIR), or take a higher --false-alarm-rate, before you rely on it"
+        sure += "most planted ones pass, so that it is not proven fit for the line; show more normal images and real "
+        sure += "defects (--defects DIR), or take a higher --false-alarm-rate, before you rely on it"
     else:
         sure += "look at the first defects of the line before you rely on it"
     return f"{what}.", f"{found}.", f"{sure}."
