@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +74,6 @@ def table(known: dict[str, tuple[Scores, Scores]], counts: Sequence[int], rates:
 
 
 def main() -> None:
-    from tempfile import TemporaryDirectory
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("categories", nargs="*", type=Path)
     parser.add_argument("--solar-cells", action="store_true")

@@ -195,6 +195,9 @@ def _out_of_place(module: nn.Module, example: torch.Tensor | list[torch.Tensor])
     Not where that changes an output: then the module reads again what an activation has overwritten.
     """
     inplace = [part for part in module.modules() if getattr(part, "inplace", None) is True]
+    if not inplace:
+        yield
+        return
     before = _outputs(module, example)
     try:
         _set_inplace(inplace, False)
