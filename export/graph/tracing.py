@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateHashedInitializersPass
 from torch import nn
 
 from edgead.export.ops.nodes import attach_bodies, translations
@@ -73,6 +74,9 @@ def export_part(
         raise ExportError(f"torch cannot export this module: {reason}") from error
     if program is None:
         raise ExportError("torch's exporter returned nothing")
+    # Members of an ensemble read the same features; torch's exporter merges nodes, but sees no large weights as equal.
+    DeduplicateHashedInitializersPass()(program.model)
+    CommonSubexpressionEliminationPass()(program.model)
     model: onnx.ModelProto = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
     merge_padding(model.graph)
