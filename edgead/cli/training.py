@@ -204,7 +204,9 @@ def fit(
     for text in model_warnings(model, payload):
         out.warn(text)
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
-    points = () if model.card.defects is None else (_defects_table(model.card.defects),)
+    points = [_targets_table(payload)] if "targets" in payload else []
+    if model.card.defects is not None:
+        points = [_defects_table(model.card.defects)]
     bundle = output.parent / (output.name.removesuffix(".model") + SUFFIX)
     following = ("edgead", "export", word(output), "-o", word(bundle))
     out.finish(payload, *curve, *points, _fit_table(payload, model.threshold), next_command=following)
@@ -252,6 +254,27 @@ def _alignment(align: dict[str, Any]) -> str:
     return f"the part is {turned}; one that overlaps by less than {align['minimum'] / 10:.1f} % is not inspected"
 
 
+def _targets_table(payload: dict[str, Any]) -> Any:
+    from edgead.cli._output import table
+
+    planted, normals = payload["planted_defects"]["images"], next(iter(payload["thresholds"].values()))["n_normals"]
+    rows = [
+        [
+            _aim(one["target_false_alarm_rate"], one["own"]),
+            f"{one['threshold']:.5g}",
+            f"{one['normals_above']} of {normals}",
+            f"{one['planted_passed']} of {planted}",
+        ]
+        for one in payload["targets"]
+    ]
+    title = "What --false-alarm-rate does on the same images"
+    return table(title, ["aims at false alarms", "threshold", "normals above it", "planted defects that pass"], rows)
+
+
+def _aim(rate: float, own: bool) -> str:
+    return f"{rate:.2%}" + (" (the model's)" if own else "")
+
+
 def _defects_table(card: DefectsCard) -> Any:
     from edgead.cli._output import table
 
@@ -266,7 +289,7 @@ def _defects_table(card: DefectsCard) -> Any:
         )
     rows = [
         [
-            f"{point.target_false_alarm_rate:.2%}" + (" (the model's)" if point.own else ""),
+            _aim(point.target_false_alarm_rate, point.own),
             f"{point.threshold:.5g}",
             f"{point.false_alarms} of {point.normals}",
             f"{point.escapes} of {card.images}",

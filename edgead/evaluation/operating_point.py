@@ -24,7 +24,7 @@ from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.decode import read_image
 
 # False-alarm rates whose thresholds are shown beside the model's own.
-_RATES = (0.01, 0.02, 0.05, 0.1)
+RATES = (0.01, 0.02, 0.05, 0.1)
 
 
 def defects_at_hand(category: Category, folder: str | Path | None) -> tuple[Sample, ...]:
@@ -91,9 +91,14 @@ def _by_kind(defects: Sequence[Sample], scores: NDArray[np.float64], value: floa
     return kinds
 
 
+def thresholds_beside(own: Threshold, normal: Sequence[float] | NDArray[np.float64]) -> list[Threshold]:
+    """Return a model's threshold and those of `RATES` for the same ``(n,)`` held-out scores, from the highest down."""
+    others = [calibrate(normal, rate) for rate in RATES if rate != own.target_false_alarm_rate]
+    return sorted([own, *others], key=lambda one: (-one.value, one.target_false_alarm_rate))
+
+
 def _points(normal: NDArray[np.float64], defects: NDArray[np.float64], own: Threshold) -> Iterable[PointCard]:
-    others = [calibrate(normal, rate) for rate in _RATES if rate != own.target_false_alarm_rate]
-    for threshold in sorted([own, *others], key=lambda one: -one.value):
+    for threshold in thresholds_beside(own, normal):
         escapes = int((defects <= threshold.value).sum())
         low, high = share_interval(escapes, len(defects))
         yield PointCard(

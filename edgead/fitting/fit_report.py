@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgead.evaluation.operating_point import thresholds_beside
 from edgead.model.model import TrainedModel
+from edgead.runtime.decision.verdict import Verdict
+from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.decode import ALL_BITS
 
 
@@ -16,6 +19,7 @@ def fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, 
     thresholds = dict.fromkeys(card.categories, threshold)
     if card.routing is not None:
         thresholds = {name: one.threshold.to_threshold() for name, one in card.routing.categories.items()}
+    planted = model.planted_defects()
     payload = {
         "schema": "edgead.fit/1",
         "model": str(output),
@@ -27,9 +31,11 @@ def fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, 
         "images": sum(card.categories.values()),
         "categories": card.categories,
         "thresholds": {name: {**one.to_dict(), "meaning": one.explain()} for name, one in thresholds.items()},
-        "planted_defects": dict(zip(("images", "passed"), model.planted_defects(), strict=True)),
+        "planted_defects": {"images": len(planted), "passed": sum(one.decision is Decision.OK for one in planted)},
         "seconds": round(seconds, 3),
     }
+    if card.routing is None:
+        payload["targets"] = _targets(model, planted)
     if card.defects is not None:
         payload["defects"] = card.defects.model_dump(mode="json")
     if card.audit is not None:
@@ -47,6 +53,21 @@ def fit_payload(model: TrainedModel, output: Path, seconds: float) -> dict[str, 
     if card.budget is not None:
         payload["budget"] = card.budget.model_dump(mode="json")
     return payload
+
+
+def _targets(model: TrainedModel, planted: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """What this and other false-alarm rates would give on the same held-out normals, and on the planted defects."""
+    normal, own = model.card.normal_scores, model.threshold
+    return [
+        {
+            "target_false_alarm_rate": one.target_false_alarm_rate,
+            "threshold": one.value,
+            "normals_above": sum(score > one.value for score in normal),
+            "planted_passed": sum(v.decision is not Decision.NOT_INSPECTED and v.score <= one.value for v in planted),
+            "own": one is own,
+        }
+        for one in thresholds_beside(own, normal)
+    ]
 
 
 def model_warnings(model: TrainedModel, payload: Mapping[str, Any]) -> list[str]:

@@ -27,10 +27,9 @@ from edgead.model.model_card import CARD_FILE, ModelCard, read_card
 from edgead.runtime.bundle.layout import MASK_NAME, TEMPLATE_NAME
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.threshold import Threshold
-from edgead.runtime.decision.verdict import Limits
+from edgead.runtime.decision.verdict import Limits, Verdict
 from edgead.runtime.errors import BundleError, ConfigError, DataError
 from edgead.runtime.files import reason
-from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.alignment import Alignment, encode_template
 from edgead.runtime.imaging.decode import decode_image
 from edgead.runtime.imaging.preprocess import resize
@@ -143,8 +142,8 @@ class TrainedModel:
         defects = self.card.defects.model_copy(update={"learned": learned})
         return replace(self, card=self.card.model_copy(update={"defects": defects}))
 
-    def planted_defects(self) -> tuple[int, int]:
-        """Return how many images with a planted defect the model holds, and how many of them it would pass as OK.
+    def planted_defects(self) -> list[Verdict]:
+        """Return the verdicts on the images with a planted defect that the model holds.
 
         Defects painted on training images, the rest of which the model has seen: a warning where most of them pass,
         no promise of what it does with real ones.
@@ -155,8 +154,7 @@ class TrainedModel:
         if model.tiles is None:  # which lie in these at network size
             images += [resize(decode_image(data, name), *size) for name, data in self.calibration if _is_planted(name)]
         backend, limits = model.torch_backend(), model.limits
-        verdicts = [limits.judge(backend.run(image[None]), 0) for image in images]
-        return len(verdicts), sum(verdict.decision is Decision.OK for verdict in verdicts)
+        return [limits.judge(backend.run(image[None]), 0) for image in images]
 
     def _routing(self) -> Routing | None:
         card = self.card.routing

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgead.model.model import load_model
 from edgead.opening import open_inspector
+from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.frame import Decision
 from edgead.runtime.imaging.decode import read_image
 
@@ -46,8 +47,18 @@ def test_fit_reports_what_it_made(edgead, plate, fit_arguments, tmp_path):
     assert "16 held-out good parts, which cannot support a false-alarm rate of 1.00%" in threshold["meaning"]
     planted = sorted((tmp_path / "m").glob("*/probe-*.png"))
     with open_inspector(tmp_path / "m") as inspector:
-        passed = sum(inspector(read_image(path)).decision is Decision.OK for path in planted)
+        results = [inspector(read_image(path)) for path in planted]
+    passed = sum(result.decision is Decision.OK for result in results)
     assert report["planted_defects"] == {"images": len(planted), "passed": passed}
+    # The same images at other targets; the first row is what the model does.
+    scores, rows = load_model(tmp_path / "m").card.normal_scores, report["targets"]
+    assert [row["target_false_alarm_rate"] for row in rows] == [0.01, 0.02, 0.05, 0.1]
+    assert [row["own"] for row in rows] == [True, False, False, False]
+    assert (rows[0]["threshold"], rows[0]["planted_passed"]) == (threshold["value"], passed)
+    for row in rows:
+        assert row["threshold"] == calibrate(scores, row["target_false_alarm_rate"]).value
+        assert row["normals_above"] == sum(score > row["threshold"] for score in scores)
+        assert row["planted_passed"] == sum(result.score <= row["threshold"] for result in results)
     assert ("most planted defects" in outcome.err) == (2 * passed > len(planted) > 0)
 
 
@@ -60,6 +71,9 @@ def test_fit_takes_rate_seed_and_two_sides(edgead, plate, tmp_path):
     assert (report["seed"], report["size"]) == (7, {"height": 64, "width": 96})
     assert (report["settings"]["bank_size"], report["settings"]["smooth"]) == (8, False)
     assert report["thresholds"]["plate"]["supported"] is True
+    assert [row["target_false_alarm_rate"] for row in report["targets"] if row["own"]] == [0.2]
+    assert report["targets"][-1]["own"]
+    assert (report["targets"][0]["normals_above"], report["targets"][-1]["normals_above"]) == (0, 2)  # the 14th of 16
     assert "cannot support" not in outcome.err
 
 
