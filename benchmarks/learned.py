@@ -5,7 +5,7 @@
 The tables of docs/learned.md and docs/results.md. Every row is a fit through `edgead.fitting`, judged on the labelled
 test images by `edgead.evaluation.evaluation`. *Untrained*: the same network of the same seed before its first step,
 with the statistics that it takes from good images. *Mean image*: the mean absolute difference from the mean of the
-images that the fit trained on, smoothed as maps are. Rows that the file has are not measured again.
+images that the fit trained on, smoothed as maps are; neither with `--align`. Rows in the file are not measured again.
 """
 
 from __future__ import annotations
@@ -90,16 +90,22 @@ def measure(scoring: Scoring, category: Category, size: tuple[int, int]) -> list
     return [image_auroc(scores, labels, bootstrap=0).value, by_pixel]
 
 
-def measure_row(name: str, settings: Mapping[str, Any], category: Category, seed: int, place: Path) -> dict[str, Any]:
-    """Fit, save at ``place``, judge, and judge what it is compared with."""
+def measure_row(
+    name: str, settings: Mapping[str, Any], category: Category, seed: int, place: Path, align: bool = False
+) -> dict[str, Any]:
+    """Fit, save at ``place``, judge, and judge what it is compared with, which sees parts as they lie."""
     started, begun = time.process_time(), time.perf_counter()
-    model = fit([category.root], detector=name, settings=settings, seed=seed)
+    model = fit([category.root], detector=name, settings=settings, seed=seed, align=align)
     seconds, minutes = time.process_time() - started, (time.perf_counter() - begun) / 60
     model.save(place)
     with open_inspector(place, threads=torch.get_num_threads()) as inspector:
         found = evaluate(inspector, category, bootstrap=0)
-    size = default_size(name, settings)
-    pixels = np.stack(list(load_images(category.train, *size)))
+    others: dict[str, list[float]] = {"untrained": [], "mean_image": []}
+    if not align:
+        size = default_size(name, settings)
+        pixels = np.stack(list(load_images(category.train, *size)))
+        others["untrained"] = measure(untrained(name, settings, pixels, seed), category, size)
+        others["mean_image"] = measure(mean_image(pixels[hold_out(len(pixels), seed)[0]]), category, size)
     assert model.card.training is not None
     judged = model.card.training.log.judgements
     decisions = found.decisions
@@ -114,8 +120,8 @@ def measure_row(name: str, settings: Mapping[str, Any], category: Category, seed
         "cpu_s": seconds,
         "wall_minutes": minutes,
         "settings": model.card.settings,
-        "untrained": measure(untrained(name, settings, pixels, seed), category, size),
-        "mean_image": measure(mean_image(pixels[hold_out(len(pixels), seed)[0]]), category, size),
+        "align": align,
+        **others,
         "probes": [judged[0].value, next(one.value for one in judged if one.chosen)],
         "steps": next(one.step for one in judged if one.chosen),
     }
@@ -145,9 +151,12 @@ def _line(row: dict[str, Any], seed: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _same(row: Mapping[str, Any], category: str, name: str, seed: int, settings: Mapping[str, Any]) -> bool:
+def _same(
+    row: Mapping[str, Any], category: str, name: str, seed: int, settings: Mapping[str, Any], align: bool
+) -> bool:
     stated = create_detector(name, settings).settings.stated().model_dump(mode="json")
-    return (row["category"], row["detector"], row["seed"], row["settings"]) == (category, name, seed, stated)
+    held = (row["category"], row["detector"], row["seed"], row["settings"], row.get("align", False))
+    return held == (category, name, seed, stated, align)
 
 
 def main() -> None:
@@ -158,6 +167,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file that the rows are kept in")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", default="small", choices=("small", "medium"))
+    parser.add_argument("--align", action="store_true", help="how parts lie and are turned is undone first")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, for an ablation")
     parser.add_argument("--models", type=Path, help="folder that the fitted models are kept in")
     arguments = parser.parse_args()
@@ -175,12 +185,12 @@ def main() -> None:
         category = open_category(path, need_test=True)
         for name in arguments.detectors.split(","):
             for seed in range(count):
-                if any(_same(row, category.name, name, seed, settings) for row in rows):
+                if any(_same(row, category.name, name, seed, settings, arguments.align) for row in rows):
                     continue
                 with TemporaryDirectory() as folder:
                     kept = Path(folder) if arguments.models is None else arguments.models
                     place = kept / f"{category.name}-{name}-{seed}.model"
-                    rows.append(measure_row(name, settings, category, seed, place))
+                    rows.append(measure_row(name, settings, category, seed, place, arguments.align))
                 print(_line(rows[-1], str(seed)), flush=True)
                 if arguments.json is not None:
                     with atomic_write(arguments.json, DataError) as file:

@@ -83,6 +83,32 @@ def test_an_activation_in_place_keeps_its_meaning_and_its_setting(reads_again):
     np.testing.assert_allclose(grid, expected_grid, atol=1e-4)
 
 
+class Branches(nn.Module):
+    """Two convolutions of more weights than the exporter compares itself, which are alike or not."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 64, 5, stride=4) for _ in range(2))
+        if alike:
+            self.second.load_state_dict(self.first.state_dict())
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        return self.first(pixels).mean(1), self.second(pixels).mean(1)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_what_is_computed_twice_is_computed_once_and_each_output_stays(alike):
+    module = Branches(alike).eval().requires_grad_(False)
+    model = export_onnx(module, 64, 64, ("first", "second"))
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == (1 if alike else 2)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(["first", "second"], {"images": IMAGES})
+    for one, expected in zip(found, module(torch.from_numpy(IMAGES)), strict=True):
+        np.testing.assert_allclose(one, expected.numpy(), atol=1e-4)
+    assert np.array_equal(*found) == alike
+
+
 def test_large_weights_move_out_and_back(exportable, tmp_path):
     model = export_onnx(exportable.module, 64, 64)
     data, files = split_weights(model)
