@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateHashedInitializersPass
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateInitializersPass
 from torch import nn
 
 from edgead.export.ops.nodes import attach_bodies, translations
@@ -75,7 +76,7 @@ def export_part(
     if program is None:
         raise ExportError("torch's exporter returned nothing")
     # Members of an ensemble read the same features; torch's exporter merges nodes, but sees no large weights as equal.
-    DeduplicateHashedInitializersPass()(program.model)
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(program.model)
     CommonSubexpressionEliminationPass()(program.model)
     model: onnx.ModelProto = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)

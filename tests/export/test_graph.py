@@ -91,6 +91,9 @@ class Branches(nn.Module):
         self.first, self.second = (nn.Conv2d(3, 64, 5, stride=4) for _ in range(2))
         if alike:
             self.second.load_state_dict(self.first.state_dict())
+        for convolution in (self.first, self.second):  # weights do not lie in memory as they are counted
+            turned = convolution.weight.data.transpose(0, 3).contiguous().transpose(0, 3)
+            convolution.weight = nn.Parameter(turned)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = images.permute(0, 3, 1, 2).float() / 255
