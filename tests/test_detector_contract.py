@@ -37,7 +37,7 @@ from edgead.runtime.streaming.stream import Stream
 
 # Pixels a side. What is trained takes the most time: smaller where a short training can still tell parts from flaws.
 SIZE = 128
-SIZES = {"sgsf": 64, "cutpaste": 64, "efficientad": 64}
+SIZES = {"sgsf": 64, "isstad": 64, "cutpaste": 64, "efficientad": 64}
 BACKENDS = ("onnxruntime", "openvino")
 # Wide enough that no layer has to be kept in FP32, which takes a run of the network for each of them. A network that
 # was trained for seconds leaves a short way from good parts to the threshold, so rounding takes a larger share of it.
