@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,10 +17,12 @@ from edgead.data import Category, Sample, load_mask, prefetch, unclear_masks
 from edgead.data.category import relative_name
 from edgead.evaluation.costs import Costs
 from edgead.evaluation.decisions import Decisions, Defect, ImageScore, by_defect, count_decisions
+from edgead.evaluation.shift import Shift, find_shifts
 from edgead.metrics.metrics import BOOTSTRAP, Metric, f1_max, false_alarm_rate_at_zero_escapes, image_auroc
 from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
 from edgead.metrics.shares import Allowed, allowed_escapes
 from edgead.runtime.backends import BackendInfo
+from edgead.runtime.decision.baseline import Normals, picture_signals
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
@@ -52,6 +54,9 @@ class Inspecting(Protocol):
     @property
     def bits(self) -> int: ...
 
+    @property
+    def normals(self) -> Mapping[str | None, Normals]: ...
+
     def __call__(self, frame: Frame) -> Result: ...
 
 
@@ -66,6 +71,7 @@ class CategoryReport:
             metrics, and for the pixel metrics as images without a defect.
         unclear_masks: files with more than two levels, see `edgead.data.loading.unclear_masks`.
         images: in the order of ``category.test``.
+        shifts: how the good test images differ from the training images where they should not.
         costs: what mistakes cost; None where nobody said.
         routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """
@@ -82,6 +88,7 @@ class CategoryReport:
     empty_masks: int
     unclear_masks: tuple[str, ...]
     images: tuple[ImageScore, ...]
+    shifts: tuple[Shift, ...] = ()
     costs: Costs | None = None
 
     @property
@@ -126,6 +133,7 @@ class CategoryReport:
         result |= {name: _metric_dict(self.metric(name)) for name in METRICS}
         result["empty_masks"] = self.empty_masks
         result["unclear_masks"] = list(self.unclear_masks)
+        result["unlike_training"] = [one.to_dict() for one in self.shifts]
         if self.routed_to:
             result["routed_to"] = self.routed_to
         if images:
@@ -225,6 +233,10 @@ def evaluate(
         empty_masks=sum(one.mask is not None and not one.mask.any() for one in judged),
         unclear_masks=tuple(relative_name(path, category.root) for path in unclear_masks(category.test)),
         images=tuple(one.image for one in judged),
+        shifts=find_shifts(
+            inspector.normals,
+            [(one.image.category, one.signals) for one in judged if one.signals is not None],
+        ),
         costs=costs,
     )
 
@@ -233,6 +245,7 @@ class _Judged(NamedTuple):
     image: ImageScore
     map: NDArray[np.float32] | None  # kept only where there are masks to compare it with
     mask: NDArray[np.bool_] | None
+    signals: Mapping[str, float] | None  # of the picture of a good part
 
 
 def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, int], None] | None) -> list[_Judged]:
@@ -270,7 +283,9 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
                         f"{category.name}/{name}: the anomaly map is missing or not finite; refit the model"
                     )
                 kept = map_on_frame(result, inspector.height, inspector.width)
-            judged.append(_Judged(image, kept, mask))
+            compared = inspector.normals and not sample.anomalous and result.decision is not Decision.NOT_INSPECTED
+            signals = picture_signals(inspector.view.prepare(pixels)) if compared else None
+            judged.append(_Judged(image, kept, mask, signals))
             if progress is not None:
                 progress(len(judged), len(category.test))
     return judged

@@ -115,6 +115,9 @@ class TrainedModel:
             >>> with model.inspector() as inspect:
             ...     print(inspect(image).score)
         """
+        # Categories have names where frames are routed to them; otherwise there is one, of all.
+        sections = self.card.normals
+        normals = {name if self.card.routing else None: section.to_normals() for name, section in sections.items()}
         return Inspector(
             self.exportable(name).torch_backend(),
             height=self.card.height,
@@ -126,6 +129,7 @@ class TrainedModel:
             tiles=self.tiles,
             align=self.align,
             bits=self.card.bits,
+            normals=normals,
         )
 
     @property

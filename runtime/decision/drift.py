@@ -134,8 +134,12 @@ class DriftWatch:
     def _state(self, key: tuple[str, str | None], signal: str, outer: float) -> DriftState:
         values = self._values[key][signal]
         middle = float(np.median(values))
-        low, high = self._normals[key[1]].band(signal, outer)
-        slack = _SLACK_GREY if signal == "brightness" else _SLACK_SHARE * (abs(low) + abs(high)) / 2.0
-        return DriftState(
-            *key, signal, middle, low - slack, high + slack, len(values), not low - slack <= middle <= high + slack
-        )
+        low, high = band(self._normals[key[1]], signal, outer)
+        return DriftState(*key, signal, middle, low, high, len(values), not low <= middle <= high)
+
+
+def band(normals: Normals, signal: str, outer: float = _ALARM) -> tuple[float, float]:
+    """Return lowest and highest median of a signal that normals like those give, but for the ``outer`` shares."""
+    low, high = normals.band(signal, outer)
+    slack = _SLACK_GREY if signal == "brightness" else _SLACK_SHARE * (abs(low) + abs(high)) / 2.0
+    return low - slack, high + slack

@@ -61,6 +61,7 @@ class Inspector:
         name: what is inspected, for messages; bits: of 16-bit image files, see `read_image`.
         why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
         region, tiles, align: the part of frames that is judged, how it is cut (`TiledBackend`), how its pose is undone.
+        normals: what good parts looked like, by category, see the property.
     """
 
     # More than six parameters: each describes the one model, and `open` reads them all from a bundle.
@@ -77,6 +78,7 @@ class Inspector:
         tiles: Tiles | None = None,
         align: Alignment | None = None,
         bits: int = ALL_BITS,
+        normals: Mapping[str | None, Normals] | None = None,
     ) -> None:
         self.view, self.region, self.tiles = View(height, width, region, tiles, align), region, tiles
         self.height, self.width, self.bits, self.why = height, width, require_bits(bits), why
@@ -85,7 +87,7 @@ class Inspector:
             threshold = Limits(threshold.value if isinstance(threshold, Threshold) else float(threshold))
         cleanup = ExitStack()
         cleanup.callback(backend.close)
-        self._model = ServingModel(backend, threshold, name, cleanup)
+        self._model = ServingModel(backend, threshold, name, cleanup, normals=normals or {})
         self._asked: RunConfig | None = None
         self._bundle: tuple[Path, str] | None = None
         self._process, self._precision, self._unfit = OwnProcess(), "fp32", ""

@@ -217,6 +217,7 @@ class Routed:
 
     def __init__(self, inner: Inspector, unknown: set[str]) -> None:
         self.height, self.width, self.region, self.bits = inner.height, inner.width, inner.region, inner.bits
+        self.view, self.normals = inner.view, inner.normals
         self._inner = inner
         self._unknown = unknown
 

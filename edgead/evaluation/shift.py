@@ -1,0 +1,77 @@
+"""Do the good test images look like the training images? Light and focus, which no label knows.
+
+Both are normal parts, so nothing should tell them apart. Where the good test images are darker, a detector that notices
+it rejects them for the light, and one that is drawn to bright places tells them from defects too well: either way
+the figures are of the camera, not of the detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgead.runtime.decision.baseline import Normals
+from edgead.runtime.decision.drift import LEAST_NORMALS, band
+
+LEAST_IMAGES = 5
+_SIDES = {"brightness": ("darker", "brighter"), "focus": ("less sharp", "sharper")}
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """A signal of the pictures in which good test images differ from the good images behind the threshold.
+
+    Attributes:
+        signal: ``brightness`` or ``focus``, see `edgead.runtime.decision.baseline.Normals`.
+        median: of the good test images.
+        low, high: where the medians of such images lie, the middle 90 % of the good images behind the threshold.
+        images: good test images.
+        category: of a model of several; None for a model of one.
+    """
+
+    signal: str
+    median: float
+    low: float
+    high: float
+    images: int
+    category: str | None = None
+
+    def explain(self) -> str:
+        """Return one sentence for a person."""
+        side = _SIDES[self.signal][self.median > self.high]
+        return (
+            f"the good test images are {side} than the training images (median {self.signal} of {self.images}: "
+            f"{self.median:.4g}, of training images {self.low:.4g} to {self.high:.4g}), so the figures are of "
+            "another picture than the model learned; take both as the camera on the line does"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "text": self.explain()}
+
+
+def find_shifts(
+    normals: Mapping[str | None, Normals], pictures: Iterable[tuple[str | None, Mapping[str, float]]]
+) -> tuple[Shift, ...]:
+    """Return the signals in which pictures of good parts differ from a model's normals.
+
+    Args:
+        normals: of each category, as a model has them; fewer than `LEAST_NORMALS` images say nothing.
+        pictures: category and `picture_signals` of each; fewer than `LEAST_IMAGES` of a category say nothing.
+    """
+    values: dict[str | None, list[Mapping[str, float]]] = {}
+    for category, signals in pictures:
+        values.setdefault(category, []).append(signals)
+    found = []
+    for category, own in values.items():
+        known = normals.get(category)
+        if known is None or known.images < LEAST_NORMALS or len(own) < LEAST_IMAGES:
+            continue
+        for signal in _SIDES:
+            median = float(np.median([one[signal] for one in own]))
+            low, high = band(known, signal)
+            if not low <= median <= high:
+                found.append(Shift(signal, median, low, high, len(own), category))
+    return tuple(found)

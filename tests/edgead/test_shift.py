@@ -1,0 +1,73 @@
+"""Good test images that are darker or less sharp than the training images are said, and only those."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from edgead.evaluation.shift import find_shifts
+from edgead.fitting import fit
+from edgead.runtime.decision.baseline import SIGNALS, Normals
+
+
+@pytest.fixture(scope="module")
+def model(made_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("shift") / "plate.model"
+    fit([made_images / "plate"], detector="padim", settings={"dimensions": 20}, size=64).save(path)
+    return path
+
+
+def changed(plate: Path, place: Path, change: Any) -> Path:
+    """A copy of the test images in which the good ones are changed."""
+    shutil.copytree(plate, place)
+    for path in (place / "test" / "good").iterdir():
+        with Image.open(path) as image:
+            other = change(image.convert("RGB"))
+        other.save(path)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("change", "signal", "side"),
+    [
+        (lambda image: image.point(lambda value: value * 0.75), "brightness", "darker"),
+        (lambda image: image.point(lambda value: min(255, value * 1.3)), "brightness", "brighter"),
+        (lambda image: image.filter(ImageFilter.GaussianBlur(image.width / 64)), "focus", "less sharp"),
+    ],
+)
+def test_another_light_or_focus_is_said_with_numbers(
+    edgead: Any, model: Path, made_images: Path, tmp_path: Path, change: Any, signal: str, side: str
+) -> None:
+    outcome = edgead("eval", model, changed(made_images / "plate", tmp_path / "plate", change), "--json")
+    assert outcome.code == 0, outcome.err
+    found = {one["signal"]: one for one in outcome.json["categories"]["plate"]["unlike_training"]}
+    assert found[signal]["text"].startswith(f"the good test images are {side} than the training images")
+    assert not found[signal]["low"] <= found[signal]["median"] <= found[signal]["high"]
+    assert f"Warning: plate: {found[signal]['text']}" in outcome.err.replace("\n", " ")
+
+
+def test_nothing_is_said_of_images_taken_alike(edgead: Any, model: Path, made_images: Path) -> None:
+    outcome = edgead("eval", model, made_images / "plate", "--json")
+    assert outcome.json["categories"]["plate"]["unlike_training"] == []
+    assert "than the training images" not in outcome.err
+
+
+def test_few_images_say_nothing_and_each_category_is_compared_with_its_own() -> None:
+    values = {name: np.linspace(100, 110, 40) for name in SIGNALS}
+    normals: dict[str | None, Normals] = {
+        "a": Normals.of(values),
+        "b": Normals.of({n: v * 2 for n, v in values.items()}),
+    }
+    dark = {"brightness": 90.0, "focus": 105.0}
+    assert find_shifts(normals, [("a", dark)] * 4) == ()
+    (found,) = find_shifts(normals, [("a", dark)] * 5)
+    assert (found.signal, found.category, found.images, found.median) == ("brightness", "a", 5, 90.0)
+    assert {one.signal for one in find_shifts(normals, [("b", dark)] * 5)} == {"brightness", "focus"}
+    assert find_shifts(normals, [(None, dark)] * 5) == ()
+    few = {"a": Normals.of({name: value[:19] for name, value in values.items()})}
+    assert find_shifts(few, [("a", dark)] * 5) == ()
