@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
@@ -129,9 +129,22 @@ def _summary(group: Group, first: Group | None) -> dict[str, Any]:
         },
         "latency_ms": _latency(outcomes),
         "latency_missing": next((one.latency_missing for one in outcomes if one.latency_missing), None),
+        "unlike_training": list(dict.fromkeys(text for one in outcomes for text in one.unlike_training)),
         "first": first is group,
         "difference": None if first is None or first is group else _difference(group, first),
     }
+
+
+def unlike_training(payload: Mapping[str, Any]) -> list[str]:
+    """Return how good test images differ from training images, a line for each category and signal.
+
+    Detectors see a category at other sizes, and so with slightly other numbers: the first one speaks.
+    """
+    first: dict[str, list[str]] = {}
+    for one in payload["summary"]:
+        if one["unlike_training"]:
+            first.setdefault(one["category"], one["unlike_training"])
+    return [f"{category}: {text}" for category, texts in first.items() for text in texts]
 
 
 def _figure(outcomes: Sequence[Outcome], name: str) -> dict[str, Any] | None:

@@ -51,6 +51,19 @@ def test_another_light_or_focus_is_said_with_numbers(
     assert f"Warning: plate: {found[signal]['text']}" in outcome.err.replace("\n", " ")
 
 
+def test_pages_and_comparisons_say_it_too(edgead: Any, model: Path, made_images: Path, tmp_path: Path) -> None:
+    dark = changed(made_images / "plate", tmp_path / "plate", lambda image: image.point(lambda value: value * 0.75))
+    said = "the good test images are darker than the training images"
+    assert edgead("report", model, dark, "-o", tmp_path / "report.html").code == 0
+    assert said in (tmp_path / "report.html").read_text()
+    settings = ["--detectors", "padim,small=padim", "--set", "small:dimensions=8", "--size", "64", "--seeds", "1"]
+    compared = edgead("compare", dark, *settings, "--no-latency", "-o", tmp_path / "compared", "--json")
+    assert compared.code == 0, compared.err
+    assert compared.err.count(said) == 1
+    assert all(said in one["unlike_training"][0] for one in compared.json["summary"])
+    assert (tmp_path / "compared" / "compare.html").read_text().count(said) == 1
+
+
 def test_nothing_is_said_of_images_taken_alike(edgead: Any, model: Path, made_images: Path) -> None:
     outcome = edgead("eval", model, made_images / "plate", "--json")
     assert outcome.json["categories"]["plate"]["unlike_training"] == []
