@@ -207,7 +207,7 @@ def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str
 
 def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
     from edgead.cli._output import some, table
-    from edgead.comparing.summary import unlike_training
+    from edgead.comparing.summary import unlike_normals
     from edgead.comparing.tables import cells
     from edgead.metrics.shares import RATES
     from edgead.runtime.errors import DataError, ParityError
@@ -217,7 +217,7 @@ def _finish(out: Output, folder: Path, payload: dict[str, Any]) -> None:
             out.warn(f"{one['category']} {one['label']}: THE BACKBONE HAS RANDOM WEIGHTS")
         if one["latency_missing"]:
             out.warn(f"{one['category']} {one['label']}: no latency: {one['latency_missing']}")
-    for text in unlike_training(payload):
+    for text in unlike_normals(payload):
         out.warn(text)
     failed = payload["failed"]
     rows = [cells(one) for one in payload["summary"]]

@@ -272,7 +272,7 @@ def _targets_table(payload: dict[str, Any]) -> Any:
 
 
 def _aim(rate: float, own: bool) -> str:
-    return f"{rate:.2%}" + (" (the model's)" if own else "")
+    return f"{100 * rate:.3g}%" + (" (the model's)" if own else "")
 
 
 def _defects_table(card: DefectsCard) -> Any:

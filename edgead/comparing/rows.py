@@ -85,7 +85,7 @@ class Outcome(_Section):
     Attributes:
         metrics: of the trained model; None where the category has no masks.
         draws: each metric on every bootstrap resample, so that seeds and detectors can be resampled jointly.
-        unlike_training: how the good test images differ from the training images, in words.
+        unlike_normals: how the good test images differ from the good images behind the threshold, in words.
         fit_seconds, bytes, fit_peak_rss_bytes: of the whole model, which several categories may share (``pooled``).
         fit_peak_rss_bytes: largest resident memory of the process during the fit, None where the system does not say.
         parity: runtime -> record, over every test image of every category of the model.
@@ -99,7 +99,7 @@ class Outcome(_Section):
     draws: dict[str, list[float]]
     decisions: DecisionCounts
     empty_masks: int
-    unlike_training: list[str] = Field(default_factory=list)
+    unlike_normals: list[str] = Field(default_factory=list)
     images: list[ImageRow]
     threshold: ThresholdSection
     fit_seconds: float

@@ -129,21 +129,21 @@ def _summary(group: Group, first: Group | None) -> dict[str, Any]:
         },
         "latency_ms": _latency(outcomes),
         "latency_missing": next((one.latency_missing for one in outcomes if one.latency_missing), None),
-        "unlike_training": list(dict.fromkeys(text for one in outcomes for text in one.unlike_training)),
+        "unlike_normals": next((one.unlike_normals for one in outcomes if one.unlike_normals), []),
         "first": first is group,
         "difference": None if first is None or first is group else _difference(group, first),
     }
 
 
-def unlike_training(payload: Mapping[str, Any]) -> list[str]:
-    """Return how good test images differ from training images, a line for each category and signal.
+def unlike_normals(payload: Mapping[str, Any]) -> list[str]:
+    """Return how good test images differ from the good images behind the threshold, a line for each category.
 
-    Detectors see a category at other sizes, and so with slightly other numbers: the first one speaks.
+    Detectors and seeds see a category at other sizes and in other images, so in other numbers: the first one speaks.
     """
     first: dict[str, list[str]] = {}
     for one in payload["summary"]:
-        if one["unlike_training"]:
-            first.setdefault(one["category"], one["unlike_training"])
+        if one["unlike_normals"]:
+            first.setdefault(one["category"], one["unlike_normals"])
     return [f"{category}: {text}" for category, texts in first.items() for text in texts]
 
 

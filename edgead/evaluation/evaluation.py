@@ -71,7 +71,7 @@ class CategoryReport:
             metrics, and for the pixel metrics as images without a defect.
         unclear_masks: files with more than two levels, see `edgead.data.loading.unclear_masks`.
         images: in the order of ``category.test``.
-        shifts: how the good test images differ from the training images where they should not.
+        shifts: how the good test images differ from the good images behind the threshold where they should not.
         costs: what mistakes cost; None where nobody said.
         routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """
@@ -133,7 +133,7 @@ class CategoryReport:
         result |= {name: _metric_dict(self.metric(name)) for name in METRICS}
         result["empty_masks"] = self.empty_masks
         result["unclear_masks"] = list(self.unclear_masks)
-        result["unlike_training"] = [one.to_dict() for one in self.shifts]
+        result["unlike_normals"] = [one.to_dict() for one in self.shifts]
         if self.routed_to:
             result["routed_to"] = self.routed_to
         if images:

@@ -7,6 +7,7 @@ chosen by these very scores is judged by leaving each image out once: chosen by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def _by_kind(defects: Sequence[Sample], scores: NDArray[np.float64], value: floa
 
 def thresholds_beside(own: Threshold, normal: Sequence[float] | NDArray[np.float64]) -> list[Threshold]:
     """Return a model's threshold and those of `RATES` for the same ``(n,)`` held-out scores, from the highest down."""
-    others = [calibrate(normal, rate) for rate in RATES if rate != own.target_false_alarm_rate]
+    others = [calibrate(normal, rate) for rate in RATES if not math.isclose(rate, own.target_false_alarm_rate)]
     return sorted([own, *others], key=lambda one: (-one.value, one.target_false_alarm_rate))
 
 

@@ -1,4 +1,4 @@
-"""Do the good test images look like the training images? Light and focus, which no label knows.
+"""Do the good test images look like the good images behind the threshold? Light and focus, which no label knows.
 
 Both are normal parts, so nothing should tell them apart. Where the good test images are darker, a detector that notices
 it rejects them for the light, and one that is drawn to bright places tells them from defects too well: either way
@@ -27,9 +27,9 @@ class Shift:
     Attributes:
         signal: ``brightness`` or ``focus``, see `edgead.runtime.decision.baseline.Normals`.
         median: of the good test images.
-        low, high: where the medians of such images lie, the middle 90 % of the good images behind the threshold.
+        low, high: where it should lie, the middle 90 % of the good images behind the threshold and a little beyond.
         images: good test images.
-        category: of a model of several; None for a model of one.
+        category: what they were taken for by a model of several; None for a model of one.
     """
 
     signal: str
@@ -42,10 +42,11 @@ class Shift:
     def explain(self) -> str:
         """Return one sentence for a person."""
         side = _SIDES[self.signal][self.median > self.high]
+        taken = "" if self.category is None else f" taken for {self.category}"
         return (
-            f"the good test images are {side} than the training images (median {self.signal} of {self.images}: "
-            f"{self.median:.4g}, of training images {self.low:.4g} to {self.high:.4g}), so the figures are of "
-            "another picture than the model learned; take both as the camera on the line does"
+            f"the good test images{taken} are {side} than the good images behind the threshold (median {self.signal} "
+            f"of {self.images}: {self.median:.4g}, expected {self.low:.4g} to {self.high:.4g}), so the figures are of "
+            "the camera, too; take test images as the camera on the line does"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +56,9 @@ class Shift:
 def find_shifts(
     normals: Mapping[str | None, Normals], pictures: Iterable[tuple[str | None, Mapping[str, float]]]
 ) -> tuple[Shift, ...]:
-    """Return the signals in which pictures of good parts differ from a model's normals.
+    """Return the signals in which pictures of good parts differ from a model's normals, one of each category.
+
+    Focus grows with contrast, and so with light: where the brightness differs, nothing is said of it.
 
     Args:
         normals: of each category, as a model has them; fewer than `LEAST_NORMALS` images say nothing.
@@ -74,4 +77,5 @@ def find_shifts(
             low, high = band(known, signal)
             if not low <= median <= high:
                 found.append(Shift(signal, median, low, high, len(own), category))
+                break
     return tuple(found)

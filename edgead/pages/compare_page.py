@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgead.comparing.summary import Group, unlike_training
+from edgead.comparing.summary import Group, unlike_normals
 from edgead.comparing.tables import MISSING, p_value
 from edgead.evaluation.evaluation import METRICS
 from edgead.pages import plots
@@ -100,7 +100,7 @@ def _warnings(payload: dict[str, Any]) -> list[Markup]:
         for one in payload["summary"]
         if one["latency_missing"]
     ]
-    said += unlike_training(payload)
+    said += unlike_normals(payload)
     return [element("p", text, class_="warning") for text in said]
 
 

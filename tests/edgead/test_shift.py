@@ -1,4 +1,4 @@
-"""Good test images that are darker or less sharp than the training images are said, and only those."""
+"""Good test images in another light or focus than the good images behind the threshold are said, and only those."""
 
 from __future__ import annotations
 
@@ -45,29 +45,31 @@ def test_another_light_or_focus_is_said_with_numbers(
 ) -> None:
     outcome = edgead("eval", model, changed(made_images / "plate", tmp_path / "plate", change), "--json")
     assert outcome.code == 0, outcome.err
-    found = {one["signal"]: one for one in outcome.json["categories"]["plate"]["unlike_training"]}
-    assert found[signal]["text"].startswith(f"the good test images are {side} than the training images")
-    assert not found[signal]["low"] <= found[signal]["median"] <= found[signal]["high"]
-    assert f"Warning: plate: {found[signal]['text']}" in outcome.err.replace("\n", " ")
+    # Light changes contrast, too: one line, of what changed.
+    (found,) = outcome.json["categories"]["plate"]["unlike_normals"]
+    assert found["signal"] == signal
+    assert found["text"].startswith(f"the good test images are {side} than the good images behind the threshold")
+    assert not found["low"] <= found["median"] <= found["high"]
+    assert f"Warning: plate: {found['text']}" in outcome.err.replace("\n", " ")
 
 
 def test_pages_and_comparisons_say_it_too(edgead: Any, model: Path, made_images: Path, tmp_path: Path) -> None:
     dark = changed(made_images / "plate", tmp_path / "plate", lambda image: image.point(lambda value: value * 0.75))
-    said = "the good test images are darker than the training images"
+    said = "the good test images are darker than the good images behind the threshold"
     assert edgead("report", model, dark, "-o", tmp_path / "report.html").code == 0
     assert said in (tmp_path / "report.html").read_text()
-    settings = ["--detectors", "padim,small=padim", "--set", "small:dimensions=8", "--size", "64", "--seeds", "1"]
+    settings = ["--detectors", "padim,small=padim", "--set", "small:dimensions=8", "--size", "64", "--seeds", "2"]
     compared = edgead("compare", dark, *settings, "--no-latency", "-o", tmp_path / "compared", "--json")
     assert compared.code == 0, compared.err
     assert compared.err.count(said) == 1
-    assert all(said in one["unlike_training"][0] for one in compared.json["summary"])
+    assert all(said in one["unlike_normals"][0] for one in compared.json["summary"])
     assert (tmp_path / "compared" / "compare.html").read_text().count(said) == 1
 
 
 def test_nothing_is_said_of_images_taken_alike(edgead: Any, model: Path, made_images: Path) -> None:
     outcome = edgead("eval", model, made_images / "plate", "--json")
-    assert outcome.json["categories"]["plate"]["unlike_training"] == []
-    assert "than the training images" not in outcome.err
+    assert outcome.json["categories"]["plate"]["unlike_normals"] == []
+    assert "than the good images behind the threshold" not in outcome.err
 
 
 def test_few_images_say_nothing_and_each_category_is_compared_with_its_own() -> None:
@@ -80,7 +82,11 @@ def test_few_images_say_nothing_and_each_category_is_compared_with_its_own() -> 
     assert find_shifts(normals, [("a", dark)] * 4) == ()
     (found,) = find_shifts(normals, [("a", dark)] * 5)
     assert (found.signal, found.category, found.images, found.median) == ("brightness", "a", 5, 90.0)
-    assert {one.signal for one in find_shifts(normals, [("b", dark)] * 5)} == {"brightness", "focus"}
+    (found,) = find_shifts(normals, [("b", dark)] * 5)
+    assert (found.signal, found.low > 190) == ("brightness", True)
+    assert "taken for b are darker" in found.explain()
+    (found,) = find_shifts(normals, [("a", {"brightness": 105.0, "focus": 80.0})] * 5)
+    assert found.signal == "focus"
     assert find_shifts(normals, [(None, dark)] * 5) == ()
     few = {"a": Normals.of({name: value[:19] for name, value in values.items()})}
     assert find_shifts(few, [("a", dark)] * 5) == ()
