@@ -204,12 +204,10 @@ def fit(
     for text in model_warnings(model, payload):
         out.warn(text)
     curve = () if model.card.budget is None else (_budget_table(model.card.budget),)
-    points = [_targets_table(payload)] if "targets" in payload else []
-    if model.card.defects is not None:
-        points = [_defects_table(model.card.defects)]
     bundle = output.parent / (output.name.removesuffix(".model") + SUFFIX)
     following = ("edgead", "export", word(output), "-o", word(bundle))
-    out.finish(payload, *curve, *points, _fit_table(payload, model.threshold), next_command=following)
+    tables = (*curve, *_points(payload, model.card.defects), _fit_table(payload, model.threshold))
+    out.finish(payload, *tables, next_command=following)
 
 
 def _fit_table(payload: dict[str, Any], threshold: Threshold) -> Any:
@@ -252,6 +250,12 @@ def _highest(audit: dict[str, Any], threshold: Threshold) -> str:
 def _alignment(align: dict[str, Any]) -> str:
     turned = "turned and moved back" if align["turns"] else "moved back, not turned: it is round"
     return f"the part is {turned}; one that overlaps by less than {align['minimum'] / 10:.1f} % is not inspected"
+
+
+def _points(payload: dict[str, Any], defects: DefectsCard | None) -> list[Any]:
+    if defects is not None:
+        return [_defects_table(defects)]
+    return [_targets_table(payload)] if "targets" in payload else []
 
 
 def _targets_table(payload: dict[str, Any]) -> Any:

@@ -56,12 +56,10 @@ class Inspector:
     Args:
         backend: anything that keeps the `Backend` protocol; closed together with the inspector.
         height, width: network size in pixels.
-        threshold: raw score; `ANOMALY` iff score > threshold. A routed backend takes `Limits`, which hold one for each
-            category.
-        name: what is inspected, for messages; bits: of 16-bit image files, see `read_image`.
+        threshold: raw score; `ANOMALY` iff score > threshold. A routed backend takes `Limits`, one for each category.
+        name: what is inspected, for messages; bits: of 16-bit image files, see `read_image`; normals: as the property.
         why: one line on how the backend was chosen; ``left_out``: why a device profile that is there was not used.
         region, tiles, align: the part of frames that is judged, how it is cut (`TiledBackend`), how its pose is undone.
-        normals: what good parts looked like, by category, see the property.
     """
 
     # More than six parameters: each describes the one model, and `open` reads them all from a bundle.
