@@ -62,7 +62,7 @@ class BenchRow:
                 **self.latency.to_dict(),
                 "stages": {name: stage.to_dict() for name, stage in self.stages.items()},
             },
-            "throughput_fps": round(self.throughput_fps, 3),
+            "throughput_fps": self.throughput_fps,
             "queued": self.queued,
             "accuracy": self.accuracy.to_dict(),
         }

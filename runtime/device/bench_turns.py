@@ -79,7 +79,7 @@ class Candidate:
             precision=self.precision,
             latency=latency,
             stages={name: _latency(values) for name, values in self.stages.items()},
-            throughput_fps=len(self.end_to_end) / self.busy_s,
+            throughput_fps=round(len(self.end_to_end) / self.busy_s, 3),
             queued=self.queued,
             inspected=len(self.end_to_end),
             failed=self.failed,

@@ -15,12 +15,13 @@ _GROWTH = math.log(1.01)
 _LOWEST_MS = 1e-3
 _BUCKETS = 2100  # 1 µs · 1.01^2100 = 20 minutes
 _MAX_STAGES = 64
+_DECIMALS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
     """Percentiles of one stage in milliseconds, by nearest rank: at most 0.5 % off between 1 µs and 20 minutes; max is
-    exact."""
+    exact. All are rounded to 0.1 µs here, once, so that text and JSON show the same figures."""
 
     p50: float
     p95: float
@@ -28,8 +29,12 @@ class Latency:
     max: float
     count: int
 
+    def __post_init__(self) -> None:
+        for name in ("p50", "p95", "p99", "max"):
+            object.__setattr__(self, name, round(getattr(self, name), _DECIMALS))
+
     def to_dict(self) -> dict[str, float | int]:
-        return {name: round(value, 4) for name, value in asdict(self).items()}
+        return asdict(self)
 
 
 class Histogram:

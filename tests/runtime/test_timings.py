@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgead.runtime.status.latency import Histogram, Timings
+from edgead.runtime.status.latency import Histogram, Latency, Timings
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,15 @@ def test_percentiles_are_exact_to_one_percent(values):
     for got, share in ((summary.p50, 50), (summary.p95, 95), (summary.p99, 99)):
         exact = np.percentile(values, share, method="inverted_cdf")
         assert got == pytest.approx(exact, rel=0.01)
-    assert summary.max == values.max()
+    assert summary.max == round(values.max(), 4)
     assert summary.count == len(values)
+
+
+def test_text_and_json_round_the_same_time_to_the_same_digits():
+    latency = Latency(1.45497, 1.44498, 2.00499, 9.99495, 9)
+    written = latency.to_dict()
+    for name, digits in (("p50", "1.46"), ("p95", "1.45"), ("p99", "2.00"), ("max", "9.99")):
+        assert f"{getattr(latency, name):.2f}" == f"{written[name]:.2f}" == digits, name
 
 
 def test_values_beyond_the_range_are_still_counted():
