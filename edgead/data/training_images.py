@@ -112,10 +112,16 @@ class TrainingImages:
             yield np.stack(held)
 
     def normals(
-        self, indices: Sequence[int], scores: NDArray[np.float64], levels: NDArray[np.float64]
+        self, indices: Sequence[int] | None, scores: NDArray[np.float64], levels: NDArray[np.float64]
     ) -> NormalsSection:
-        """Return what the drift watch compares with, of images that were read before, with a score and level each."""
-        pictures = [self._signals[self._samples[index].path] for index in indices]
+        """Return what the drift watch compares with, of images that were read before.
+
+        Args:
+            indices: of the images whose light and focus count; None: of all.
+            scores, levels: of those that were judged, which may be fewer.
+        """
+        chosen = self._samples if indices is None else [self._samples[index] for index in indices]
+        pictures = [self._signals[sample.path] for sample in chosen]
         values = {name: [picture[name] for picture in pictures] for name in pictures[0]}
         return NormalsSection.from_normals(Normals.of({"score": scores, "level": levels, **values}))
 

@@ -71,7 +71,7 @@ class CategoryReport:
             metrics, and for the pixel metrics as images without a defect.
         unclear_masks: files with more than two levels, see `edgead.data.loading.unclear_masks`.
         images: in the order of ``category.test``.
-        shifts: how the good test images differ from the good images behind the threshold where they should not.
+        shifts: how the good test images differ from the good images that the model knows where they should not.
         costs: what mistakes cost; None where nobody said.
         routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """

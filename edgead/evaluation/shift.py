@@ -1,4 +1,4 @@
-"""Do the good test images look like the good images behind the threshold? Light and focus, which no label knows.
+"""Do the good test images look like the good images that the model knows? Light and focus, which no label knows.
 
 Both are normal parts, so nothing should tell them apart. Where the good test images are darker, a detector that notices
 it rejects them for the light, and one that is drawn to bright places tells them from defects too well: either way
@@ -22,12 +22,12 @@ _SIDES = {"brightness": ("darker", "brighter"), "focus": ("less sharp", "sharper
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """A signal of the pictures in which good test images differ from the good images behind the threshold.
+    """A signal of the pictures in which good test images differ from the good images that the model knows.
 
     Attributes:
         signal: ``brightness`` or ``focus``, see `edgead.runtime.decision.baseline.Normals`.
         median: of the good test images.
-        low, high: where it should lie, the middle 90 % of the good images behind the threshold and a little beyond.
+        low, high: where it should lie, the middle 90 % of the good images that the model knows and a little beyond.
         images: good test images.
         category: what they were taken for by a model of several; None for a model of one.
     """
@@ -44,7 +44,7 @@ class Shift:
         side = _SIDES[self.signal][self.median > self.high]
         taken = "" if self.category is None else f" taken for {self.category}"
         return (
-            f"the good test images{taken} are {side} than the good images behind the threshold (median {self.signal} "
+            f"the good test images{taken} are {side} than the good images that the model knows (median {self.signal} "
             f"of {self.images}: {self.median:.4g}, expected {self.low:.4g} to {self.high:.4g}), so the figures are of "
             "the camera, too; take test images as the camera on the line does"
         )
@@ -61,7 +61,7 @@ def find_shifts(
     Focus grows with contrast, and so with light: where the brightness differs, nothing is said of it.
 
     Args:
-        normals: of each category, as a model has them; fewer than `LEAST_NORMALS` images say nothing.
+        normals: of each category, as a model has them; signals of fewer than `LEAST_NORMALS` images say nothing.
         pictures: category and `picture_signals` of each; fewer than `LEAST_IMAGES` of a category say nothing.
     """
     values: dict[str | None, list[Mapping[str, float]]] = {}
@@ -70,9 +70,11 @@ def find_shifts(
     found = []
     for category, own in values.items():
         known = normals.get(category)
-        if known is None or known.images < LEAST_NORMALS or len(own) < LEAST_IMAGES:
+        if known is None or len(own) < LEAST_IMAGES:
             continue
         for signal in _SIDES:
+            if known.count(signal) < LEAST_NORMALS:
+                continue
             median = float(np.median([one[signal] for one in own]))
             low, high = band(known, signal)
             if not low <= median <= high:

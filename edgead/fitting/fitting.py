@@ -318,7 +318,7 @@ class _Work:
             fingerprint=self._fingerprint,
             scores=outcome.scores.tolist(),
             threshold=calibrate(self.usual_scores(outcome, audit), config.false_alarm_rate),
-            normals={name: fitted.images.normals(*outcome.judged(rows)) for name, rows in outcome.scored.items()},
+            normals=outcome.normals(fitted.images),
             audit=audit,
             # The card of a training lists the images itself.
             scored=None if self._trained or len(images) == len(self._all) else images,

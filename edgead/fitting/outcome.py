@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.data.training_images import TrainingImages
 from edgead.detectors.base import Fit
 from edgead.detectors.dfc import PooledFit
 from edgead.detectors.ensemble import EnsembleModule, units
@@ -15,7 +16,7 @@ from edgead.detectors.learned import LearnedFit, LearnedModule
 from edgead.detectors.routing import RoutedModule
 from edgead.features.scoring import ScoringModule
 from edgead.model.card_sections import CategoryCard, RoutingCard, TrainingCard
-from edgead.runtime.bundle.manifest_schema import ThresholdSection
+from edgead.runtime.bundle.manifest_schema import NormalsSection, ThresholdSection
 from edgead.runtime.decision.threshold import calibrate
 from edgead.runtime.errors import DataError
 
@@ -42,10 +43,14 @@ class Outcome:
     routing: RoutingCard | None = None
     training: TrainingCard | None = None
 
-    def judged(self, rows: Sequence[int]) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
-        """Return the image indices, scores and levels of some of the n."""
-        chosen = list(rows)
-        return [self.images[row] for row in chosen], self.scores[chosen], self.levels[chosen]
+    def normals(self, images: TrainingImages) -> dict[str, NormalsSection]:
+        """Return what the good images of each category look like: scores of those judged, light and focus of all."""
+        found = {}
+        for name, rows in self.scored.items():
+            chosen = list(rows)
+            own = None if len(self.scored) == 1 else [self.images[row] for row in chosen]
+            found[name] = images.normals(own, self.scores[chosen], self.levels[chosen])
+        return found
 
 
 def of_closed_form(fitted: Fit, name: str, images: int) -> Outcome:

@@ -176,6 +176,7 @@ class NormalsSection(Section):
 
     images: Count
     quantiles: dict[Text, Annotated[tuple[float, ...], BeforeValidator(as_tuple)]]
+    pictures: Count | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> NormalsSection:
@@ -188,10 +189,10 @@ class NormalsSection(Section):
 
     @classmethod
     def from_normals(cls, normals: Normals) -> NormalsSection:
-        return cls(images=normals.images, quantiles=dict(normals.quantiles))
+        return cls(images=normals.images, quantiles=dict(normals.quantiles), pictures=normals.pictures)
 
     def to_normals(self) -> Normals:
-        return Normals(self.images, dict(self.quantiles))
+        return Normals(self.images, dict(self.quantiles), self.pictures)
 
 
 class CategorySection(Section):

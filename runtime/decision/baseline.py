@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIGNALS = ("score", "level", "brightness", "focus")
+PICTURE_SIGNALS = ("brightness", "focus")  # of the image alone, so every good image has them, judged or not
 QUANTILES = 21  # 0 %, 5 %, … 100 %
 
 
@@ -22,22 +23,29 @@ class Normals:
     """Quantiles of the signals of good images.
 
     Attributes:
-        images: how many there were.
+        images: how many were judged; a training that holds images out judges only these.
         quantiles: of each of `SIGNALS`: its 0, 5, … 100 % quantiles, ascending. ``score`` is raw; ``level`` is the
             mean of the anomaly map, how far patches are from normal on the whole, which moves with light and lens
             where the score, a maximum, moves with the worst place; ``brightness`` is the mean green value, 0 to 255;
             ``focus`` is the variance of the Laplacian.
+        pictures: how many images `PICTURE_SIGNALS` are of; None: the ``images`` that were judged.
     """
 
     images: int
     quantiles: Mapping[str, tuple[float, ...]]
+    pictures: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> Normals:
-        """Return the quantiles of values by signal, one value an image."""
+        """Return the quantiles of values by signal, one value an image; of pictures there may be more than of scores."""
         shares = np.linspace(0.0, 1.0, QUANTILES)
         table = {name: tuple(float(q) for q in np.quantile(np.asarray(values[name]), shares)) for name in SIGNALS}
-        return cls(len(values[SIGNALS[0]]), table)
+        images, pictures = len(values[SIGNALS[0]]), len(values[PICTURE_SIGNALS[0]])
+        return cls(images, table, None if pictures == images else pictures)
+
+    def count(self, signal: str) -> int:
+        """Return how many images a signal's quantiles are of."""
+        return self.images if self.pictures is None or signal not in PICTURE_SIGNALS else self.pictures
 
     def band(self, signal: str, outer: float) -> tuple[float, float]:
         """Return the ``outer`` and ``1 - outer`` quantile, multiples of 0.05, of a signal."""

@@ -72,7 +72,7 @@ class DriftWatch:
     """Holds a window of signals of each source and category against the good parts' quantiles. Thread-safe.
 
     Args:
-        normals: of each category; the key None is for a model of one category. A category with fewer than
+        normals: of each category; the key None is for a model of one category. A signal of fewer than
             `LEAST_NORMALS` images is not watched.
         window: parts that the median is taken of.
     """
@@ -85,35 +85,43 @@ class DriftWatch:
     def renew(self, normals: Mapping[str | None, Normals]) -> None:
         """Start anew with other normals: those of another model, whose scores are on another scale."""
         with self._lock:
-            self._normals = {name: one for name, one in normals.items() if one.images >= LEAST_NORMALS}
+            self._normals = dict(normals)
+            watched = {
+                name: tuple(signal for signal in SIGNALS if one.count(signal) >= LEAST_NORMALS)
+                for name, one in normals.items()
+            }
+            self._signals = {name: signals for name, signals in watched.items() if signals}
             self._values: dict[tuple[str, str | None], dict[str, deque[float]]] = {}
             self._drifting: set[tuple[str, str | None, str]] = set()
 
     @property
     def active(self) -> bool:
         """Whether there is anything to compare with."""
-        return bool(self._normals)
+        return bool(self._signals)
 
     def watches(self, category: str | None) -> bool:
         """Whether parts of a category are compared with anything."""
-        return category in self._normals
+        return category in self._signals
 
     def observe(self, source_id: str, category: str | None, values: Mapping[str, float]) -> list[DriftState]:
         """Take the signals of one part; return the states that changed, which is rarely any.
 
         Values that are not finite, and parts of a category that is not watched, are omitted.
         """
-        if category not in self._normals or not is_finite(values):
+        if not is_finite(values):
             return []
         key = (source_id, category)
         with self._lock:
-            held = self._values.setdefault(key, {name: deque(maxlen=self._window) for name in SIGNALS})
-            for name in SIGNALS:
+            signals = self._signals.get(category)
+            if signals is None:
+                return []
+            held = self._values.setdefault(key, {name: deque(maxlen=self._window) for name in signals})
+            for name in signals:
                 held[name].append(values[name])
-            if len(held[SIGNALS[0]]) < min(LEAST_PARTS, self._window):
+            if len(held[signals[0]]) < min(LEAST_PARTS, self._window):
                 return []
             changed = []
-            for name in SIGNALS:
+            for name in signals:
                 before = (*key, name) in self._drifting
                 state = self._state(key, name, _CLEAR if before else _ALARM)
                 if state.drifting != before:
@@ -127,7 +135,7 @@ class DriftWatch:
             return [
                 self._state(key, name, _CLEAR if (*key, name) in self._drifting else _ALARM)
                 for key, held in self._values.items()
-                for name in SIGNALS
+                for name in held
                 if len(held[name]) >= min(LEAST_PARTS, self._window)
             ]
 

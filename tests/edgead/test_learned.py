@@ -84,6 +84,9 @@ def test_a_model_says_all_of_its_settings_and_how_it_was_trained(parts: Path, tm
     assert training is not None
     assert len(training.held_out) == 2 == len(model.card.normal_scores) == model.threshold.n_normals
     assert [one.step for one in training.log.judgements] == [0, 3, 6]
+    # Two were judged; light and focus are known of all twelve.
+    (normals,) = model.card.normals.values()
+    assert (normals.images, normals.pictures) == (2, 12)
     assert sum(one.chosen for one in training.log.judgements) == 1
     assert create_detector("sgsf", settings).settings.model_dump() == settings
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgead.runtime.decision.baseline import QUANTILES, SIGNALS, Normals, picture_signals, sharpness
+from edgead.runtime.decision.baseline import PICTURE_SIGNALS, QUANTILES, SIGNALS, Normals, picture_signals, sharpness
 from edgead.runtime.decision.drift import LEAST_PARTS, DriftWatch
 from edgead.runtime.frame import Decision, Frame, Result
 from edgead.runtime.imaging.view import View
@@ -81,6 +81,21 @@ def test_nothing_is_said_before_there_are_enough_parts_or_where_normals_are_few(
     few = watch(images=19)
     assert not few.active
     assert few.observe("0", None, draw(random)) == []
+
+
+def test_light_and_focus_are_watched_where_only_a_few_images_were_judged():
+    random = np.random.default_rng(1)
+    rows = [draw(random) for _ in range(60)]
+    judged = {name: [row[name] for row in rows[:12]] for name in ("score", "level")}
+    pictures = {name: [row[name] for row in rows] for name in PICTURE_SIGNALS}
+    normals = Normals.of({**judged, **pictures})
+    assert (normals.images, normals.pictures, normals.count("score"), normals.count("focus")) == (12, 60, 12, 60)
+    one = DriftWatch({None: normals})
+    assert one.active
+    assert one.watches(None)
+    changed = [state for _ in range(300) for state in one.observe("0", None, draw(random, score=9.0, focus=-9.0))]
+    assert [state.signal for state in changed] == ["focus"]
+    assert {state.signal for state in one.report()} == set(PICTURE_SIGNALS)
 
 
 def test_a_value_that_is_not_finite_is_left_out():
