@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -264,12 +266,13 @@ def _targets_table(payload: dict[str, Any]) -> Any:
     planted, normals = payload["planted_defects"]["images"], next(iter(payload["thresholds"].values()))["n_normals"]
     rows = [
         [
-            _aim(one["target_false_alarm_rate"], one["own"]),
-            f"{one['threshold']:.5g}",
-            f"{one['normals_above']} of {normals}",
-            f"{one['planted_passed']} of {planted}",
+            ", ".join(_aim(one["target_false_alarm_rate"], one["own"]) for one in alike),
+            f"{alike[0]['threshold']:.5g}",
+            f"{alike[0]['normals_above']} of {normals}",
+            f"{alike[0]['planted_passed']} of {planted}",
         ]
-        for one in payload["targets"]
+        # So few good images may give several rates one threshold.
+        for alike in (list(group) for _, group in groupby(payload["targets"], key=itemgetter("threshold")))
     ]
     title = "What --false-alarm-rate does on the same images"
     return table(title, ["aims at false alarms", "threshold", "normals above it", "planted defects that pass"], rows)
@@ -293,13 +296,13 @@ def _defects_table(card: DefectsCard) -> Any:
         )
     rows = [
         [
-            _aim(point.target_false_alarm_rate, point.own),
-            f"{point.threshold:.5g}",
-            f"{point.false_alarms} of {point.normals}",
-            f"{point.escapes} of {card.images}",
-            f"{point.escape_low:.1%} to {point.escape_high:.1%}",
+            ", ".join(_aim(point.target_false_alarm_rate, point.own) for point in alike),
+            f"{alike[0].threshold:.5g}",
+            f"{alike[0].false_alarms} of {alike[0].normals}",
+            f"{alike[0].escapes} of {card.images}",
+            f"{alike[0].escape_low:.1%} to {alike[0].escape_high:.1%}",
         ]
-        for point in card.points
+        for alike in (list(group) for _, group in groupby(card.points, key=attrgetter("threshold")))
     ]
     return table(title, ["aims at false alarms", "threshold", "false alarms", "escapes", "of such defects"], rows)
 

@@ -37,7 +37,7 @@ class Normals:
 
     @classmethod
     def of(cls, values: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> Normals:
-        """Return the quantiles of values by signal, one value an image; of pictures there may be more than of scores."""
+        """Return the quantiles of values by signal, one value an image; pictures may outnumber scores."""
         shares = np.linspace(0.0, 1.0, QUANTILES)
         table = {name: tuple(float(q) for q in np.quantile(np.asarray(values[name]), shares)) for name in SIGNALS}
         images, pictures = len(values[SIGNALS[0]]), len(values[PICTURE_SIGNALS[0]])

@@ -77,6 +77,18 @@ def test_fit_takes_rate_seed_and_two_sides(edgead, plate, tmp_path):
     assert "cannot support" not in outcome.err
 
 
+def test_rates_that_few_images_cannot_tell_apart_share_a_row(edgead, plate, fit_arguments, tmp_path):
+    few = tmp_path / "plate" / "train" / "good"
+    few.mkdir(parents=True)
+    for path in sorted((plate / "train" / "good").iterdir())[:5]:
+        shutil.copy(path, few)
+    outcome = edgead("fit", few.parent.parent, *fit_arguments, "-o", tmp_path / "m")
+    assert outcome.code == 0, outcome.err
+    (row,) = [line for line in outcome.out.splitlines() if "(the model's)" in line]
+    assert row.split("│")[1].split() == ["1%", "(the", "model's),", "2%,", "5%,", "10%"]
+    assert row.split("│")[3].strip() == "0 of 5"
+
+
 def test_random_weights_are_said_loudly(edgead, plate, fit_arguments, tmp_path):
     backbone = ("--backbone", "efficientnet_lite0@random")
     outcome = edgead("fit", plate, *fit_arguments, *backbone, "-o", tmp_path / "m", "--json")
