@@ -17,6 +17,7 @@ from edgead.model.card_sections import AuditCard
 from edgead.model.model import TrainedModel
 from edgead.runtime.imaging.decode import ALL_BITS, read_image
 from edgead.runtime.imaging.heatmap import overlay
+from edgead.runtime.imaging.roi import Box
 from edgead.runtime.progress import Progress, silent
 
 _DETECTOR, _SETTINGS = "patchcore", {"bank_size": 2048}
@@ -64,14 +65,19 @@ class AuditReport:
             "category": self.name,
             "images": self.images,
             "threshold": self.threshold,
+            "not_found": self.card.excluded,
             **self.card.model_dump(mode="json", exclude={"excluded"}),
         }
 
 
+# More than six parameters: those of `FitConfig` that say what of an image is looked at.
 def audit(
     folder: str | Path,
     *,
     size: int | tuple[int, int] | None = None,
+    roi: Box | None = None,
+    mask: Path | None = None,
+    align: bool = False,
     bits: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -83,6 +89,8 @@ def audit(
     Args:
         folder: as `edgead.fitting.fit` takes it.
         size: network size in pixels; None: the detector's own.
+        roi, mask, align: what of an image is judged, see `FitConfig`; where the part to align is not found, an image is
+            named and not scored.
         bits: of 16-bit files, see `FitConfig`.
         seed: decides every random choice.
         progress: called with ``(stage, done, total)``.
@@ -94,15 +102,27 @@ def audit(
         >>> audit("data/screw").card.copies
         (('train/good/053.png', 'train/good/173.png'),)
     """
-    config = FitConfig(_DETECTOR, _SETTINGS, size=size, seed=seed, bits=bits, keep_stray=True, learn_defects=False)
+    config = FitConfig(
+        _DETECTOR,
+        _SETTINGS,
+        size=size,
+        roi=roi,
+        mask=mask,
+        align=align,
+        seed=seed,
+        bits=bits,
+        keep_stray=True,
+        learn_defects=False,
+    )
     category = open_category(Path(folder).expanduser(), train_only=True)
     files = {category.relative(one): one.path for one in category.train}
     with _unsaid():
         model = fit(folder, config, progress=progress)
         card = model.card.audit
         assert card is not None
-        names = list(dict.fromkeys([*card.stray, *card.odd, *card.unusual]))
-        without = _without(list(files), names, card)
+        names = list(dict.fromkeys([*card.excluded, *card.stray, *card.odd, *card.unusual]))
+        judged = [name for name in names if name not in card.excluded]
+        without = _without([name for name in files if name not in card.excluded], judged, card)
         blind = fit(folder, config, exclude=without, progress=progress) if without else model
     shown = _show(blind, files, names, card, bits or ALL_BITS)
     return AuditReport(category.name, len(category.train), model.threshold.value, card, tuple(shown))
@@ -138,7 +158,7 @@ def _refuse(_record: logging.LogRecord) -> bool:
 def _show(
     blind: TrainedModel, files: dict[str, Path], names: Sequence[str], card: AuditCard, bits: int
 ) -> list[AuditedImage]:
-    shown, odd = [], card.stray | card.odd
+    shown, odd = [], card.excluded | card.stray | card.odd
     with blind.inspector("audit") as inspector:
         for name in names:
             pixels = read_image(files[name], bits)

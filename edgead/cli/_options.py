@@ -67,6 +67,19 @@ BitsOption = Annotated[
         "--bits", metavar="N", help="Bits of 16-bit files that carry the picture, such as 12.", show_default="16"
     ),
 ]
+RoiOption = Annotated[
+    str | None,
+    typer.Option("--roi", metavar="X,Y,W,H", help="Part of the images that is judged, in pixels.", show_default="all"),
+]
+MaskOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask", metavar="FILE", help="Image of their size, white where nothing is judged.", show_default=False
+    ),
+]
+AlignOption = Annotated[
+    bool, typer.Option("--align", help="Find the part, and undo how it lies and is turned, in every frame.")
+]
 FalseAlarmCostOption = Annotated[
     float | None,
     typer.Option("--cost-false-alarm", metavar="Y", help="Cost of a good part that is rejected, in the same unit."),

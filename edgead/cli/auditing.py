@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgead.cli._app import command
-from edgead.cli._options import BitsOption, SizeOption, parse_size, require
+from edgead.cli._options import (
+    AlignOption,
+    BitsOption,
+    MaskOption,
+    RoiOption,
+    SizeOption,
+    parse_size,
+    require,
+)
 from edgead.cli.training import PANEL
 
 if TYPE_CHECKING:
@@ -36,20 +44,36 @@ def audit(
         ),
     ] = None,
     size: SizeOption = None,
+    roi: RoiOption = None,
+    mask: MaskOption = None,
+    align: AlignOption = False,
     bits: BitsOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice.")] = 0,
 ) -> None:
-    """Find normal images that the others do not explain, copies, and images unlike the rest; nothing is changed."""
+    """Find normal images that the others do not explain, copies, and images unlike the rest; nothing is changed.
+
+    Give --roi, --mask, --align and --size as to 'edgead fit', so that what is looked at is what will be judged.
+    """
     network_size = None if size is None else parse_size(size)
     require("train", "torch", "torchvision", "timm", "safetensors")
     from edgead.auditing import audit as look
     from edgead.runtime.errors import ConfigError, DataError
     from edgead.runtime.files import atomic_write
+    from edgead.runtime.imaging.roi import parse_box
 
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}; make it first")
     with out.progress() as step:
-        report = look(category, size=network_size, bits=bits, seed=seed, progress=step)
+        report = look(
+            category,
+            size=network_size,
+            roi=None if roi is None else parse_box(roi),
+            mask=mask,
+            align=align,
+            bits=bits,
+            seed=seed,
+            progress=step,
+        )
     payload = report.to_dict()
     if output is not None:
         from edgead.pages.audit_page import audit_page
@@ -67,7 +91,11 @@ def _tables(report: AuditReport) -> list[Any]:
     shown: list[Any] = [
         listing(f"Audit of {report.name}", {"normal images": f"{report.images}, of {card.parts} parts"})
     ]
-    for title, found in (("Stray: a fit omits them", card.stray), ("Unlike the others: look at them", card.odd)):
+    for title, found in (
+        ("The part was not found: a fit omits them", card.excluded),
+        ("Stray: a fit omits them", card.stray),
+        ("Unlike the others: look at them", card.odd),
+    ):
         if found:
             shown.append(listing(title, found))
     scores = [[name, f"{score:.4g}"] for name, score in card.unusual.items()]

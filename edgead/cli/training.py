@@ -13,11 +13,14 @@ import typer
 from edgead.cli._app import command
 from edgead.cli._each import fit_each_category
 from edgead.cli._options import (
+    AlignOption,
     BitsOption,
     DefectRateOption,
     FalseAlarmCostOption,
+    MaskOption,
     RayOption,
     RayTaskOption,
+    RoiOption,
     SizeOption,
     TapsOption,
     parse_settings,
@@ -120,14 +123,8 @@ def fit(
             show_default="no limit",
         ),
     ] = None,
-    roi: Annotated[
-        str | None,
-        typer.Option(metavar="X,Y,W,H", help="Part of the images that is judged, in pixels.", show_default="all"),
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Image of their size, white where nothing is judged.", show_default=False),
-    ] = None,
+    roi: RoiOption = None,
+    mask: MaskOption = None,
     tiles: Annotated[
         str | None,
         typer.Option(metavar="RxC", help="Rows and columns of tiles, each of --size.", show_default="none"),
@@ -135,9 +132,7 @@ def fit(
     tile_overlap: Annotated[
         int, typer.Option(min=1, metavar="N", help="Cells of the map that neighbouring tiles share.")
     ] = 4,
-    align: Annotated[
-        bool, typer.Option("--align", help="Find the part, and undo how it lies and is turned, in every frame.")
-    ] = False,
+    align: AlignOption = False,
     bits: BitsOption = None,
     each: Annotated[
         bool, typer.Option("--each", help="One model a category: MODEL_DIR becomes the folder of NAME.model.")

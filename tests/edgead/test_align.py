@@ -302,3 +302,23 @@ def test_damaged_alignments_are_refused(fitted, tmp_path):
     with Bundle.open(bundle) as opened:
         wanted = opened.manifest.model_dump(mode="json")
     assert wanted["input"]["align"]["rule"] == "pose-overlap/1"
+
+
+def test_an_audit_looks_at_what_a_fit_would_judge(edgead, bolts, tmp_path):
+    folder = tmp_path / "bolt"
+    shutil.copytree(bolts / "train" / "good", folder)
+    Image.fromarray(draw_part(SIZE, (999, 999))).save(folder / "nothing.png")
+    page = tmp_path / "audit.html"
+    outcome = edgead("audit", folder, "--size", "96", "--align", "-o", page, "--json")
+    assert outcome.code == 0, outcome.err
+    report = outcome.json
+    assert list(report["not_found"]) == ["nothing.png"]
+    assert (report["images"], report["parts"]) == (25, 24)
+    assert "nothing.png" not in report["unusual"]
+    assert page.read_text().count("<figure>") == 1 + len({*report["stray"], *report["odd"], *report["unusual"]})
+    # As a fit has it: the same images, scored in the same view.
+    model = fit(folder, detector="patchcore", settings={"bank_size": 2048}, size=96, align=True)
+    assert report["unusual"] == model.card.audit.unusual
+    outcome = edgead("audit", folder, "--size", "96", "--align", "--mask", page)
+    assert outcome.code == 2
+    assert "--align turns the image" in outcome.error
