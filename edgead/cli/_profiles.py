@@ -26,7 +26,7 @@ def profile_place(option: str | None) -> Path | None:
     """Return the folder or file of device profiles, None for ``off``.
 
     Raises:
-        ConfigError: a file was named that is not there.
+        ConfigError: a file or folder was named that is not there.
     """
     from edgead.runtime.errors import ConfigError
 
@@ -37,6 +37,8 @@ def profile_place(option: str | None) -> Path | None:
     place = Path(option)
     if place.suffix == ".json" and not place.is_file():
         raise ConfigError(f"there is no device profile {place}; write one with 'edgead tune NAME.edgead --profile …'")
+    if place.suffix != ".json" and not place.is_dir():
+        raise ConfigError(f"there is no folder of device profiles {place}; check the path, or give --profile off")
     return place
 
 

@@ -105,8 +105,8 @@ def evaluate(
             inspector.describe(),
         )
     for category in report.categories:
-        for shift in category.shifts:
-            out.warn(f"{category.name}: {shift.explain()}")
+        for doubt in category.doubts:
+            out.warn(f"{category.name}: {doubt}")
         if category.empty_masks:
             out.warn(
                 f"{category.name}: {category.empty_masks} defects vanish at network size; fit with a larger --size"

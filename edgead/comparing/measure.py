@@ -155,7 +155,7 @@ def _outcome(report: CategoryReport, differences: dict[str, float], shared: dict
         },
         decisions=DecisionCounts(**report.decisions.to_dict()),
         empty_masks=report.empty_masks,
-        unlike_normals=[shift.explain() for shift in report.shifts],
+        unlike_normals=list(report.doubts),
         images=[ImageRow(**image.to_dict()) for image in report.images],
         bundle_metric_differences=differences,
         **shared,

@@ -21,6 +21,7 @@ from edgead.probes import SMALLEST_SIDE, STRUCTURAL, plant_in_region
 from edgead.runtime.bundle.manifest_schema import NormalsSection
 from edgead.runtime.bundle.reference_names import ReferenceName
 from edgead.runtime.decision.baseline import Normals, picture_signals
+from edgead.runtime.decision.known_images import fingerprint, pack_known
 from edgead.runtime.errors import ConfigError, DataError
 from edgead.runtime.imaging.alignment import PartNotFound
 from edgead.runtime.imaging.decode import read_image
@@ -50,11 +51,13 @@ class TrainingImages:
         samples: Sequence[Sample],
         view: View,
         signals: dict[Path, dict[str, float]] | None = None,
+        known: dict[Path, bytes] | None = None,
     ) -> None:
         self._samples = samples
         self._view = view
         self._tiles = 1 if view.tiles is None else view.tiles.count
         self._signals = {} if signals is None else signals
+        self._known = {} if known is None else known
         self._kept: list[NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
@@ -66,7 +69,7 @@ class TrainingImages:
         if list(indices) != [picture * tiles + tile for picture in pictures for tile in range(tiles)]:
             raise ConfigError("tiles of one picture are not told apart")
         chosen = [self._samples[picture] for picture in pictures]
-        return TrainingImages(chosen, self._view, self._signals)
+        return TrainingImages(chosen, self._view, self._signals, self._known)
 
     def survey(
         self, counts: Sequence[int], progress: Progress = silent, stage: str = "looking at the images"
@@ -103,6 +106,7 @@ class TrainingImages:
             for sample, image in zip(self._samples, images, strict=True):
                 if sample.path not in self._signals:
                     self._signals[sample.path] = picture_signals(image)
+                    self._known[sample.path] = fingerprint(image)
                 for one in image.reshape(shape):
                     held.append(one)
                     if len(held) == size:
@@ -110,6 +114,10 @@ class TrainingImages:
                         held = []
         if held:
             yield np.stack(held)
+
+    def known(self) -> str:
+        """Return by what these images are recognised, once they were read."""
+        return pack_known(self._known[sample.path] for sample in self._samples)
 
     def normals(
         self, indices: Sequence[int] | None, scores: NDArray[np.float64], levels: NDArray[np.float64]

@@ -23,6 +23,7 @@ from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
 from edgead.metrics.shares import Allowed, allowed_escapes
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decision.baseline import Normals, picture_signals
+from edgead.runtime.decision.known_images import fingerprint
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
@@ -33,6 +34,7 @@ from edgead.runtime.imaging.roi import Region
 from edgead.runtime.imaging.view import View
 
 SCHEMA = "edgead.eval/1"
+_NAMED = 3  # images in one line
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "false_alarm_rate_at_zero_escapes")
 
 
@@ -72,6 +74,7 @@ class CategoryReport:
         unclear_masks: files with more than two levels, see `edgead.data.loading.unclear_masks`.
         images: in the order of ``category.test``.
         shifts: how the good test images differ from the good images that the model knows where they should not.
+        fitted_on: good test images that the model was fitted on.
         costs: what mistakes cost; None where nobody said.
         routed_to: of a routed model: category -> number of images it was chosen for, unknown ones included.
     """
@@ -89,6 +92,7 @@ class CategoryReport:
     unclear_masks: tuple[str, ...]
     images: tuple[ImageScore, ...]
     shifts: tuple[Shift, ...] = ()
+    fitted_on: tuple[str, ...] = ()
     costs: Costs | None = None
 
     @property
@@ -116,6 +120,19 @@ class CategoryReport:
     def routed_to(self) -> dict[str, int]:
         return dict(Counter(image.category for image in self.images if image.category is not None))
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the figures are not those of new parts, a sentence each."""
+        said = [shift.explain() for shift in self.shifts]
+        if self.fitted_on:
+            first = ", ".join(self.fitted_on[:_NAMED]) + (" …" if self.fitted_on[_NAMED:] else "")
+            said.append(
+                f"the model was fitted on {len(self.fitted_on)} of the {self.n_normal} good test images ({first}), "
+                "which score lower than new parts: there are more false alarms than these figures say; take images "
+                "that it has not seen"
+            )
+        return tuple(said)
+
     def metric(self, name: str) -> Metric | None:
         """Return a metric by one of the names in `METRICS`."""
         value: Metric | None = getattr(self, name)
@@ -134,6 +151,7 @@ class CategoryReport:
         result["empty_masks"] = self.empty_masks
         result["unclear_masks"] = list(self.unclear_masks)
         result["unlike_normals"] = [one.to_dict() for one in self.shifts]
+        result["fitted_on"] = list(self.fitted_on)
         if self.routed_to:
             result["routed_to"] = self.routed_to
         if images:
@@ -237,6 +255,7 @@ def evaluate(
             inspector.normals,
             [(one.image.category, one.signals) for one in judged if one.signals is not None],
         ),
+        fitted_on=tuple(one.image.path for one in judged if one.fitted_on),
         costs=costs,
     )
 
@@ -246,6 +265,7 @@ class _Judged(NamedTuple):
     map: NDArray[np.float32] | None  # kept only where there are masks to compare it with
     mask: NDArray[np.bool_] | None
     signals: Mapping[str, float] | None  # of the picture of a good part
+    fitted_on: bool
 
 
 def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, int], None] | None) -> list[_Judged]:
@@ -284,8 +304,12 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
                     )
                 kept = map_on_frame(result, inspector.height, inspector.width)
             compared = inspector.normals and not sample.anomalous and result.decision is not Decision.NOT_INSPECTED
-            signals = picture_signals(inspector.view.prepare(pixels)) if compared else None
-            judged.append(_Judged(image, kept, mask, signals))
+            signals, fitted_on = None, False
+            if compared:
+                picture = inspector.view.prepare(pixels)
+                signals, digest = picture_signals(picture), fingerprint(picture)
+                fitted_on = any(digest in one.known for one in inspector.normals.values())
+            judged.append(_Judged(image, kept, mask, signals, fitted_on))
             if progress is not None:
                 progress(len(judged), len(category.test))
     return judged

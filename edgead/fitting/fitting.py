@@ -320,6 +320,7 @@ class _Work:
             threshold=calibrate(self.usual_scores(outcome, audit), config.false_alarm_rate),
             normals=outcome.normals(fitted.images),
             audit=audit,
+            known=fitted.images.known(),
             # The card of a training lists the images itself.
             scored=None if self._trained or len(images) == len(self._all) else images,
         )

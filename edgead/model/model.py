@@ -26,6 +26,7 @@ from edgead.model.directories import swap_directory, wait_for_disk
 from edgead.model.model_card import CARD_FILE, ModelCard, read_card
 from edgead.runtime.bundle.layout import MASK_NAME, TEMPLATE_NAME
 from edgead.runtime.bundle.reference_names import ReferenceName
+from edgead.runtime.decision.known_images import unpack_known
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits, Verdict
 from edgead.runtime.errors import BundleError, ConfigError, DataError
@@ -117,7 +118,11 @@ class TrainedModel:
         """
         # Categories have names where frames are routed to them; otherwise there is one, of all.
         sections = self.card.normals
-        normals = {name if self.card.routing else None: section.to_normals() for name, section in sections.items()}
+        known = unpack_known(self.card.provenance())
+        normals = {
+            name if self.card.routing else None: replace(section.to_normals(), known=known)
+            for name, section in sections.items()
+        }
         return Inspector(
             self.exportable(name).torch_backend(),
             height=self.card.height,

@@ -23,6 +23,7 @@ from edgead.runtime.bundle.manifest_schema import (
     ThresholdSection,
     TilesSection,
 )
+from edgead.runtime.decision.known_images import PROVENANCE_KEY as KNOWN_IMAGES
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.errors import BundleError, ConfigError
 from edgead.runtime.imaging.decode import ALL_BITS
@@ -47,6 +48,7 @@ class ModelCard(CardSection):
         normal_scores: score of each training image by a model that never saw it, in image order; of near-duplicates the
             highest alone; of a learned detector, of those that were held out.
         scored: indices of the images that ``normal_scores`` are of, where near-duplicates left some without; else None.
+        known_images: by what the images that it was fitted on are recognised, see `pack_known`.
         categories: category name -> number of training images.
         fingerprint: folder name -> digest of its training images.
         normals: category name -> what its good parts looked like, for the drift watch.
@@ -88,6 +90,7 @@ class ModelCard(CardSection):
     audit: AuditCard | None = None
     defects: DefectsCard | None = None
     scored: tuple[int, ...] | None = None
+    known_images: str = ""
 
     def with_threshold(self, threshold: Threshold) -> ModelCard:
         """Return the card with another threshold."""
@@ -102,6 +105,8 @@ class ModelCard(CardSection):
             "seed": self.seed,
             "versions": self.versions,
         }
+        if self.known_images:
+            found[KNOWN_IMAGES] = self.known_images
         for name, section in (("routing", self.routing), ("budget", self.budget)):
             if section is not None:
                 found[name] = section.model_dump(mode="json")
@@ -170,7 +175,7 @@ class GoodParts:
         scores: of images that the model was not fitted on; threshold: from these.
         normals: category -> what its images look like, for the drift watch.
         audit: of the images.
-        scored: see `ModelCard`.
+        known: see `ModelCard`; scored: likewise.
     """
 
     categories: Mapping[str, int]
@@ -179,6 +184,7 @@ class GoodParts:
     threshold: Threshold
     normals: Mapping[str, NormalsSection]
     audit: AuditCard
+    known: str = ""
     scored: Sequence[int] | None = None
 
 
@@ -222,6 +228,7 @@ def make_card(
         bits=geometry.bits,
         audit=good.audit,
         scored=None if good.scored is None else tuple(good.scored),
+        known_images=good.known,
     )
 
 

@@ -58,7 +58,7 @@ def _warnings(report: Report) -> list[Markup]:
         said.append(report.about.threshold.explain())
     if report.evaluation.empty_masks:
         said.append(f"{report.evaluation.empty_masks} defects vanish at network size; fit with a larger --size.")
-    said += [f"{report.evaluation.name}: {shift.explain()}." for shift in report.evaluation.shifts]
+    said += [f"{report.evaluation.name}: {doubt}." for doubt in report.evaluation.doubts]
     return [element("p", text, class_="warning") for text in said]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Final, Literal, NoReturn
 
 from pydantic import Field, ValidationError, model_validator
@@ -21,6 +22,7 @@ from edgead.runtime.bundle.manifest_schema import (
 )
 from edgead.runtime.decision.baseline import Normals
 from edgead.runtime.decision.conformal import normal_scores
+from edgead.runtime.decision.known_images import unpack_known
 from edgead.runtime.decision.threshold import Threshold
 from edgead.runtime.decision.verdict import Limits
 from edgead.runtime.errors import BundleError
@@ -101,8 +103,9 @@ class Manifest(Section):
 
     def normals(self) -> dict[str | None, Normals]:
         """Return what good parts looked like, by category where the graph is routed, else under None."""
+        fitted_on = unpack_known(self.provenance)
         known: dict[str | None, Normals] = {
-            name: category.normals.to_normals()
+            name: replace(category.normals.to_normals(), known=fitted_on)
             for name, category in self.categories.items()
             if category.normals is not None
         }

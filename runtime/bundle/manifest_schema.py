@@ -178,6 +178,14 @@ class NormalsSection(Section):
     quantiles: dict[Text, Annotated[tuple[float, ...], BeforeValidator(as_tuple)]]
     pictures: Count | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As in `InputSection`: only where it says something.
+        found: dict[str, Any] = write(self)
+        if self.pictures is None:
+            found.pop("pictures", None)
+        return found
+
     @model_validator(mode="after")
     def _complete(self) -> NormalsSection:
         if set(self.quantiles) != set(SIGNALS):

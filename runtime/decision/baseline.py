@@ -28,12 +28,14 @@ class Normals:
             mean of the anomaly map, how far patches are from normal on the whole, which moves with light and lens
             where the score, a maximum, moves with the worst place; ``brightness`` is the mean green value, 0 to 255;
             ``focus`` is the variance of the Laplacian.
+        known: digests of the images that the model was fitted on, see `edgead.runtime.decision.known_images`.
         pictures: how many images `PICTURE_SIGNALS` are of; None: the ``images`` that were judged.
     """
 
     images: int
     quantiles: Mapping[str, tuple[float, ...]]
     pictures: int | None = None
+    known: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, values: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> Normals:

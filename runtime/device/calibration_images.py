@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgead.runtime.decision.baseline import Normals, map_level, picture_signals
+from edgead.runtime.decision.known_images import fingerprint
 from edgead.runtime.decision.stray import SHOWS_NOTHING, contrast, empty_images, stray_scores
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import BackendError, DataError
@@ -34,6 +35,7 @@ class Shown:
         scores: by precision, or ``precision/category``.
         signals: see `edgead.runtime.decision.baseline`.
         contrast: see `edgead.runtime.decision.stray.contrast`.
+        digest: see `edgead.runtime.decision.known_images`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Shown:
     scores: Mapping[str, float]
     signals: Mapping[str, float]
     contrast: float
+    digest: bytes = b""
 
 
 @dataclass(slots=True)
@@ -92,11 +95,16 @@ class Taken:
             self.stray |= found
         self.shown = [one for one in self.shown if one.name not in self.stray]
 
+    def fitted_on(self, learned: Normals) -> list[str]:
+        """Return the names of those that the model was fitted on; bundles of earlier versions know none."""
+        return [one.name for one in self.shown if one.digest in learned.known]
+
     def repeats(self, learned: Normals) -> bool:
         """Return whether images that a model learned from are among these, by what its bundle says of unseen normals.
 
-        Of the training images it has the quantiles of brightness and focus; the first and last of them are values of
-        images, and no two parts agree in a focus to the last digit, nor in two values of brightness.
+        For bundles that do not know the images themselves. Of the training images it has the quantiles of brightness
+        and focus; the first and last of them are values of images, and no two parts agree in a focus to the last digit,
+        nor in two values of brightness.
         """
         agree = {"brightness": 0, "focus": 0}
         for signal in agree:
@@ -167,7 +175,7 @@ def _shown(frame: Frame, results: Mapping[str, Result], inspector: Inspector) ->
         scores[key if result.category is None else f"{key}/{result.category}"] = _score(result, frame)
     signals = {"score": full.score, "level": map_level(full.map), **picture_signals(picture)}
     name = frame.name or f"frame {frame.index}"
-    return Shown(name, full.category or "", scores, signals, contrast(picture))
+    return Shown(name, full.category or "", scores, signals, contrast(picture), fingerprint(picture))
 
 
 def _is_unknown(result: Result) -> bool:

@@ -182,13 +182,15 @@ def _about_source(taken: Taken, source: str, wanted: int | None, *, routed: bool
 
 
 def _require_unseen(taken: Taken, manifest: Manifest, source: str) -> None:
-    if PROVENANCE_KEY in manifest.provenance:
-        return  # the bundle then describes another camera's images
-    if any(taken.repeats(normals) for normals in manifest.normals().values()):
+    known = sorted({name for normals in manifest.normals().values() for name in taken.fitted_on(normals)})
+    # A bundle that was calibrated describes another camera's images; those that it was fitted on it knows still.
+    calibrated = PROVENANCE_KEY in manifest.provenance
+    if known or (not calibrated and any(taken.repeats(normals) for normals in manifest.normals().values())):
+        shown = f" ({len(known)} of {taken.images}: {', '.join(known[:_NAMED])}{' …' if known[_NAMED:] else ''})"
         raise DataError(
-            f"images that the model was fitted on are among those of {source}; their scores are lower than those of "
-            "new parts, and the threshold would be too low; show parts that the model has not seen (for another "
-            "threshold from the same images: edgead fit --false-alarm-rate)"
+            f"images that the model was fitted on are among those of {source}{shown if known else ''}; their scores "
+            "are lower than those of new parts, and the threshold would be too low; show parts that the model has not "
+            "seen (for another threshold from the same images: edgead fit --false-alarm-rate)"
         )
 
 
@@ -248,6 +250,12 @@ def _doubts(old: Threshold, new: Threshold, scores: Sequence[float], probes: Map
         found.append(
             f"{most}{now} of {len(probes)} planted defects of the bundle would now pass as OK ({before} before); "
             "were all parts good, and does the camera see them as in the images that the model was trained on?"
+        )
+    rejected = sum(score > old.value for score in scores)
+    if rejected * 2 > len(scores):
+        found.append(
+            f"the threshold so far rejected {rejected} of these {len(scores)} parts; look whether they are good ones, "
+            "and of this product, before you use the new one"
         )
     repeated = len(scores) - len(set(scores))
     if repeated:

@@ -81,10 +81,11 @@ def read_image(path: str | Path, bits: int = ALL_BITS) -> NDArray[np.uint8]:
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, C-contiguous: EXIF rotation applied, 16-bit values shifted right by ``bits - 8``,
-        alpha dropped (not composited), grey repeated to three channels, first page of multi-page files.
+        alpha dropped (not composited), grey repeated to three channels.
 
     Raises:
-        DataError: the file is missing, empty, truncated or no image, or holds values of more than ``bits`` bits.
+        DataError: the file is missing, empty, truncated or no image, or holds several pictures, values of more than
+            ``bits`` bits or of 32 bits.
         ConfigError: ``bits`` is out of range.
     """
     path = Path(path).expanduser()
@@ -155,10 +156,13 @@ def _open(data: bytes, name: str, raw_mode: str | None = None) -> tuple[Image.Im
     try:
         with Image.open(io.BytesIO(data)) as opened:
             deep = _deep_mode(opened)
+            pages = _pictures(opened)
+            # 32 bits do not say which of them carry the picture.
+            whole = opened.mode == "I" and opened.format == "TIFF" and 32 in opened.tag_v2.get(258, ())
             if raw_mode is not None:
                 opened.tile = [_with_mode(tile, raw_mode) for tile in opened.tile]
             opened.load()
-            return ImageOps.exif_transpose(opened) or opened, deep
+            upright = ImageOps.exif_transpose(opened) or opened
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise DataError(
@@ -166,6 +170,27 @@ def _open(data: bytes, name: str, raw_mode: str | None = None) -> tuple[Image.Im
         ) from error
     except Exception as error:
         raise DataError(f"{name} is not a readable image ({_reason(error)}); replace or remove it") from error
+    if whole:
+        raise DataError(f"{name} holds 32-bit values; save it with 8 or 16 bits a channel")
+    if pages > 1:
+        raise DataError(f"{name} holds {pages} pictures, of which one alone would be judged; save each as a file")
+    return upright, deep
+
+
+def _pictures(opened: Any) -> int:
+    """Return how many pictures of its own a file holds; a smaller copy of the first, such as a thumbnail, is none."""
+    count = int(getattr(opened, "n_frames", 1))
+    if opened.format == "MPO":
+        return 1  # a phone's JPEG with a preview or a depth map behind it
+    if count == 1 or opened.format != "TIFF":
+        return count
+    first, own = opened.tell(), 0
+    for page in range(count):
+        opened.seek(page)
+        # NewSubfileType: 1 is a reduced copy, 4 a mask.
+        own += not int(opened.tag_v2.get(254, 0)) & 5
+    opened.seek(first)
+    return max(1, own)
 
 
 def _deep_mode(opened: Any) -> str | None:

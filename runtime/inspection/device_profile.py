@@ -188,7 +188,7 @@ def settle(bundle: Bundle, profile: str | Path, fallback: str, why: str) -> Sett
     if wrong is not None:
         return Settled(plain, why, f"the device profile {file} is omitted: {wrong}; run: edgead tune {bundle.path}")
     if found is None:
-        return Settled(plain, why)
+        return Settled(plain, why, _of_earlier(bundle, file))
     measured = found.measured
     memory = "" if measured.peak_mb is None else f" and {measured.peak_mb:.0f} MB"
     return Settled(
@@ -196,6 +196,25 @@ def settle(bundle: Bundle, profile: str | Path, fallback: str, why: str) -> Sett
         f"device profile: {found.choice.describe()} ({measured.p50_ms:.2f} ms, p99 {measured.p99_ms:.2f}{memory} when "
         f"tuned on {measured.at[:10]}; --backend, --precision, --threads or --profile off override it)",
     )
+
+
+def _of_earlier(bundle: Bundle, missing: Path) -> str | None:
+    """Return what to say where a bundle of the same name has a profile here: it was calibrated, taught or made anew."""
+    try:
+        others = sorted(missing.parent.glob(f"*{SUFFIX}"))
+    except OSError:
+        return None
+    for file in others:
+        try:
+            other = read_profile(file)
+        except ConfigError:
+            continue
+        if other is not None and (other.bundle_name, other.outdated()) == (bundle.manifest.name, None):
+            return (
+                f"{bundle.path} runs without a device profile: that of '{other.bundle_name}' "
+                f"({other.choice.describe()}) is of the bundle as it was before; run: edgead tune {bundle.path}"
+            )
+    return None
 
 
 def profile_file(where: Path, bundle_sha256: str) -> Path:

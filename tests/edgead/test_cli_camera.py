@@ -225,6 +225,77 @@ def test_calibrate_refuses_what_the_model_was_fitted_on(edgead, plate, plate_bun
     assert not (tmp_path / "a.edgead").exists()
 
 
+@pytest.mark.parametrize("taken", [1, 7])
+def test_calibrate_refuses_a_single_image_that_the_model_was_fitted_on(edgead, plate, plate_bundle, tmp_path, taken):
+    shown = tmp_path / "shown"
+    shutil.copytree(plate / "test" / "good", shown)
+    fitted = sorted((plate / "train" / "good").iterdir())[5 : 5 + taken]
+    for path in fitted:
+        shutil.copy(path, shown / f"again-{path.name}")
+    new, again = tmp_path / "new.edgead", tmp_path / "again.edgead"
+    outcome = edgead("calibrate", plate_bundle, "--source", shown, "-o", new)
+    assert outcome.code == 2
+    assert f"({taken} of {4 + taken}: again-{fitted[0].name}" in outcome.error
+    assert not new.exists()
+    # It is known still after a calibration, by whose own images it may be calibrated again.
+    assert edgead("calibrate", plate_bundle, "--source", plate / "test" / "good", "-o", new).code == 0
+    assert edgead("calibrate", new, "--source", plate / "test" / "good", "-o", again).code == 0
+    assert edgead("calibrate", new, "--source", shown, "-o", tmp_path / "third.edgead").code == 2
+
+
+def test_good_test_images_that_the_model_was_fitted_on_are_said(edgead, plate, plate_model, plate_bundle, tmp_path):
+    folder = tmp_path / "plate"
+    shutil.copytree(plate, folder)
+    shutil.copy(sorted((plate / "train" / "good").iterdir())[3], folder / "test" / "good" / "zz.png")
+    for judge in (plate_model, plate_bundle):
+        outcome = edgead("eval", judge, folder, "--json")
+        assert outcome.code == 0, outcome.err
+        assert outcome.json["categories"]["plate"]["fitted_on"] == ["test/good/zz.png"]
+        assert "the model was fitted on 1 of the 5 good test images (test/good/zz.png)" in outcome.err.replace(
+            "\n", " "
+        )
+    assert edgead("eval", plate_bundle, plate, "--json").json["categories"]["plate"]["fitted_on"] == []
+
+
+def test_a_sign_off_takes_no_part_that_the_model_was_fitted_on(edgead, plate, plate_bundle, tmp_path):
+    for kind in ("good", "defect"):
+        for number, path in enumerate(sorted((plate / "test" / kind).iterdir())):
+            (tmp_path / "study" / kind / str(number)).mkdir(parents=True)
+            shutil.copy(path, tmp_path / "study" / kind / str(number))
+    assert edgead("signoff", plate_bundle, tmp_path / "study", "--json").code == 0
+    (tmp_path / "study" / "good" / "known").mkdir()
+    shutil.copy(next((plate / "train" / "good").iterdir()), tmp_path / "study" / "good" / "known")
+    outcome = edgead("signoff", plate_bundle, tmp_path / "study", "--json")
+    assert outcome.code == 2
+    assert "the model was fitted on" in outcome.error
+    assert "known" in outcome.error
+
+
+def test_sign_off_and_serve_take_the_profile_that_run_takes(edgead, plate, plate_bundle, tmp_path):
+    study = tmp_path / "study"
+    for kind in ("good", "defect"):
+        for number, path in enumerate(sorted((plate / "test" / kind).iterdir())):
+            (study / kind / str(number)).mkdir(parents=True)
+            shutil.copy(path, study / kind / str(number))
+    place = tmp_path / "profiles"
+    tuned = edgead("tune", plate_bundle, "--normals", plate / "test" / "good", "--profile", place, "--frames", "20")
+    assert tuned.code == 0, tuned.err
+    run = edgead("run", plate_bundle, "--source", plate / "test" / "good", "--profile", place, "--json")
+    signed = edgead("signoff", plate_bundle, study, "--profile", place, "--json")
+    assert signed.code == 0, signed.err
+    assert signed.json["backend"]["name"] == run.json["backend"]["name"]
+    assert signed.json["profile_omitted"] is None
+    # The same name, another bundle: the profile is of the old one, and that is said.
+    new = tmp_path / "new.edgead"
+    assert edgead("calibrate", plate_bundle, "--source", plate / "test" / "good", "-o", new).code == 0
+    signed = edgead("signoff", new, study, "--profile", place, "--json")
+    assert "runs without a device profile: that of 'plate'" in signed.json["profile_omitted"]
+    assert "edgead tune" in signed.err
+    missing = edgead("run", plate_bundle, "--source", plate / "test" / "good", "--profile", tmp_path / "typo")
+    assert missing.code == 2
+    assert "there is no folder of device profiles" in missing.error
+
+
 def test_calibrate_says_what_the_numbers_cannot_bear(edgead, plate, plate_bundle, tmp_path):
     outcome = edgead("calibrate", plate_bundle, "--source", plate / "test" / "good", "-o", tmp_path / "a.edgead")
     assert outcome.code == 0

@@ -55,6 +55,24 @@ def test_exif_rotation_is_applied():
     assert np.array_equal(decoded, np.rot90(RGB, -1))
 
 
+def test_a_file_of_several_pictures_is_refused_and_a_preview_behind_one_is_none():
+    pages = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    for kind in ("TIFF", "WEBP"):
+        with pytest.raises(DataError, match="holds 2 pictures, of which one alone would be judged"):
+            decode_image(encode(pages[0], kind, save_all=True, append_images=pages[1:]), "pages")
+    copies = {"save_all": True, "append_images": [pages[1].resize((10, 6))], "tiffinfo": {254: 1}}  # reduced copies
+    assert np.array_equal(decode_image(encode(pages[0], "TIFF", **copies), "a.tif"), RGB)
+    phone = decode_image(encode(pages[0], "MPO", save_all=True, append_images=[pages[1]]), "phone.jpg")
+    assert np.abs(phone.astype(int).mean(axis=(0, 1)) - RGB.mean(axis=(0, 1))).max() < 12
+
+
+@pytest.mark.parametrize("largest", [100, 40_000, 100_000])
+def test_32_bit_files_are_refused_whatever_they_hold(largest):
+    values = np.linspace(0, largest, 80).astype(np.int32).reshape(8, 10)
+    with pytest.raises(DataError, match="holds 32-bit values; save it with 8 or 16 bits a channel"):
+        decode_image(encode(Image.fromarray(values), "TIFF"), "wide.tif")
+
+
 def test_floats_are_refused():
     with pytest.raises(DataError, match="floating-point"):
         decode_image(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "f.tif")

@@ -9,6 +9,7 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption, require
+from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
 from edgead.cli.line._ending import until_asked
 
@@ -34,6 +35,7 @@ def serve(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Answer the Open Inference Protocol (KServe v2) over REST and gRPC until Ctrl-C.
 
@@ -44,15 +46,19 @@ def serve(
     from edgead.runtime.dashboard.access import read_token
     from edgead.runtime.errors import ParityError
     from edgead.runtime.inspection.inspector import Inspector
+    from edgead.runtime.inspection.run_config import RunConfig
     from edgead.runtime.serving.server import InferenceServer
 
+    asked = RunConfig(backend, precision, threads, profile=profile_place(profile))
     word = None if token is None else read_token(token)
     with (
         until_asked() as wait,
-        Inspector.open(bundle, backend=backend, precision=precision, threads=threads) as inspector,
+        Inspector.open(bundle, asked) as inspector,
         InferenceServer(inspector, rest, grpc, word) as server,
     ):
         out.note(f"backend: {inspector.why}")
+        if inspector.left_out:
+            out.warn(inspector.left_out)
         problems = server.self_test()
         if problems:
             raise ParityError(f"the self-test of {bundle} failed, nothing is served: {problems[0]}")

@@ -10,6 +10,7 @@ import typer
 
 from edgead.cli._app import command
 from edgead.cli._options import BackendOption, BundleArgument, PrecisionOption, ThreadsOption
+from edgead.cli._profiles import ProfileOption, profile_place
 from edgead.cli.device import PANEL
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def signoff(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Judge captures of parts whose condition is known, and say what that supports: agreement, escapes, repeatability.
 
@@ -62,9 +64,10 @@ def signoff(
 
         signer = Signer(key)  # before the work: a key that cannot be used is said at once
     with out.progress() as step:
-        report = study(
-            bundle, folder, RunConfig(backend, precision, threads), lambda done, total: step("captures", done, total)
-        )
+        asked = RunConfig(backend, precision, threads, profile=profile_place(profile))
+        report = study(bundle, folder, asked, lambda done, total: step("captures", done, total))
+    if report.provenance["profile_omitted"]:
+        out.warn(report.provenance["profile_omitted"])
     made = datetime.datetime.now(datetime.timezone.utc)
     payload = {**report.to_dict(), "time": made.isoformat(timespec="seconds")}
     if output is not None:

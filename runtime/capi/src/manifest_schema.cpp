@@ -139,7 +139,8 @@ std::string complete(const Value &normals) {
 }
 
 Check normals() {
-    return object({{"images", count()}, {"quantiles", dict_of(TEXT, list_of(number()))}}, complete);
+    return object({{"images", count()}, {"quantiles", dict_of(TEXT, list_of(number()))}, {"pictures", or_none(count()), false}},
+                  complete);
 }
 
 Check category() {

@@ -22,7 +22,7 @@ from edgead.runtime.device.signoff.agreement import (
     upper_limit,
 )
 from edgead.runtime.device.signoff.changes import CHANGES, changed_pictures
-from edgead.runtime.device.signoff.parts import StudyPart, StudyParts, read_parts
+from edgead.runtime.device.signoff.parts import StudyPart, StudyParts, read_parts, require_new
 from edgead.runtime.errors import DataError
 from edgead.runtime.files import file_sha256
 from edgead.runtime.frame import Decision, Result
@@ -199,13 +199,14 @@ def study(bundle: Path, folder: Path, config: RunConfig | None = None, progress:
 
     with Inspector.open(bundle, config) as inspect:
         judged = tuple(_judge(inspect, part, tick) for part in given.parts)
-        promised = inspect.promised
+        promised, omitted = inspect.promised, inspect.left_out
     appraisers = (_station(judged), *_people(given))
     provenance = {
         "bundle": str(bundle),
         "model_sha256": checked.model_sha256,
         "backend": checked.backend.to_dict(),
         "precision": checked.precision,
+        "profile_omitted": omitted,
         "versions": _versions(bundle),
         "machine": describe_machine(),
         "threshold": {name or "all": {**one.to_dict(), "meaning": one.explain()} for name, one in promised.items()},
@@ -250,6 +251,7 @@ def _judge(inspect: Inspector, part: StudyPart, tick: Callable[[], None]) -> Jud
     changed = dict.fromkeys(CHANGES, 0)
     for path in part.captures:
         image = read_image(path, inspect.bits)
+        require_new(inspect, image, path)
         result = inspect(image)
         results.append(result)
         for name, make in changed_pictures(image).items():
