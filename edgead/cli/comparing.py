@@ -174,13 +174,17 @@ def _chosen(rows: Sequence[Row], labels: Sequence[str], categories: Sequence[str
 
 
 def _make_folder(path: Path) -> None:
+    from edgead.comparing.rows import FOLDER
     from edgead.runtime.errors import ConfigError
     from edgead.runtime.files import reason
 
     try:
         path.mkdir(parents=True, exist_ok=True)
+        inside = {one.name for one in path.iterdir() if not one.name.startswith(".")}
     except OSError as error:
         raise ConfigError(f"cannot write to {path}: {reason(error)}; choose another -o") from error
+    if inside and not inside & {FOLDER, "models"}:
+        raise ConfigError(f"{path} holds something else than a comparison; give an empty or a new folder with -o")
 
 
 def _write(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:

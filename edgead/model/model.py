@@ -45,6 +45,8 @@ _WEIGHTS = "weights.safetensors"
 _REFERENCES = "references"
 _CALIBRATION = "calibration"
 _CURVE = "training.png"
+_OWN = {CARD_FILE, _WEIGHTS, _REFERENCES, _CALIBRATION, _CURVE, MASK_NAME, TEMPLATE_NAME}
+_NAMED = 3  # files in one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +219,18 @@ class TrainedModel:
 
 def check_model_path(path: Path) -> None:
     """Raise `ConfigError` where something that is no model is in the way; call it before training, too."""
-    if path.exists() and not (path / CARD_FILE).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
+        return
+    inside = {one.name for one in path.iterdir()} if path.is_dir() else {""}
+    if inside and CARD_FILE not in inside:
         raise ConfigError(f"{path} exists and is no model directory; choose another -o or remove it")
+    others = sorted(name for name in inside - _OWN if not name.startswith("."))
+    if others:
+        more = " …" if len(others) > _NAMED else ""
+        raise ConfigError(
+            f"{path} holds files that are not of its model ({', '.join(others[:_NAMED])}{more}) and would be lost; "
+            "move them away, or choose another -o"
+        )
 
 
 def load_model(path: Path) -> TrainedModel:

@@ -282,6 +282,22 @@ def test_an_occupied_place_is_refused_before_the_work(edgead, tmp_path):
     assert content(tmp_path) == {"m/thesis.txt": b"precious"}
 
 
+def test_what_lies_in_a_model_and_is_not_of_it_is_not_lost(edgead, plate, plate_model, fit_arguments, tmp_path):
+    model = tmp_path / "m"
+    shutil.copytree(plate_model, model)
+    compared = edgead("compare", plate, "--detectors", "padim", "-o", model)
+    assert compared.code == 2
+    assert "holds something else than a comparison" in compared.error
+    assert content(model) == content(plate_model)
+    (model / "notes.txt").write_text("precious")
+    outcome = edgead("fit", plate, *fit_arguments, "-o", model)
+    assert outcome.code == 2
+    assert "holds files that are not of its model (notes.txt) and would be lost" in outcome.error
+    assert content(model) == content(plate_model) | {"notes.txt": b"precious"}
+    (model / "notes.txt").unlink()
+    assert edgead("fit", plate, *fit_arguments, "-o", model).code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("a.onnx", "ends in .edgead"), ("no/a.edgead", "create it first"), ("d.edgead", "a folder")]
 )
