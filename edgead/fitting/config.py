@@ -125,7 +125,8 @@ class FitConfig:
         if self.bits is not None:
             require_bits(self.bits)
         if not 0.0 < self.false_alarm_rate < 1.0:
-            raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {self.false_alarm_rate}")
+            rate = self.false_alarm_rate
+            raise ConfigError(f"the false-alarm rate must lie between 0 and 1, got {rate}; 5 % is 0.05")
         if categories != 1 and (self.defects is not None or self.costs is not None):
             raise ConfigError("defects and costs are for a model of one category; fit one for each")
         check_budget(self.budget_mb, self.budget_ms)
