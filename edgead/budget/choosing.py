@@ -24,6 +24,7 @@ from edgead.export.exporting import write_draft
 from edgead.features.features import FeatureExtractor
 from edgead.model.card_sections import BudgetCard, RungCard
 from edgead.runtime.backends import choose as choose_backend
+from edgead.runtime.decision.known_images import PACKED_BYTES
 from edgead.runtime.decision.paired_auroc import Ranking
 from edgead.runtime.device.bench import DEFAULT_FRAME_SIZE, take_turns
 from edgead.runtime.errors import BudgetError, ConfigError
@@ -35,7 +36,9 @@ from edgead.runtime.progress import Progress, silent
 FRAMES = 60  # timed a rung
 
 _TURN = 5  # frames until the next rung's: short, so that a busy moment of the machine meets many rungs and few frames
-_RECORDS = 16 << 10  # bytes that provenance and parity records add to the final bundle, at most
+_RECORDS = (
+    16 << 10
+)  # bytes that provenance and parity records add to the final bundle, at most, but for the known images
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +157,14 @@ def choose(
     ladder: Sequence[Settings] = detector.ladder(extractor.channels, cells, trials.fitted, fixed)
     shared = SharedBackbone(extractor.backbone, *trials.size)
     rankings, sizes = [], []
+    records = _RECORDS + PACKED_BYTES * len(material.images)
     with TemporaryDirectory(prefix="edgead-budget-") as folder:
         bundles = [Path(folder, f"rung-{number}.edgead") for number in range(len(ladder))]
         for number, (settings, bundle) in enumerate(zip(ladder, bundles, strict=True)):
             tell("settings", number, len(ladder))
             model = trials.fit(create_detector(detector.name, settings.model_dump()), references, seed, tell)
             rankings.append(trials.rank(model))
-            sizes.append(write_draft(model, bundle, shared.export) + _RECORDS)
+            sizes.append(write_draft(model, bundle, shared.export) + records)
         tell("settings", len(ladder), len(ladder))
         backend, times = _take_times(bundles, references, tell)
     rows = zip(varied(ladder), rankings, sizes, times, strict=True)

@@ -15,6 +15,7 @@ PROVENANCE_KEY = "known_images"
 _BYTES = 6  # of a digest: a thousand images are taken for one of a thousand others once in 280 million times
 
 _MOST = 20_000  # images; a manifest has a limit
+PACKED_BYTES = 8  # that an image takes in `pack_known`
 
 
 def fingerprint(picture: NDArray[np.uint8]) -> bytes:
