@@ -85,7 +85,7 @@ class Outcome(_Section):
     Attributes:
         metrics: of the trained model; None where the category has no masks.
         draws: each metric on every bootstrap resample, so that seeds and detectors can be resampled jointly.
-        unlike_normals: how the good test images differ from the good images that the model knows, in words.
+        unlike_normals: why the figures are not those of new parts, in words: `CategoryReport.doubts`.
         fit_seconds, bytes, fit_peak_rss_bytes: of the whole model, which several categories may share (``pooled``).
         fit_peak_rss_bytes: largest resident memory of the process during the fit, None where the system does not say.
         parity: runtime -> record, over every test image of every category of the model.

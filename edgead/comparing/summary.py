@@ -136,7 +136,7 @@ def _summary(group: Group, first: Group | None) -> dict[str, Any]:
 
 
 def unlike_normals(payload: Mapping[str, Any]) -> list[str]:
-    """Return how good test images differ from the good images that the model knows, a line for each category.
+    """Return why figures are not those of new parts (light, focus, known images), a line for each category.
 
     Detectors and seeds see a category at other sizes and in other images, so in other numbers: the first one speaks.
     """
