@@ -23,7 +23,6 @@ from edgead.metrics.pixels import aupro, count_pixels, pixel_auroc
 from edgead.metrics.shares import Allowed, allowed_escapes
 from edgead.runtime.backends import BackendInfo
 from edgead.runtime.decision.baseline import Normals, picture_signals
-from edgead.runtime.decision.known_images import fingerprint
 from edgead.runtime.decision.verdict import UNKNOWN_CATEGORY
 from edgead.runtime.errors import DataError
 from edgead.runtime.frame import Decision, Frame, Result
@@ -307,8 +306,8 @@ def _judge(inspector: Inspecting, category: Category, progress: Callable[[int, i
             signals, fitted_on = None, False
             if compared:
                 picture = inspector.view.prepare(pixels)
-                signals, digest = picture_signals(picture), fingerprint(picture)
-                fitted_on = any(digest in one.known for one in inspector.normals.values())
+                signals = picture_signals(picture)
+                fitted_on = any(one.knows(picture) for one in inspector.normals.values())
             judged.append(_Judged(image, kept, mask, signals, fitted_on))
             if progress is not None:
                 progress(len(judged), len(category.test))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgead.runtime.decision.known_images import fingerprint
+
 SIGNALS = ("score", "level", "brightness", "focus")
 PICTURE_SIGNALS = ("brightness", "focus")  # of the image alone, so every good image has them, judged or not
 QUANTILES = 21  # 0 %, 5 %, … 100 %
@@ -48,6 +50,10 @@ class Normals:
     def count(self, signal: str) -> int:
         """Return how many images a signal's quantiles are of."""
         return self.images if self.pictures is None or signal not in PICTURE_SIGNALS else self.pictures
+
+    def knows(self, picture: NDArray[np.uint8]) -> bool:
+        """Return whether the model was fitted on a picture, as the network gets it."""
+        return bool(self.known) and fingerprint(picture) in self.known
 
     def band(self, signal: str, outer: float) -> tuple[float, float]:
         """Return the ``outer`` and ``1 - outer`` quantile, multiples of 0.05, of a signal."""
