@@ -36,9 +36,8 @@ from edgead.runtime.progress import Progress, silent
 FRAMES = 60  # timed a rung
 
 _TURN = 5  # frames until the next rung's: short, so that a busy moment of the machine meets many rungs and few frames
-_RECORDS = (
-    16 << 10
-)  # bytes that provenance and parity records add to the final bundle, at most, but for the known images
+# Bytes that provenance, but for the known images, and parity records add to the final bundle, at most.
+_RECORDS = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
